@@ -1,0 +1,226 @@
+"""What every recipe does around its trainer: parse, check the processes it got and where it writes, resume, finish.
+
+Imported by the recipes only: it needs trl, which the rest of the package does not.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from llada.config import LLaDAConfig
+from llada.data import load_rows, prepare_rows
+from llada.model import LLaDAModelLM
+from llada.tokenizer import load_tokenizer, special_ids
+
+logger = logging.getLogger(__name__)
+
+
+class RecipeError(ValueError):
+    """A setting of a recipe that cannot work; the message names the option and what is allowed."""
+
+
+@dataclass
+class RecipeArguments(ScriptArguments):
+    """TRL's script arguments, where `dataset_name` may be a local file, plus what starting a run needs."""
+
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out file or hub dataset."})
+    eval_fraction: float = field(
+        default=0.0, metadata={"help": "Without eval_dataset_name: the last share of the rows is held out."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Tokenizer name or path, or 'bytes'; default: the model's."}
+    )
+    architecture: dict | str | None = field(
+        default=None, metadata={"help": "Fields of LLaDAConfig for a new model, instead of model_name_or_path."}
+    )
+    expected_processes: int | None = field(
+        default=None, metadata={"help": "Stop unless the launcher started this many processes."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Continue the run in output_dir from its last checkpoint."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
+
+
+def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """`TrlParser`: a YAML file after --config, overridden by the command line; an unknown key is an error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else "the command line"
+    if "--config" in argv[:-1] and not Path(config).is_file():
+        raise FileNotFoundError(f"no such config file: {config}")
+    try:
+        return TrlParser(list(dataclass_types)).parse_args_and_config(argv)
+    except ValueError as error:
+        raise RecipeError(f"{config}: {error}") from error
+
+
+def check_processes(expected: int | None) -> None:
+    """Stop if the launcher did not give what it was asked for; some do not and still exit with 0.
+
+    Raises:
+        RecipeError: another number of processes than the launcher's WORLD_SIZE or `expected`.
+    """
+    state = PartialState()
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    for name, number in (("the launcher's WORLD_SIZE", asked), ("expected_processes", expected)):
+        if number is not None and number != state.num_processes:
+            raise RecipeError(
+                f"{name} is {number}, but this run has {state.num_processes} processes ({state.distributed_type}). On a "
+                "CPU, `accelerate launch --cpu --num_processes N` starts one: use recipes/accelerate/ddp_cpu.yaml or "
+                "torchrun"
+            )
+
+
+def check_engine(trainer: Trainer) -> None:
+    """Stop if the accelerate config asked for DeepSpeed or FSDP and the trainer runs without (accelerate only drops it).
+
+    Raises:
+        RecipeError: the engine that was asked for is not the one in use.
+    """
+    used = trainer.accelerator.distributed_type.value
+    for engine in ("DEEPSPEED", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "").lower() == "true" and used != engine:
+            raise RecipeError(
+                f"the accelerate config asks for {engine}, but this run is {used}: remove use_cpu from it, or choose "
+                "another config of recipes/accelerate"
+            )
+
+
+def resume_point(output_dir: str, resume: bool, overwrite: bool) -> str | None:
+    """The checkpoint to continue from, or None for a new run; looks only, deletes nothing.
+
+    The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off while it was
+    written; it is passed over with a warning.
+
+    Raises:
+        RecipeError: the directory holds a run and neither `resume` nor `overwrite` is set (or both are), or there is
+            no whole checkpoint to resume from.
+    """
+    if resume and overwrite:
+        raise RecipeError("resume and overwrite are both set: choose one")
+    folder = Path(output_dir)
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True)
+    holds_run = bool(checkpoints) or any(folder.glob("*.safetensors"))
+    if not resume:
+        if holds_run and not overwrite:
+            raise RecipeError(
+                f"output_dir={output_dir} already holds a run: set resume to continue it, overwrite to replace it, or "
+                "another output_dir"
+            )
+        return None
+    for checkpoint in checkpoints:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            logger.warning("%s is incomplete (no readable trainer_state.json): passed over", checkpoint)
+            continue
+        return str(checkpoint)
+    raise RecipeError(f"resume is set, but output_dir={output_dir} holds no complete checkpoint")
+
+
+def load_model(recipe: RecipeArguments, model_args: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model to train and its tokenizer: a checkpoint (`model_name_or_path`), or a new one (`architecture`).
+
+    Raises:
+        RecipeError: neither or both are given, or a new model has no tokenizer.
+        ValueError: the tokenizer lacks a mask or EOS token or disagrees with the config.
+    """
+    if (recipe.architecture is None) == (model_args.model_name_or_path is None):
+        raise RecipeError("give either model_name_or_path (a checkpoint) or architecture (a new model)")
+    name = recipe.tokenizer or model_args.model_name_or_path
+    if name is None:
+        raise RecipeError("a new model needs tokenizer: a name, a path, or 'bytes'")
+    tokenizer = load_tokenizer(name)
+    dtype = model_args.dtype if model_args.dtype in ("auto", None) else getattr(torch, model_args.dtype)
+    if recipe.architecture is not None:
+        fields = json.loads(recipe.architecture) if isinstance(recipe.architecture, str) else dict(recipe.architecture)
+        known = set(LLaDAConfig.__dataclass_fields__)
+        if set(fields) - known:
+            raise RecipeError(f"architecture: unknown fields {sorted(set(fields) - known)}")
+        ids = special_ids(tokenizer)
+        fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | fields
+        config = LLaDAConfig(
+            **fields, mask_token_id=ids.mask, eos_token_id=ids.eos, pad_token_id=ids.pad, eot_token_id=ids.eot
+        )
+        return LLaDAModelLM._from_config(
+            config, dtype=torch.float32 if dtype in ("auto", None) else dtype,
+            attn_implementation=model_args.attn_implementation,
+        ), tokenizer
+    special_ids(tokenizer, AutoConfig.from_pretrained(model_args.model_name_or_path))  # before gigabytes are read
+    model = AutoModelForCausalLM.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        dtype=dtype,
+        attn_implementation=model_args.attn_implementation,
+    )
+    if getattr(model.config, "eot_token_id", None) is None:
+        model.config.eot_token_id = special_ids(tokenizer, model.config).eot
+    return model, tokenizer
+
+
+def load_datasets(
+    recipe: RecipeArguments, args, tokenizer: PreTrainedTokenizerBase, context: int, documents: bool
+) -> tuple[Any, Any]:
+    """Tokenized training and evaluation rows (the second None if nothing is held out).
+
+    documents: whether the recipe trains on documents (pretraining) or on prompts and responses.
+
+    Raises:
+        RecipeError: no data, the columns of another recipe, or an `eval_fraction` out of range or of a stream.
+        llada.data.DataError: a row that cannot be trained on, named by file, row and column.
+    """
+    if recipe.dataset_name is None:
+        raise RecipeError("dataset_name is missing: a local .jsonl, .parquet, .csv or .txt file, or a hub dataset")
+    if not 0 <= recipe.eval_fraction < 1:
+        raise RecipeError(f"eval_fraction={recipe.eval_fraction} must be at least 0 and below 1")
+    if recipe.eval_fraction and (recipe.dataset_streaming or recipe.eval_dataset_name):
+        raise RecipeError("eval_fraction holds out rows of a dataset that is not streamed: use eval_dataset_name alone")
+
+    def prepared(source: str, split: str, streaming: bool):
+        rows = load_rows(source, recipe.dataset_config, split, streaming)
+        columns = set(rows.column_names or next(iter(rows)))
+        pairs = {"prompt", "completion"} <= columns or "messages" in columns
+        if documents == pairs or (documents and "text" not in columns):
+            needed = "'text' (recipes/pretrain.py)" if documents else "'prompt' and 'completion', or 'messages' (recipes/sft.py)"
+            raise RecipeError(f"{source}: columns are {sorted(columns)}; this recipe needs {needed}")
+        max_length = context if args.max_length is None else args.max_length
+        return prepare_rows(rows, tokenizer, max_length, args.eos_tail, args.drop_overlong, source)
+
+    with PartialState().main_process_first():
+        train = prepared(recipe.dataset_name, recipe.dataset_train_split, recipe.dataset_streaming)
+        if recipe.eval_dataset_name:
+            return train, prepared(recipe.eval_dataset_name, recipe.dataset_test_split, streaming=False)
+    held_out = round(recipe.eval_fraction * len(train)) if recipe.eval_fraction else 0
+    if not held_out:
+        return train, None
+    split = len(train) - held_out
+    return train.select(range(split)), train.select(range(split, len(train)))
+
+
+def run(trainer: Trainer, recipe: RecipeArguments, checkpoint: str | None) -> None:
+    """Train, save model and tokenizer to output_dir, evaluate if there is held-out data, and leave no process group."""
+    check_engine(trainer)
+    output_dir = Path(trainer.args.output_dir)
+    if recipe.overwrite and trainer.is_world_process_zero():
+        for stale in output_dir.glob("checkpoint-*"):
+            shutil.rmtree(stale)
+    trainer.accelerator.wait_for_everyone()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if torch.distributed.is_initialized():  # a process that exits with the group open may abort after its work
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

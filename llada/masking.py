@@ -1,0 +1,131 @@
+"""The forward process: which tokens of a response are hidden, and what each hidden token weighs.
+
+    q(x_t | x_0): each token becomes MASK with probability t, independently     (LLaDA, arXiv 2502.09992, eq. 7-8)
+    exactly l of the L tokens become MASK, uniformly without replacement        (ib., eq. 6 and 14)
+
+With S(M) = sum of log p(clean token | masked) over the masked set M, both are unbiased draws of the ELBO
+
+    B = E_{t ~ U[0,1]} E_{M | t} [ S(M) / t ]  =  E_{l ~ U{1..L}} E_{|M| = l} [ (L / l) S(M) ]
+
+so a draw is a mask and a weight (1/t or L/l) that depends on the mask alone. Only scored tokens (a response, or a
+whole document) are ever masked; prompts and padding never are.
+
+Everything random is drawn on the CPU from explicit generators into a `MaskPlan`, a value that policy and reference
+share and that any device, process or replay reads back unchanged.
+
+Shapes: S draws, B sequences, L tokens.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+NOT_SCORED = -100  # in `target_ids`: this token is not predicted (the value that torch's losses ignore)
+BERNOULLI_FLOOR = 1e-3  # eps of t = (1 - eps) u + eps, as in LLaDA's published training code
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """Masks drawn once, and the weight of every token in every draw.
+
+    masked_SBL: bool, True where the token is replaced by MASK.
+    weight_SBL: float64, what log p of that token is multiplied by; 0 where nothing is masked.
+
+    Both stay on the CPU, where they were drawn; `likelihood.elbo_draws` moves one draw at a time.
+    """
+
+    masked_SBL: Tensor
+    weight_SBL: Tensor
+
+
+def keyed_generator(seed: int, *key: int) -> Generator:
+    """A CPU generator that depends on the seed and the key only, e.g. (epoch, example id, side).
+
+    Neighbouring keys give unrelated streams (the key is hashed), so no key shifts another's draws: masks survive
+    resuming, another number of processes and another split into micro-batches.
+    """
+    text = ",".join(str(int(part)) for part in (seed, *key))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def timesteps(n: int, generator: Generator, stratified: bool = False) -> Tensor:
+    """n levels u in [0, 1), float64: independent, or one in each of n equal strata (in increasing order).
+
+    Stratified levels are not independent; their mean over draws is still unbiased.
+    """
+    u_S = torch.rand(n, generator=generator, dtype=torch.float64)
+    return (torch.arange(n) + u_S) / n if stratified else u_S
+
+
+def bernoulli_draws(u_S: Tensor, length: int, generator: Generator, eps: float = BERNOULLI_FLOOR):
+    """Masks with each token hidden at rate t = (1 - eps) u + eps, and their weight 1/t.
+
+    The floor keeps the variance finite; the price is a bias (`likelihood.exact_elbo` computes it).
+
+    Returns:
+        mask [S, length] bool and weight [S] float64. A mask may be empty.
+    """
+    t_S = (1 - eps) * u_S + eps
+    mask_SL = torch.rand(len(u_S), length, generator=generator, dtype=torch.float64) < t_S[:, None]
+    return mask_SL, 1 / t_S
+
+
+def exact_count_masks(count_S: Tensor, length: int, generator: Generator) -> Tensor:
+    """Uniformly random masks of exactly count_S[s] out of `length` tokens, [S, length] bool."""
+    rank_SL = torch.stack([torch.randperm(length, generator=generator) for _ in count_S])
+    return rank_SL < count_S[:, None]
+
+
+def exact_count_draws(u_S: Tensor, length: int, generator: Generator):
+    """Masks with exactly l = floor(u L) + 1 tokens hidden, uniform on 1..L for uniform u, and their weight L/l.
+
+    Returns:
+        mask [S, length] bool and weight [S] float64.
+    """
+    count_S = (u_S * length).long().clamp(max=length - 1) + 1
+    return exact_count_masks(count_S, length, generator), length / count_S.double()
+
+
+DRAWS = {"bernoulli": bernoulli_draws, "exact_count": exact_count_draws}
+
+
+def draw_plan(
+    scored_BL: Tensor, generators: Sequence[Generator], n: int, masks: str = "exact_count", stratified: bool = False
+) -> MaskPlan:
+    """Draw n masks for each sequence from its own generator.
+
+    The draws of a row depend on its number of scored tokens and its generator only, not on where the tokens stand,
+    on padding or on the other rows.
+
+    Args:
+        scored_BL: bool, the tokens that may be masked (a response, or a document); at least one in each row.
+        generators: one CPU generator for each row, e.g. `keyed_generator(seed, epoch, example_id)`.
+        n: draws for each sequence.
+        masks: "exact_count" (weight L/l) or "bernoulli" (weight 1/t, floored).
+        stratified: spread the n levels evenly over [0, 1).
+
+    Raises:
+        ValueError: a row without a scored token, or an unknown `masks`.
+    """
+    if masks not in DRAWS:
+        raise ValueError(f"masks={masks!r} is unknown: it must be one of {sorted(DRAWS)}")
+    scored_BL = scored_BL.cpu()
+    lengths = scored_BL.sum(-1).tolist()
+    if 0 in lengths:
+        raise ValueError(f"row {lengths.index(0)} of the batch has no scored token: there is nothing to mask")
+    masked_SBL = torch.zeros(n, *scored_BL.shape, dtype=torch.bool)
+    weight_SBL = torch.zeros(n, *scored_BL.shape, dtype=torch.float64)
+    for row, (length, generator) in enumerate(zip(lengths, generators, strict=True)):
+        mask_SL, weight_S = DRAWS[masks](timesteps(n, generator, stratified), length, generator)
+        masked_SBL[:, row, scored_BL[row]] = mask_SL
+        weight_SBL[:, row, scored_BL[row]] = mask_SL * weight_S[:, None]
+    return MaskPlan(masked_SBL, weight_SBL)
+
+
+def hide(tokens_BL: Tensor, masked_BL: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """Apply one draw: the noisy tokens and the targets (clean where masked, `NOT_SCORED` elsewhere), each [B, L]."""
+    return tokens_BL.masked_fill(masked_BL, mask_id), tokens_BL.masked_fill(~masked_BL, NOT_SCORED)

@@ -1,0 +1,1 @@
+"""Preference optimization of masked diffusion language models (VRPO, arXiv 2505.19223), built on `llada`."""

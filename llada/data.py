@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llada.tokenizer import encode_pair
+from llada.tokenizer import encode_pair, texts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -184,8 +184,8 @@ class _PairRows:
         except ValueError as error:
             column = "prompt" if "prompt is empty" in str(error) else "completion"
             raise DataError(f"{self.source}, row {row} (counted from 0), column '{column}': {error}") from error
-        texts = [completion] if isinstance(completion, str) else [message["content"].strip() for message in completion]
-        return row, prompt_ids + response_ids, len(prompt_ids), sum(len(text.encode()) for text in texts)
+        text_bytes = sum(len(text.encode()) for text in texts_of(completion))
+        return row, prompt_ids + response_ids, len(prompt_ids), text_bytes
 
 
 class _DialogueRows(_PairRows):
@@ -238,10 +238,11 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         lengths = [row["length"] for row in rows]
-        ends = [
-            length if row["prompt_length"] == 0 else max(lengths) + 1 if self.eos_tail == "batch" else length + int(self.eos_tail)
-            for row, length in zip(rows, lengths, strict=True)
-        ]
+        if self.eos_tail == "batch":
+            ends = [max(lengths) + 1] * len(rows)
+        else:
+            ends = [length + int(self.eos_tail) for length in lengths]
+        ends = [end if row["prompt_length"] else row["length"] for end, row in zip(ends, rows, strict=True)]
         input_ids = torch.full((len(rows), max(ends)), self.pad_id)
         for index, row in enumerate(rows):
             input_ids[index, : ends[index]] = self.eos_id

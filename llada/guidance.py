@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from llada.masking import NOT_SCORED
+
 # (canvas_BL, attention_BL, at_BL) -> logits_NV at the N positions where `at_BL` is True, in row-major order.
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -27,3 +29,16 @@ def guided(predict: Predictor, given_BL: Tensor, scale: float, mask_id: int) -> 
         return unconditional_NV + (scale + 1) * (conditional_NV - unconditional_NV)
 
     return predict_guided
+
+
+def log_probs_from(predict: Predictor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A predictor, guided or not, as the `log_probs(noisy_BL, target_BL)` that `llada.likelihood` scores (unpadded rows)."""
+
+    def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
+        at_BL = target_BL != NOT_SCORED
+        logits_NV = predict(noisy_BL, torch.ones_like(at_BL), at_BL)
+        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        values_N = logits_NV.gather(-1, target_BL[at_BL][:, None])[:, 0] - logits_NV.logsumexp(-1)
+        return values_N.new_zeros(target_BL.shape).masked_scatter(at_BL, values_N)
+
+    return log_probs

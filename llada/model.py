@@ -85,6 +85,10 @@ def eager_attention(module, query, key, value, attention_mask, scaling, **_) -> 
     return (weights @ value).transpose(1, 2), weights
 
 
+class ResidualLinear(nn.Linear):
+    """A projection back into the residual stream; only its initialisation differs from `nn.Linear`."""
+
+
 class LLaDABlock(GradientCheckpointingLayer):
     """Pre-norm transformer block; also the `module` that the attention interface inspects."""
 
@@ -101,10 +105,10 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.q_proj = nn.Linear(width, width, bias=bias)
         self.k_proj = nn.Linear(width, kv_width, bias=bias)
         self.v_proj = nn.Linear(width, kv_width, bias=bias)
-        self.attn_out = nn.Linear(width, width, bias=False)
+        self.attn_out = ResidualLinear(width, width, bias=False)
         self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
-        self.ff_out = nn.Linear(config.mlp_hidden_size, width, bias=False)
+        self.ff_out = ResidualLinear(config.mlp_hidden_size, width, bias=False)
 
     def forward(self, x_BLD: Tensor, attention_mask, position_ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x_BLD = x_BLD + self.attend(self.attn_norm(x_BLD), attention_mask, position_ids, cos, sin)
@@ -200,19 +204,17 @@ class LLaDAModelLM(PreTrainedModel):
         return transformer.wte if self.config.weight_tying else transformer.ff_out
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Fan-in scaling; the two projections back into the residual stream shrink with depth, so that its variance
-        # does not grow with the number of layers. (`init_*` fields of published configs matter to new models only.)
+        # Fan-in scaling; projections back into the residual stream shrink with depth, so that its variance does not
+        # grow with the number of layers. (`init_*` fields of published configs matter to new models only.)
         if isinstance(module, nn.Linear):
-            init.normal_(module.weight, 0.0, module.in_features**-0.5)
+            depth = 2 * self.config.n_layers if isinstance(module, ResidualLinear) else 1
+            init.normal_(module.weight, 0.0, (depth * module.in_features) ** -0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, 0.0, self.config.d_model**-0.5)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, LLaDABlock):
-            for linear in (module.attn_out, module.ff_out):
-                init.normal_(linear.weight, 0.0, (2 * self.config.n_layers * linear.in_features) ** -0.5)
 
     def _head(self, hidden: Tensor) -> Tensor:
         if self.config.weight_tying:

@@ -54,23 +54,26 @@ class TokenChoice:
 
     def __call__(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [N] and confidences [N] in [0, 1]."""
-        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        logits_NV[:, self.removed] = -torch.inf
-        choice_NV = logits_NV.clone()
-        choice_NV[:, self.forbidden] = -torch.inf
+        logits_NV = without(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), self.removed)
+        choice_NV = without(logits_NV, self.forbidden)
         if self.temperature > 0:
             choice_NV = self._perturbed(choice_NV)
         tokens_N = choice_NV.argmax(-1)
         if self.remasking == "random":
             return tokens_N, torch.rand(len(tokens_N), device=logits_NV.device, generator=self.generator)
-        logits_NV[:, self.unconfident] = -torch.inf
-        return tokens_N, logits_NV.softmax(-1).gather(-1, tokens_N[:, None])[:, 0]
+        confidence_NV = without(logits_NV, self.unconfident).softmax(-1)
+        return tokens_N, confidence_NV.gather(-1, tokens_N[:, None])[:, 0]
 
     def _perturbed(self, logits_NV: Tensor) -> Tensor:
         # Gumbel-max in float64: argmax(logit - T log(-log u)) is a draw from softmax(logit / T); in low precision the
         # tail of the noise is cut off and samples lose quality (arXiv 2409.02908).
         noise = torch.rand(logits_NV.shape, dtype=torch.float64, device=logits_NV.device, generator=self.generator)
         return logits_NV.double() - self.temperature * (-noise.log()).log()
+
+
+def without(logits_NV: Tensor, ids: list[int]) -> Tensor:
+    """The logits with probability 0 for these token ids (a copy, or the tensor itself if there are none)."""
+    return logits_NV.index_fill(-1, torch.tensor(ids, device=logits_NV.device), -torch.inf) if ids else logits_NV
 
 
 def step_quotas(masks_B: Tensor, steps: int) -> Tensor:

@@ -114,6 +114,11 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | N
     return SpecialIds(ids["mask"], ids["eos"], ids["eos"] if ids["pad"] is None else ids["pad"], eot)
 
 
+def texts_of(completion: Prompt) -> list[str]:
+    """The text of a completion, one string for each message."""
+    return [completion] if isinstance(completion, str) else [message["content"] for message in completion]
+
+
 def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> tuple[list[int], list[int]]:
     """Token ids of the prompt (never masked) and of the response (scored), without the EOS tail.
 
@@ -126,19 +131,19 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: 
     """
     if isinstance(prompt, str) != isinstance(completion, str):
         raise ValueError("prompt and completion must both be text or both be lists of messages")
-    if not prompt or (isinstance(prompt, list) and not prompt[-1]["content"].strip()):
+    if not prompt or (isinstance(prompt, list) and not texts_of(prompt)[-1].strip()):
         raise ValueError("the prompt is empty")
+    if not any(text.strip() if isinstance(prompt, list) else text for text in texts_of(completion)):
+        raise ValueError("the response tokenizes to nothing")
     if isinstance(prompt, str):
         head, tail = prompt, str(completion)
-        empty = not tail
     else:
         head = render(tokenizer, prompt, open_turn=True)
         whole = render(tokenizer, prompt + list(completion), open_turn=False)  # type: ignore[arg-type]
         if not whole.startswith(head):
             raise ValueError("the chat template renders a prompt differently once the answer follows it")
         tail = whole[len(head) :]
-        empty = not completion or not any(message["content"].strip() for message in completion)  # type: ignore[index]
     response_ids = tokenizer(tail, add_special_tokens=False).input_ids
-    if empty or not response_ids:
+    if not response_ids:
         raise ValueError("the response tokenizes to nothing")
     return tokenizer(head, add_special_tokens=False).input_ids, response_ids

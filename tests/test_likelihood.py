@@ -1,0 +1,183 @@
+"""Estimators against the exact ELBO: every mask of short sequences is enumerated, in float64."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import FIXTURES, reference_model
+from safetensors.torch import load_file
+from test_masking import standard_errors
+
+from llada.guidance import guided, log_probs_from
+from llada.likelihood import elbo_draws, exact_elbo, log_likelihood, systematic_counts
+from llada.masking import MaskPlan, draw_plan, keyed_generator
+from llada.sampler import SamplerStats, model_predictor
+
+MASK = 9
+
+
+class Table:
+    """A model whose log p(token i | masked set) is an arbitrary parameter for each set and position, [2^L, L]."""
+
+    def __init__(self, length: int, context_free: bool = False):
+        generator = torch.Generator().manual_seed(length)
+        rows = 1 if context_free else 2**length
+        self.log_p = -3 * torch.rand(rows, length, generator=generator, dtype=torch.float64)
+        self.log_p = self.log_p.expand(2**length, length).clone().requires_grad_()
+
+    def __call__(self, noisy_BL, target_BL):
+        code_B = ((noisy_BL == MASK) * 2 ** torch.arange(noisy_BL.shape[1])).sum(-1)
+        return self.log_p[code_B] * (noisy_BL == MASK)
+
+
+def subsets(length: int, count: int):
+    for chosen in itertools.combinations(range(length), count):
+        yield torch.tensor([position in chosen for position in range(length)])
+
+
+def all_masks(length: int, weight) -> tuple[MaskPlan, torch.Tensor]:
+    """Every non-empty mask as one plan of draws, with `weight(count)` and the probability of each mask given its count."""
+    masks = [mask for count in range(1, length + 1) for mask in subsets(length, count)]
+    counts = [int(mask.sum()) for mask in masks]
+    masked_SBL = torch.stack(masks)[:, None]
+    weights = torch.tensor([weight(count) for count in counts], dtype=torch.float64)[:, None, None]
+    probability = torch.tensor([1 / math.comb(length, count) for count in counts], dtype=torch.float64)
+    return MaskPlan(masked_SBL, masked_SBL * weights), probability
+
+
+def value_and_gradient(value, parameter):
+    return value.item(), torch.autograd.grad(value, parameter)[0]
+
+
+@pytest.mark.parametrize("length", range(1, 7))
+def test_the_mean_of_the_count_form_over_all_masks_is_the_exact_elbo(length):
+    """E over l uniform on 1..L and subsets of size l of (L/l) S(M), value and gradient, to 1e-12."""
+    model, tokens = Table(length), torch.arange(length)
+    plan, probability = all_masks(length, lambda count: length / count)
+    mean = (elbo_draws(model, tokens[None], plan, MASK)[:, 0] * probability / length).sum()
+    exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), MASK)
+    (value, gradient), (exact_value, exact_gradient) = (value_and_gradient(v, model.log_p) for v in (mean, exact))
+    assert value == pytest.approx(exact_value, abs=1e-12)
+    assert (gradient - exact_gradient).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.2])
+@pytest.mark.parametrize("length", [1, 3, 6])
+def test_the_floored_bernoulli_form_equals_its_integral(length, eps):
+    """(1/t) S(M) integrated over t in [eps, 1] by Gauss-Legendre, exact here: the integrand is a polynomial in t."""
+    model, tokens = Table(length), torch.arange(length)
+    nodes, node_weights = np.polynomial.legendre.leggauss(length + 1)
+    integral = torch.zeros((), dtype=torch.float64)
+    for node, node_weight in zip(nodes, node_weights, strict=True):
+        t = eps + (1 - eps) * (node + 1) / 2
+        plan, _ = all_masks(length, lambda count, t=t: 1 / t)
+        count_S = plan.masked_SBL.sum((1, 2)).double()
+        probability = t**count_S * (1 - t) ** (length - count_S)
+        integral = integral + node_weight / 2 * (elbo_draws(model, tokens[None], plan, MASK)[:, 0] * probability).sum()
+    exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), MASK, eps=eps)
+    (value, gradient), (exact_value, exact_gradient) = (value_and_gradient(v, model.log_p) for v in (integral, exact))
+    assert value == pytest.approx(exact_value, abs=1e-12)
+    assert (gradient - exact_gradient).abs().max() < 1e-12
+    unbiased = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), MASK).item()
+    print(f"bias of the 1/t form, L={length}, eps={eps}: {exact_value - unbiased:+.6f} nats of {unbiased:.4f}")
+    if length == 1:  # by hand: P(masked)/t = 1 at every t, so one token has no bias at all
+        assert exact_value == pytest.approx(unbiased, abs=1e-12)
+
+
+@pytest.mark.parametrize(("masks", "eps"), [("exact_count", 0.0), ("bernoulli", 1e-3)])
+@pytest.mark.parametrize("stratified", [False, True])
+def test_drawn_plans_are_unbiased_for_value_and_gradient(masks, eps, stratified):
+    """20,000 plans of two draws of a response of 5 after a prompt of 2, |mean - exact| < 4 standard errors."""
+    model, tokens = Table(7), torch.arange(7)
+    scored = tokens >= 2
+    exact = exact_elbo(model, tokens, scored, MASK, eps=eps)
+    value, gradient = value_and_gradient(exact, model.log_p)
+    plan = draw_plan(
+        scored.expand(20_000, -1), [keyed_generator(1, key) for key in range(20_000)], 2, masks, stratified
+    )
+    samples = elbo_draws(model, tokens.expand(20_000, -1), plan, MASK).mean(0)
+    assert standard_errors(samples.detach(), value) < 4
+    # The gradient with respect to log p of token 3, summed over contexts, is the weight of that token.
+    assert standard_errors(plan.weight_SBL[:, :, 3].mean(0), gradient[:, 3].sum().item()) < 4
+
+
+def test_a_context_free_model_has_its_exact_log_likelihood():
+    """Without context every order of the chain rule gives the same value: ELBO = sum_i log p_i."""
+    model, tokens, scored = Table(6, context_free=True), torch.arange(6), torch.ones(6, dtype=torch.bool)
+    exact = model.log_p[0].sum().item()
+    assert exact_elbo(model, tokens, scored, MASK).item() == pytest.approx(exact, abs=1e-12)
+    estimate, standard_error = log_likelihood(model, tokens, scored, MASK, keyed_generator(0), n=512, group=16)
+    assert abs(estimate - exact) < 4 * standard_error
+    flat = Table(6, context_free=True)
+    flat.log_p = torch.full_like(flat.log_p, -0.5)  # all draws equal: (6/l) * l * (-1/2) = -3
+    assert log_likelihood(flat, tokens, scored, MASK, keyed_generator(0), n=8, group=4) == (-3.0, 0.0)
+
+
+def test_monte_carlo_log_likelihood_agrees_with_enumeration():
+    model, tokens, scored = Table(6), torch.arange(6), torch.ones(6, dtype=torch.bool)
+    exact = exact_elbo(model, tokens, scored, MASK).item()
+    estimate, standard_error = log_likelihood(model, tokens, scored, MASK, keyed_generator(3), n=2048, group=8)
+    assert abs(estimate - exact) < 4 * standard_error < 1
+
+
+def test_systematic_counts_spread_evenly_and_each_is_uniform():
+    """4 rows of 14 tokens: steps of 3.5 from a uniform start, wrapping; over starts each count is equally likely."""
+    assert sorted(systematic_counts(14, 14, keyed_generator(0)).tolist()) == list(range(1, 15))
+    generator = keyed_generator(1)
+    counts = torch.stack([systematic_counts(4, 14, generator) for _ in range(5000)])
+    assert counts.min() == 1 and counts.max() == 14
+    assert standard_errors(counts[:, 2].double(), 7.5) < 4
+
+
+def test_log_likelihood_of_the_reference_with_the_same_random_calls():
+    """Fixture: 8 draws in groups of 4 after torch.manual_seed(17), plain and guided by 1."""
+    golden = json.loads((FIXTURES / "generate.json").read_text())["loglik"]
+    model, tokens = reference_model(golden["model"]), torch.tensor(golden["prompt"] + golden["answer"])
+    scored = torch.arange(len(tokens)) >= len(golden["prompt"])
+    predict = model_predictor(model, SamplerStats())
+    blind = guided(predict, (~scored).expand(4, -1), 1.0, model.config.mask_token_id)
+    for predictor, key in ((predict, ""), (blind, "_cfg1")):
+        seeded = torch.Generator().manual_seed(17)
+        value, _ = log_likelihood(log_probs_from(predictor), tokens, scored, 159, seeded, n=8, group=4)
+        assert value == pytest.approx(golden[f"get_log_likelihood_seed17_mc8_bs4{key}"], rel=2e-6)
+
+
+def test_sft_loss_and_every_gradient_of_the_reference():
+    """Alg. 2: sum of CE / p_mask / answer length over the batch's rows, 14 answer tokens after a prompt of 9; 1e-6."""
+    golden, model = load_file(FIXTURES / "dense_gqa.loss_grad.safetensors"), reference_model("dense_gqa")
+    masked = (golden["noisy"] == 159) & (golden["seq"] != 159)
+    plan = MaskPlan(masked[None], (masked / golden["p_mask"].double())[None])
+
+    def log_probs(noisy, target):
+        assert torch.equal(noisy, golden["noisy"])
+        return model(noisy, target_ids=target).log_probs
+
+    loss = -elbo_draws(log_probs, golden["seq"], plan, 159).mean(0).div(14).mean()
+    loss.backward()
+    assert abs(loss.item() - golden["loss"].item()) <= 1e-6
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad - golden[f"grad.{name}"]).abs().max() <= 1e-6, name
+
+
+def test_errors():
+    model, tokens = Table(3), torch.arange(3)
+    with pytest.raises(ValueError, match="n=0 scored tokens must be between 1 and 20"):
+        exact_elbo(model, tokens, torch.zeros(3, dtype=torch.bool), MASK)
+    with pytest.raises(ValueError, match="n=10 draws must be a multiple of group=4"):
+        log_likelihood(model, tokens, torch.ones(3, dtype=torch.bool), MASK, keyed_generator(0), n=10, group=4)
+    with pytest.raises(ValueError, match="empty answer"):
+        log_likelihood(model, tokens, torch.zeros(3, dtype=torch.bool), MASK, keyed_generator(0), n=4, group=4)
+
+
+def test_noise_of_one_draw_shows_the_two_forms_apart():
+    """The mask count is noise of the 1/t form only (LLaDA, App. A.2: 128 draws suffice for L/l, 1000 do not for 1/t)."""
+    model, tokens = Table(6), torch.arange(6)
+    generators = [keyed_generator(5, key) for key in range(4000)]
+    variance = {}
+    for masks in ("bernoulli", "exact_count"):
+        plan = draw_plan(torch.ones(4000, 6, dtype=torch.bool), generators, 1, masks)
+        variance[masks] = elbo_draws(model, tokens.expand(4000, -1), plan, MASK)[0].var().item()
+    assert variance["bernoulli"] > 2 * variance["exact_count"]

@@ -1,0 +1,106 @@
+import pytest
+from conftest import tiny_config
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from llada.tokenizer import CHAT_TEMPLATE, SpecialIds, byte_tokenizer, encode_pair, load_tokenizer, render, special_ids
+
+SYSTEM, QUESTION, ANSWER = ({"role": role, "content": text} for role, text in zip(("system", "user", "assistant"), "sqa"))
+# What the published tokenizer_config.json holds: the assistant header is appended to every rendering.
+PUBLISHED_TEMPLATE = CHAT_TEMPLATE.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
+
+
+def test_a_finished_dialogue_has_no_open_turn():
+    tokenizer = byte_tokenizer()
+    closed = render(tokenizer, [SYSTEM, QUESTION, ANSWER], open_turn=False)
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    turns = [header.format(role) + text + "<|eot_id|>" for role, text in (("system", "s"), ("user", "q"))]
+    assert closed == "<|startoftext|>" + "".join(turns) + header.format("assistant") + "a<|eot_id|>"
+    opened = render(tokenizer, [SYSTEM, QUESTION], open_turn=True)
+    assert opened == "<|startoftext|>" + "".join(turns) + header.format("assistant")
+
+
+def test_the_published_template_is_replaced_when_it_is_loaded(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = PUBLISHED_TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    untouched = AutoTokenizer.from_pretrained(tmp_path)
+    assert render(untouched, [QUESTION, ANSWER], open_turn=False).endswith("assistant<|end_header_id|>\n\n")  # the trap
+    assert render(load_tokenizer(str(tmp_path)), [QUESTION, ANSWER], open_turn=False).endswith("a<|eot_id|>")
+
+
+def test_the_template_of_the_published_file_is_the_one_repaired(shared):
+    import json
+
+    config = json.loads((shared / "checkpoints/LLaDA-8B-Instruct/tokenizer_config.json").read_text())
+    ours, theirs = byte_tokenizer(), byte_tokenizer()
+    theirs.chat_template = config["chat_template"]
+    messages = [SYSTEM, QUESTION, ANSWER, QUESTION]
+    assert render(theirs, messages, open_turn=True) == render(ours, messages, open_turn=True)
+    assert render(theirs, messages, open_turn=False) != render(ours, messages, open_turn=False)
+
+
+def test_a_foreign_template_that_ignores_the_flag_is_refused(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="ignores add_generation_prompt and is not LLaDA's"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_bytes_round_trip():
+    tokenizer, text = byte_tokenizer(), "naïve café, 你好\n\t🙂  two  spaces"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
+    assert len(tokenizer) == 262
+
+
+def test_pair_of_messages_splits_at_the_opened_turn():
+    tokenizer = byte_tokenizer()
+    prompt, response = encode_pair(tokenizer, [SYSTEM, QUESTION, ANSWER, QUESTION], [{"role": "assistant", "content": " b "}])
+    assert tokenizer.decode(prompt) == render(tokenizer, [SYSTEM, QUESTION, ANSWER, QUESTION], open_turn=True)
+    assert tokenizer.decode(response) == "b<|eot_id|>"  # the tokens that end a turn are scored with it
+
+
+def test_pair_of_texts_is_taken_as_it_is():
+    tokenizer = byte_tokenizer()
+    prompt, response = encode_pair(tokenizer, "1+1=", " 2")
+    assert (tokenizer.decode(prompt), tokenizer.decode(response)) == ("1+1=", " 2")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "message"),
+    [
+        ("", "a", "the prompt is empty"),
+        ([], [ANSWER], "the prompt is empty"),
+        ([{"role": "user", "content": "  "}], [ANSWER], "the prompt is empty"),
+        ("q", "", "the response tokenizes to nothing"),
+        ([QUESTION], [], "the response tokenizes to nothing"),
+        ([QUESTION], [{"role": "assistant", "content": " \n"}], "the response tokenizes to nothing"),
+        ("q", [ANSWER], "must both be text or both be lists of messages"),
+    ],
+)
+def test_pairs_without_content_are_refused(prompt, completion, message):
+    with pytest.raises(ValueError, match=message):
+        encode_pair(byte_tokenizer(), prompt, completion)
+
+
+def test_special_ids_come_from_the_config_first_and_must_agree():
+    tokenizer = byte_tokenizer()
+    assert special_ids(tokenizer) == SpecialIds(mask=258, eos=257, pad=257, eot=261)
+    untagged = byte_tokenizer()
+    untagged.mask_token = None  # as in the published tokenizer: the id stands in the model's config only
+    config = tiny_config(vocab_size=262, mask_token_id=258, eos_token_id=257, pad_token_id=257, eot_token_id=None)
+    assert special_ids(untagged, config) == SpecialIds(mask=258, eos=257, pad=257, eot=261)
+    with pytest.raises(ValueError, match="mask_token_id is 5 in the model's config but 258 in the tokenizer"):
+        special_ids(tokenizer, tiny_config(mask_token_id=5))
+    with pytest.raises(ValueError, match="has no mask token and the model's config no mask_token_id"):
+        special_ids(untagged)
+    config = tiny_config(vocab_size=400, mask_token_id=300, eos_token_id=257, pad_token_id=257)
+    with pytest.raises(ValueError, match="mask_token_id=300 is outside the tokenizer's 262 tokens"):
+        special_ids(untagged, config)
+
+
+def test_tokenizers_without_any_special_token_say_so():
+    bare = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer)
+    with pytest.raises(ValueError, match="no mask token"):
+        special_ids(bare)

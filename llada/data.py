@@ -5,9 +5,9 @@ Columns in (TRL's names)      -> rows out
   prompt, completion          -> prompt clean, response scored                  (SFT; text or messages)
   messages                    -> one such row for each assistant turn           (SFT; LLaDA, App. B.1)
 
-A row out holds `input_ids`, `length`, `prompt_length` (0 for a document), `example_id` (a 64-bit hash of its tokens: the key of its masks, which
-survives filtering, shuffling, streaming and caching), `row` (where it came from, for messages) and `text_bytes` (UTF-8
-bytes of the scored text, for bits per byte).
+A row out holds `input_ids`, `length`, `prompt_length` (0 for a document), `example_id` (a 64-bit hash of its tokens and
+the key of its masks: it survives filtering, shuffling, streaming and caching), `row` (where it came from, for messages)
+and `text_bytes` (UTF-8 bytes of the scored text, for bits per byte).
 """
 
 import hashlib
@@ -111,8 +111,8 @@ def prepare_rows(
 def _overlong_message(source: str, rows: list[int], room: int, tail: int) -> str:
     names = ", ".join(map(str, rows[:NAMED_ROWS])) + (", ..." if len(rows) > NAMED_ROWS else "")
     return (
-        f"{source}: {len(rows)} rows are longer than {room} tokens (max_length={room + tail} less an EOS tail of {tail}): "
-        f"rows {names} (counted from 0)"
+        f"{source}: {len(rows)} rows are longer than {room} tokens "
+        f"(max_length={room + tail} less an EOS tail of {tail}): rows {names} (counted from 0)"
     )
 
 

@@ -1,6 +1,6 @@
-"""Classifier-free guidance without a trained condition (LLaDA, arXiv 2502.09992, eq. 16), as a wrapper of the predictor.
+"""Classifier-free guidance without a trained condition (LLaDA, arXiv 2502.09992, eq. 16): a wrapper of the predictor.
 
-    log p~(r_0 | p, r_t)  =  u + (1 + w) (c - u)  + const,    c: logits given the prompt,  u: logits with the prompt masked
+    log p~(r_0 | p, r_t) = u + (1 + w) (c - u) + const,   c: logits given the prompt, u: logits with the prompt masked
 
 The sampler and the likelihood never learn of it: they see one `Predictor`.
 """
@@ -32,7 +32,7 @@ def guided(predict: Predictor, given_BL: Tensor, scale: float, mask_id: int) -> 
 
 
 def log_probs_from(predict: Predictor) -> Callable[[Tensor, Tensor], Tensor]:
-    """A predictor, guided or not, as the `log_probs(noisy_BL, target_BL)` that `llada.likelihood` scores (unpadded rows)."""
+    """A predictor, guided or not, as the `log_probs` function that `llada.likelihood` scores (rows without padding)."""
 
     def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
         at_BL = target_BL != NOT_SCORED

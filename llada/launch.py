@@ -74,14 +74,14 @@ def check_processes(expected: int | None) -> None:
     for name, number in (("the launcher's WORLD_SIZE", asked), ("expected_processes", expected)):
         if number is not None and number != state.num_processes:
             raise RecipeError(
-                f"{name} is {number}, but this run has {state.num_processes} processes ({state.distributed_type}). On a "
-                "CPU, `accelerate launch --cpu --num_processes N` starts one: use recipes/accelerate/ddp_cpu.yaml or "
-                "torchrun"
+                f"{name} is {number}, but this run has {state.num_processes} processes "
+                f"({state.distributed_type.value}). On a CPU, `accelerate launch --cpu --num_processes N` starts one: "
+                "use recipes/accelerate/ddp_cpu.yaml or torchrun"
             )
 
 
 def check_engine(trainer: Trainer) -> None:
-    """Stop if the accelerate config asked for DeepSpeed or FSDP and the trainer runs without (accelerate only drops it).
+    """Stop if the accelerate config asked for DeepSpeed or FSDP and accelerate dropped it.
 
     Raises:
         RecipeError: the engine that was asked for is not the one in use.
@@ -152,7 +152,8 @@ def load_model(recipe: RecipeArguments, model_args: ModelConfig) -> tuple[PreTra
             **fields, mask_token_id=ids.mask, eos_token_id=ids.eos, pad_token_id=ids.pad, eot_token_id=ids.eot
         )
         return LLaDAModelLM._from_config(
-            config, dtype=torch.float32 if dtype in ("auto", None) else dtype,
+            config,
+            dtype=torch.float32 if dtype in ("auto", None) else dtype,
             attn_implementation=model_args.attn_implementation,
         ), tokenizer
     special_ids(tokenizer, AutoConfig.from_pretrained(model_args.model_name_or_path))  # before gigabytes are read
@@ -190,7 +191,11 @@ def load_datasets(
         columns = set(rows.column_names or next(iter(rows)))
         pairs = {"prompt", "completion"} <= columns or "messages" in columns
         if documents == pairs or (documents and "text" not in columns):
-            needed = "'text' (recipes/pretrain.py)" if documents else "'prompt' and 'completion', or 'messages' (recipes/sft.py)"
+            needed = (
+                "'text' (recipes/pretrain.py)"
+                if documents
+                else "'prompt' and 'completion', or 'messages' (recipes/sft.py)"
+            )
             raise RecipeError(f"{source}: columns are {sorted(columns)}; this recipe needs {needed}")
         max_length = context if args.max_length is None else args.max_length
         return prepare_rows(rows, tokenizer, max_length, args.eos_tail, args.drop_overlong, source)

@@ -67,7 +67,9 @@ def exact_elbo(
     masked_ML[:, scored_L.cpu()] = mask_Mn
     total = torch.zeros((), device=tokens_L.device)
     for masked_BL, coefficient_B in zip(
-        masked_ML.to(tokens_L.device).split(batch_size), coefficient_M.to(tokens_L.device).split(batch_size), strict=True
+        masked_ML.to(tokens_L.device).split(batch_size),
+        coefficient_M.to(tokens_L.device).split(batch_size),
+        strict=True,
     ):
         values_BL = log_probs(*hide(tokens_L.expand(len(masked_BL), -1), masked_BL, mask_id))
         total = total + (coefficient_B.to(values_BL.dtype) * values_BL.sum(-1)).sum()

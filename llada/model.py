@@ -1,7 +1,7 @@
 """Dense LLaDA: a bidirectional transformer that predicts the clean token at every masked position.
 
     x = wte(ids);  per block: x += attn_out(attention(rms(x))),  x += ff_out(silu(ff_proj h) * up_proj h), h = rms(x)
-    p_theta(x_0^i | x_t) = softmax(ff_out(rms(x)))_i                     (LLaDA, arXiv 2502.09992, eq. 11: no time input)
+    p_theta(x_0^i | x_t) = softmax(ff_out(rms(x)))_i              (LLaDA, arXiv 2502.09992, eq. 11: no time input)
 
 RMSNorm, rotary positions (half-split), SwiGLU, no causal mask. Tensor names are those of the published checkpoints
 (`model.transformer.blocks.0.q_proj.weight`, ...; note that a block's `ff_proj` is the gate, its `ff_out` the down
@@ -98,8 +98,9 @@ class LLaDABlock(GradientCheckpointingLayer):
         super().__init__()
         self.config = config
         self.head_size = config.d_model // config.n_heads
-        self.num_key_value_groups = config.n_heads // config.n_kv_heads
-        width, kv_width, bias = config.d_model, config.n_kv_heads * self.head_size, config.include_qkv_bias
+        kv_heads = config.n_kv_heads or config.n_heads  # the config has filled it in; the type checker does not know
+        self.num_key_value_groups = config.n_heads // kv_heads
+        width, kv_width, bias = config.d_model, kv_heads * self.head_size, config.include_qkv_bias
         self.attn_norm = RMSNorm(width, config.rms_norm_eps)
         self.ff_norm = RMSNorm(width, config.rms_norm_eps)
         self.q_proj = nn.Linear(width, width, bias=bias)
@@ -164,14 +165,16 @@ class LLaDAModel(nn.Module):
         else:
             if "flash" in self.config._attn_implementation and len(segment_ids) > 1:
                 raise ValueError(
-                    f"attn_implementation={self.config._attn_implementation!r} takes segment_ids in batches of one row; "
+                    f"attn_implementation={self.config._attn_implementation!r} takes segment_ids for one row only: "
                     "pack into one row, or use 'sdpa' or 'flex_attention'"
                 )
             positions_BL = segment_positions(segment_ids)
             same_segment = packed_sequence_mask_function(segment_ids)
         mask = create_bidirectional_mask(self.config, x_BLD, attention_mask, and_mask_function=same_segment)
         dtype = _at_least_fp32(x_BLD.dtype)
-        cos, sin = rotary_angles(positions_BL, self.config.d_model // self.config.n_heads, self.config.rope_theta, dtype)
+        cos, sin = rotary_angles(
+            positions_BL, self.config.d_model // self.config.n_heads, self.config.rope_theta, dtype
+        )
         for block in self.transformer.blocks:
             x_BLD = block(x_BLD, mask, positions_BL, cos, sin)
         return self.transformer.ln_f(x_BLD)

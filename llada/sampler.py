@@ -167,7 +167,7 @@ def generate(
         temperature=temperature,
         forbidden=[] if allow_mask else [mask_id],
         removed=[eos_id] if logits_eos_inf else [],
-        unconfident=[eos_id, eot_id] if confidence_eos_eot_inf else [],
+        unconfident=[i for i in (eos_id, eot_id) if i is not None] if confidence_eos_eot_inf else [],
         generator=generator,
     )
     finished_B = torch.zeros(len(input_ids), dtype=torch.bool, device=canvas_BL.device)
@@ -199,7 +199,9 @@ def _check_settings(steps, gen_length, block_length, temperature, cfg_scale, rem
         )
     blocks = gen_length // block_length
     if steps % blocks:
-        raise ValueError(f"steps={steps} must be a multiple of the number of blocks, gen_length / block_length={blocks}")
+        raise ValueError(
+            f"steps={steps} must be a multiple of the number of blocks, gen_length / block_length={blocks}"
+        )
     if temperature < 0 or cfg_scale < 0:
         raise ValueError(f"temperature={temperature} and cfg_scale={cfg_scale} must not be negative")
     if remasking not in REMASKING:

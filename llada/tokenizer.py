@@ -110,7 +110,8 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | N
     vocabulary = tokenizer.get_vocab()
     eot = getattr(config, "eot_token_id", None)
     eot = vocabulary.get(END_OF_TURN) if eot is None else eot
-    assert ids["mask"] is not None and ids["eos"] is not None
+    assert ids["mask"] is not None
+    assert ids["eos"] is not None
     return SpecialIds(ids["mask"], ids["eos"], ids["eos"] if ids["pad"] is None else ids["pad"], eot)
 
 

@@ -1,4 +1,4 @@
-"""Pretraining and SFT on `transformers.Trainer`. They differ only in what may be masked: a whole document, or a response.
+"""Pretraining and SFT on `transformers.Trainer`; they differ only in what may be masked: a document, or a response.
 
     loss of a row = - (1/n) sum_{i masked} w log p(x_0^i | x_t),   n scored tokens, w = 1/t or L/l
                                                        (LLaDA, arXiv 2502.09992, Alg. 1 and Alg. 2, one draw a row)
@@ -178,6 +178,14 @@ class MaskedDiffusionTrainer(Trainer):
             self.args.lr_scheduler_kwargs = defaults | (self.args.lr_scheduler_kwargs or {})
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        # The Trainer would apply `dataloader_drop_last`, which is about equal training batches, to held-out rows too.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def negative_elbo(
         self, model: nn.Module, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, stratified: bool
     ) -> tuple[Tensor, Tensor]:
@@ -206,11 +214,12 @@ class MaskedDiffusionTrainer(Trainer):
         bad = (~torch.isfinite(loss_B.detach())).nonzero()[:, 0].tolist()
         if bad:
             names = "; ".join(
-                f"row {int(inputs['row'][b])} (example id {int(inputs['example_id'][b])}): {loss_B[b].item()}" for b in bad
+                f"row {int(inputs['row'][b])} (example id {int(inputs['example_id'][b])}): {loss_B[b].item()}"
+                for b in bad
             )
             raise FloatingPointError(
-                f"the loss is not finite at step {self.state.global_step + 1}, for {len(bad)} of {len(loss_B)} examples of "
-                f"the batch: {names}. Stopped before the optimizer step"
+                f"the loss is not finite at step {self.state.global_step + 1}, for {len(bad)} of {len(loss_B)} "
+                f"examples of the batch: {names}. Stopped before the optimizer step"
             )
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> Any:

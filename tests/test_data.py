@@ -22,26 +22,39 @@ def chat(*turns: str) -> list[dict[str, str]]:
 def test_example_ids_survive_shuffling_and_filtering_and_tell_rows_apart():
     rows = prepare_rows(pairs(("q", "a"), ("qa", "b"), ("q", "ab"), ("q", "a")), TOKENIZER, 64)
     ids = rows["example_id"]
-    assert ids[0] == ids[3] and len(set(ids)) == 3  # the same text has the same masks
+    assert ids[0] == ids[3]
+    assert len(set(ids)) == 3
     other = prepare_rows(pairs(("q", "ab"), ("q", "a")), TOKENIZER, 64)
     assert other["example_id"] == [ids[2], ids[0]]
-    assert prepare_rows(pairs(("qa", "b")), TOKENIZER, 64)["example_id"] != prepare_rows(pairs(("q", "ab")), TOKENIZER, 64)["example_id"]
+    assert (
+        prepare_rows(pairs(("qa", "b")), TOKENIZER, 64)["example_id"]
+        != prepare_rows(pairs(("q", "ab")), TOKENIZER, 64)["example_id"]
+    )
 
 
 def test_documents_are_concatenated_with_eos_and_nothing_is_lost():
     rows = prepare_rows(Dataset.from_dict({"text": ["abc", "defgh", "i"]}), TOKENIZER, 4)
     stream = [token for ids in rows["input_ids"] for token in ids]
     assert TOKENIZER.decode(stream) == "abc<|endoftext|>defgh<|endoftext|>i<|endoftext|>"
-    assert rows["length"] == [4, 4, 4] and set(rows["prompt_length"]) == {0}
+    assert rows["length"] == [4, 4, 4]
+    assert set(rows["prompt_length"]) == {0}
     assert rows["text_bytes"] == [3, 4, 2]
 
 
 def test_each_assistant_turn_is_a_row():
     rows = prepare_rows(Dataset.from_list([{"messages": chat("q1", "a1", "q2", "a2")}]), TOKENIZER, 256)
-    texts = [(TOKENIZER.decode(row["input_ids"][: row["prompt_length"]]), TOKENIZER.decode(row["input_ids"][row["prompt_length"] :])) for row in rows]
+    texts = [
+        (
+            TOKENIZER.decode(row["input_ids"][: row["prompt_length"]]),
+            TOKENIZER.decode(row["input_ids"][row["prompt_length"] :]),
+        )
+        for row in rows
+    ]
     assert [answer for _, answer in texts] == ["a1<|eot_id|>", "a2<|eot_id|>"]
-    assert "a1<|eot_id|>" in texts[1][0] and "q2" not in texts[0][0]
-    assert rows["row"] == [0, 0] and rows["text_bytes"] == [2, 2]
+    assert "a1<|eot_id|>" in texts[1][0]
+    assert "q2" not in texts[0][0]
+    assert rows["row"] == [0, 0]
+    assert rows["text_bytes"] == [2, 2]
 
 
 def test_streamed_rows_are_the_rows_of_the_whole_dataset():
@@ -52,7 +65,14 @@ def test_streamed_rows_are_the_rows_of_the_whole_dataset():
 
 def rows_out(*lengths: tuple[int, int]) -> list[dict]:
     return [
-        {"input_ids": list(range(10, 10 + p + r)), "length": p + r, "prompt_length": p, "example_id": i, "row": i, "text_bytes": r}
+        {
+            "input_ids": list(range(10, 10 + p + r)),
+            "length": p + r,
+            "prompt_length": p,
+            "example_id": i,
+            "row": i,
+            "text_bytes": r,
+        }
         for i, (p, r) in enumerate(lengths)
     ]
 
@@ -68,7 +88,8 @@ def test_collation_scores_the_response_and_its_tail_only():
 def test_batch_tail_fills_every_response_to_the_longest():
     batch = Collator(pad_id=0, eos_id=EOS, eos_tail="batch")(rows_out((2, 3), (1, 1)))
     assert batch["input_ids"].tolist() == [[10, 11, 12, 13, 14, EOS], [10, 11, EOS, EOS, EOS, EOS]]
-    assert batch["attention_mask"].all() and batch["scored"].sum().item() == 4 + 5
+    assert batch["attention_mask"].all()
+    assert batch["scored"].sum().item() == 4 + 5
 
 
 def test_documents_get_no_tail():
@@ -80,12 +101,18 @@ def test_documents_get_no_tail():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "q", "completion": "a"}, {"prompt": "", "completion": "a"}], "row 1 .*column 'prompt': the prompt is empty"),
+        (
+            [{"prompt": "q", "completion": "a"}, {"prompt": "", "completion": "a"}],
+            "row 1 .*column 'prompt': the prompt is empty",
+        ),
         ([{"prompt": "q", "completion": ""}], "row 0 .*column 'completion': the response tokenizes to nothing"),
         ([{"prompt": None, "completion": "a"}], "row 0 .*column 'prompt': the value is missing"),
         ([{"messages": chat("q")}], "row 0 .*column 'messages': there is no assistant turn"),
         ([{"text": "a"}, {"text": ""}], "row 1 .*column 'text': the document is empty"),
-        ([{"question": "q", "answer": "a"}], r"columns are \['answer', 'question'\]; needed are 'prompt' and 'completion'"),
+        (
+            [{"question": "q", "answer": "a"}],
+            r"columns are \['answer', 'question'\]; needed are 'prompt' and 'completion'",
+        ),
     ],
 )
 def test_bad_rows_are_named_by_source_row_and_column(rows, message):
@@ -96,10 +123,13 @@ def test_bad_rows_are_named_by_source_row_and_column(rows, message):
 def test_overlong_rows_are_refused_by_name_or_dropped_by_count(caplog):
     """Room is 8 less a tail of 2: rows 1 and 2 have 7 and 9 tokens."""
     rows = pairs(("abc", "def"), ("abc", "defg"), ("abcd", "efghi"), ("a", "b"))
-    with pytest.raises(DataError, match=r"2 rows are longer than 6 tokens .*rows 1, 2 \(counted from 0\)\. Raise max_length, or"):
+    with pytest.raises(
+        DataError, match=r"2 rows are longer than 6 tokens .*rows 1, 2 \(counted from 0\)\. Raise max_length, or"
+    ):
         prepare_rows(rows, TOKENIZER, 8, eos_tail=2)
     kept = prepare_rows(rows, TOKENIZER, 8, eos_tail=2, drop_overlong=True)
-    assert kept["row"] == [0, 3] and "dropped, 2 of 4 remain" in caplog.text
+    assert kept["row"] == [0, 3]
+    assert "dropped, 2 of 4 remain" in caplog.text
     with pytest.raises(DataError, match="nothing is left"):
         prepare_rows(rows, TOKENIZER, 3, eos_tail=2, drop_overlong=True)
     streamed = prepare_rows(rows.to_iterable_dataset(), TOKENIZER, 8, eos_tail=2, drop_overlong=True)

@@ -39,7 +39,7 @@ def subsets(length: int, count: int):
 
 
 def all_masks(length: int, weight) -> tuple[MaskPlan, torch.Tensor]:
-    """Every non-empty mask as one plan of draws, with `weight(count)` and the probability of each mask given its count."""
+    """Every non-empty mask as one plan of draws, with `weight(count)` and each mask's probability given its count."""
     masks = [mask for count in range(1, length + 1) for mask in subsets(length, count)]
     counts = [int(mask.sum()) for mask in masks]
     masked_SBL = torch.stack(masks)[:, None]
@@ -128,7 +128,8 @@ def test_systematic_counts_spread_evenly_and_each_is_uniform():
     assert sorted(systematic_counts(14, 14, keyed_generator(0)).tolist()) == list(range(1, 15))
     generator = keyed_generator(1)
     counts = torch.stack([systematic_counts(4, 14, generator) for _ in range(5000)])
-    assert counts.min() == 1 and counts.max() == 14
+    assert counts.min() == 1
+    assert counts.max() == 14
     assert standard_errors(counts[:, 2].double(), 7.5) < 4
 
 
@@ -173,7 +174,7 @@ def test_errors():
 
 
 def test_noise_of_one_draw_shows_the_two_forms_apart():
-    """The mask count is noise of the 1/t form only (LLaDA, App. A.2: 128 draws suffice for L/l, 1000 do not for 1/t)."""
+    """The mask count is noise of the 1/t form only (LLaDA, App. A.2: 128 draws do for L/l, 1000 do not for 1/t)."""
     model, tokens = Table(6), torch.arange(6)
     generators = [keyed_generator(5, key) for key in range(4000)]
     variance = {}

@@ -27,7 +27,8 @@ def test_exact_count_masks_are_uniform_subsets_with_uniform_counts():
     subset_size = torch.tensor([bin(code).count("1") for code in range(16)])
     exact = torch.where(subset_size > 0, 1 / (4 * torch.tensor([1.0, 4, 6, 4, 1])[subset_size]), 0.0)
     hits = torch.nn.functional.one_hot(code_S, 16)[:, 1:]
-    assert standard_errors(hits, exact[1:]).max() < 4 and not (code_S == 0).any()
+    assert standard_errors(hits, exact[1:]).max() < 4
+    assert not (code_S == 0).any()
 
 
 def test_bernoulli_masks_hide_each_token_at_the_floored_rate():
@@ -65,7 +66,8 @@ def test_draws_of_a_row_depend_on_its_length_and_key_only(masks):
 def test_prompt_and_padding_are_never_masked_nor_weighted():
     scored = torch.tensor([[False, False, True, True, True, False, False]])
     plan = draw_plan(scored, [keyed_generator(0)], 500, "exact_count")
-    assert not (plan.masked_SBL & ~scored).any() and not plan.weight_SBL[:, ~scored].any()
+    assert not (plan.masked_SBL & ~scored).any()
+    assert not plan.weight_SBL[:, ~scored].any()
     assert plan.masked_SBL.any(0)[scored].all()
     assert torch.equal(plan.weight_SBL != 0, plan.masked_SBL)
 
@@ -77,7 +79,8 @@ def test_a_response_of_one_token_is_always_masked_with_weight_one():
 
 def test_hide_splits_tokens_into_noise_and_targets():
     noisy, target = hide(torch.tensor([[5, 6, 7]]), torch.tensor([[False, True, False]]), 39)
-    assert noisy.tolist() == [[5, 39, 7]] and target.tolist() == [[NOT_SCORED, 6, NOT_SCORED]]
+    assert noisy.tolist() == [[5, 39, 7]]
+    assert target.tolist() == [[NOT_SCORED, 6, NOT_SCORED]]
 
 
 def test_errors_name_the_row_and_the_allowed_values():

@@ -20,7 +20,9 @@ def replay(run: dict, model, **changes):
     mask = None if run["attention_mask"] is None else torch.tensor(run["attention_mask"])
     ids = {"eos_token_id": run.get("eos"), "eot_token_id": run.get("eot", GOLDEN["ids"]["eot"])}
     settings = {key: value for key, value in run["settings"].items() if key != "torch_manual_seed"}
-    return llada.generate(model, torch.tensor(run["prompt"]), mask, **(settings | ids | {"stop_at_eos": False} | changes))
+    return llada.generate(
+        model, torch.tensor(run["prompt"]), mask, **(settings | ids | {"stop_at_eos": False} | changes)
+    )
 
 
 GREEDY = [run for run in GOLDEN["official"] + GOLDEN["flags"] if deterministic(run)]
@@ -81,7 +83,9 @@ def test_quotas_share_the_masks_evenly_the_first_steps_taking_the_rest():
 
 
 def test_a_step_that_commits_nothing_costs_nothing():
-    _, stats = llada.generate(tiny_model(), torch.tensor([[5]]), gen_length=4, steps=16, block_length=4, return_stats=True)
+    _, stats = llada.generate(
+        tiny_model(), torch.tensor([[5]]), gen_length=4, steps=16, block_length=4, return_stats=True
+    )
     assert stats.forwards == 4
 
 
@@ -92,7 +96,9 @@ def test_commit_takes_the_most_confident_and_the_leftmost_of_equals():
 
 
 def choice(**changes) -> TokenChoice:
-    settings = dict(remasking="low_confidence", temperature=0.0, forbidden=[], removed=[], unconfident=[], generator=None)
+    settings = dict(
+        remasking="low_confidence", temperature=0.0, forbidden=[], removed=[], unconfident=[], generator=None
+    )
     return TokenChoice(**(settings | changes))
 
 
@@ -126,7 +132,8 @@ def test_confidence_is_the_untempered_probability_and_eos_options_hold_at_any_te
     assert confidence.item() == pytest.approx(logits.softmax(-1)[0, tokens].item())
     for temperature in (0.0, 0.01):
         tokens, confidence = choice(temperature=temperature, unconfident=[1], generator=generator)(logits)
-        assert tokens.item() == 1 and confidence.item() == 0  # chosen, but committed last
+        assert tokens.item() == 1
+        assert confidence.item() == 0
         tokens, _ = choice(temperature=temperature, removed=[1], generator=generator)(logits)
         assert tokens.item() == 2
 
@@ -136,7 +143,8 @@ def test_guidance_extrapolates_from_the_masked_prompt():
     canvas, given = torch.tensor([[5, 39]]), torch.tensor([[True, False]])
 
     def predict(canvas_BL, attention_BL, at_BL):
-        assert canvas_BL.tolist() == [[5, 39], [39, 39]] and attention_BL.shape == at_BL.shape == (2, 2)
+        assert canvas_BL.tolist() == [[5, 39], [39, 39]]
+        assert attention_BL.shape == at_BL.shape == (2, 2)
         return torch.tensor([[3.0], [1.0]])
 
     at = torch.tensor([[False, True]])
@@ -170,5 +178,11 @@ def test_missing_ids_are_named():
         llada.generate(model, torch.tensor([[5]]), gen_length=4, steps=4, block_length=4)
     with pytest.raises(ValueError, match="needs eot_token_id"):
         llada.generate(
-            model, torch.tensor([[5]]), gen_length=4, steps=4, block_length=4, eos_token_id=1, confidence_eos_eot_inf=True
+            model,
+            torch.tensor([[5]]),
+            gen_length=4,
+            steps=4,
+            block_length=4,
+            eos_token_id=1,
+            confidence_eos_eot_inf=True,
         )

@@ -4,7 +4,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llada.tokenizer import CHAT_TEMPLATE, SpecialIds, byte_tokenizer, encode_pair, load_tokenizer, render, special_ids
 
-SYSTEM, QUESTION, ANSWER = ({"role": role, "content": text} for role, text in zip(("system", "user", "assistant"), "sqa"))
+SYSTEM, QUESTION, ANSWER = (
+    {"role": role, "content": text} for role, text in zip(("system", "user", "assistant"), "sqa", strict=False)
+)
 # What the published tokenizer_config.json holds: the assistant header is appended to every rendering.
 PUBLISHED_TEMPLATE = CHAT_TEMPLATE.replace("{% if add_generation_prompt %}", "").removesuffix("{% endif %}")
 
@@ -50,13 +52,16 @@ def test_a_foreign_template_that_ignores_the_flag_is_refused(tmp_path):
 def test_bytes_round_trip():
     tokenizer, text = byte_tokenizer(), "naïve café, 你好\n\t🙂  two  spaces"
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    assert len(ids) == len(text.encode()) and tokenizer.decode(ids) == text
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
     assert len(tokenizer) == 262
 
 
 def test_pair_of_messages_splits_at_the_opened_turn():
     tokenizer = byte_tokenizer()
-    prompt, response = encode_pair(tokenizer, [SYSTEM, QUESTION, ANSWER, QUESTION], [{"role": "assistant", "content": " b "}])
+    prompt, response = encode_pair(
+        tokenizer, [SYSTEM, QUESTION, ANSWER, QUESTION], [{"role": "assistant", "content": " b "}]
+    )
     assert tokenizer.decode(prompt) == render(tokenizer, [SYSTEM, QUESTION, ANSWER, QUESTION], open_turn=True)
     assert tokenizer.decode(response) == "b<|eot_id|>"  # the tokens that end a turn are scored with it
 

@@ -1,0 +1,51 @@
+"""Answer a prompt with a saved model.
+
+python examples/sample.py --model runs/tiny_sft --prompt "Tom has 3 apples and buys 4. How many has he?"
+python examples/sample.py --model runs/tiny_pretrain --prompt "KING RICHARD:" --plain true
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AutoModel, HfArgumentParser
+
+import llada
+from llada.tokenizer import load_tokenizer, render
+
+
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "A saved model, or a hub name."})
+    prompt: str = field(metadata={"help": "What to answer, or with --plain to continue."})
+    plain: bool = field(default=False, metadata={"help": "Continue the text itself, without the chat template."})
+    gen_length: int = 128
+    steps: int = 128
+    block_length: int = 32
+    temperature: float = 0.0
+    seed: int = 0
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    tokenizer = load_tokenizer(args.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModel.from_pretrained(args.model, dtype="auto").to(device).eval()
+    messages = [{"role": "user", "content": args.prompt}]
+    text = args.prompt if args.plain else render(tokenizer, messages, open_turn=True)
+    prompt_ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(device)
+    canvas, stats = llada.generate(
+        model,
+        prompt_ids,
+        gen_length=args.gen_length,
+        steps=args.steps,
+        block_length=args.block_length,
+        temperature=args.temperature,
+        generator=torch.Generator(device).manual_seed(args.seed),
+        return_stats=True,
+    )
+    print(tokenizer.decode(canvas[0, prompt_ids.shape[1] :], skip_special_tokens=True))
+    print(f"[{stats.forwards} forwards]")
+
+
+if __name__ == "__main__":
+    main()

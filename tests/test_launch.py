@@ -1,0 +1,220 @@
+"""What a user gets for bad input: one clear error, before anything is trained or overwritten."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, tiny_model
+from trl import ModelConfig
+
+from llada import launch
+from llada.launch import RecipeArguments, RecipeError, check_engine, check_processes, resume_point
+from llada.tokenizer import byte_tokenizer
+from llada.trainer import MaskedDiffusionConfig
+
+sys.path.insert(0, str(ROOT / "recipes"))
+import pretrain
+import sft
+
+ARCHITECTURE = dict(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=32, max_sequence_length=64, rope_theta=10000.0)
+IDS = dict(vocab_size=262, mask_token_id=258, eos_token_id=257, pad_token_id=257, eot_token_id=261)
+
+
+def write_rows(path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def good(tmp_path):
+    return write_rows(tmp_path / "good.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(16)])
+
+
+def arguments(tmp_path, data: str, *extra: str) -> list[str]:
+    settings = {
+        "architecture": json.dumps(ARCHITECTURE), "tokenizer": "bytes", "dataset_name": data,
+        "output_dir": tmp_path / "run", "max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none",
+        "use_cpu": "true", "save_strategy": "no", "disable_tqdm": "true",
+    }  # fmt: skip
+    return [part for key, value in settings.items() for part in (f"--{key}", str(value))] + list(extra)
+
+
+def test_a_recipe_trains_saves_and_reloads(tmp_path, good):
+    sft.main(arguments(tmp_path, good, "--eval_fraction", "0.25", "--save_strategy", "steps", "--save_steps", "1"))
+    run = tmp_path / "run"
+    assert json.loads((run / "eval_results.json").read_text())["eval_bits_per_byte"] > 0
+    assert json.loads((run / "config.json").read_text())["eot_token_id"] == 261
+    reloaded = ["--model_name_or_path", str(run), "--dataset_name", good, "--output_dir", str(tmp_path / "second")]
+    sft.main([*reloaded, "--max_steps", "1", "--report_to", "none", "--use_cpu", "true", "--save_strategy", "no"])
+    assert (tmp_path / "second" / "tokenizer.json").exists()
+
+
+def test_pretraining_reads_a_text_file_and_streams(tmp_path):
+    (tmp_path / "text.txt").write_text("To be, or not to be.\n" * 40)
+    pretrain.main(arguments(tmp_path, str(tmp_path / "text.txt"), "--max_length", "32", "--dataset_streaming", "true"))
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+BAD_FILES = {
+    "missing column": (
+        [{"prompt": "q", "answer": "a"}],
+        r"bad.jsonl: columns are \['answer', 'prompt'\]; this recipe needs",
+    ),
+    "empty prompt": (
+        [{"prompt": "q", "completion": "a"}, {"prompt": "", "completion": "a"}],
+        r"bad.jsonl, row 1 .*'prompt'",
+    ),
+    "empty completion": (
+        [{"prompt": "q", "completion": ""}],
+        r"bad.jsonl, row 0 .*'completion': the response tokenizes",
+    ),
+    "too long": (
+        [{"prompt": "q" * 40, "completion": "a" * 40}],
+        r"bad.jsonl: 1 rows are longer than 63 tokens .*rows 0",
+    ),
+    "documents": ([{"text": "a"}], r"bad.jsonl: columns are \['text'\]; this recipe needs 'prompt' and 'completion'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_rows_stop_the_recipe_before_it_writes(tmp_path, case):
+    rows, message = BAD_FILES[case]
+    with pytest.raises(ValueError, match=message):
+        sft.main(arguments(tmp_path, write_rows(tmp_path / "bad.jsonl", rows)))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_pairs_are_not_documents(tmp_path, good):
+    with pytest.raises(RecipeError, match=r"this recipe needs 'text' \(recipes/pretrain.py\)"):
+        pretrain.main(arguments(tmp_path, good))
+
+
+def test_unknown_keys_are_refused(tmp_path, good):
+    (tmp_path / "bad.yaml").write_text("learning_rte: 1.0e-3\n")
+    with pytest.raises(RecipeError, match=r"bad.yaml: .*learning_rte"):
+        sft.main(["--config", str(tmp_path / "bad.yaml"), *arguments(tmp_path, good)])
+    with pytest.raises(RecipeError, match=r"the command line: .*--learning_rte"):
+        sft.main(arguments(tmp_path, good, "--learning_rte", "1"))
+    with pytest.raises(RecipeError, match=r"architecture: unknown fields \['d_modle'\]"):
+        sft.main(arguments(tmp_path, good, "--architecture", '{"d_modle": 4}'))
+    with pytest.raises(FileNotFoundError, match="no such config file: absent.yaml"):
+        sft.main(["--config", "absent.yaml"])
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path, good):
+    tokenizer = byte_tokenizer()
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match="has no mask token"):
+        sft.main(arguments(tmp_path, good, "--tokenizer", str(tmp_path / "tokenizer")))
+
+
+def test_checkpoint_and_tokenizer_must_agree_before_weights_are_read(tmp_path, good):
+    model = tiny_model(dtype=torch.float32, **(IDS | {"mask_token_id": 5}))
+    model.save_pretrained(tmp_path / "model")
+    command = ["--model_name_or_path", str(tmp_path / "model"), "--tokenizer", "bytes", "--dataset_name", good]
+    with pytest.raises(ValueError, match="mask_token_id is 5 in the model's config but 258 in the tokenizer"):
+        sft.main([*command, "--output_dir", str(tmp_path / "run"), "--report_to", "none", "--use_cpu", "true"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--model_name_or_path", "x"), "either model_name_or_path .* or architecture"),
+        (("--eval_fraction", "1.5"), "eval_fraction=1.5 must be at least 0 and below 1"),
+        (("--eval_fraction", "0.5", "--dataset_streaming", "true"), "not streamed"),
+        (("--expected_processes", "2"), "expected_processes is 2, but this run has 1 processes"),
+        (("--resume", "true"), "holds no complete checkpoint"),
+        (("--resume", "true", "--overwrite", "true"), "resume and overwrite are both set"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(tmp_path, good, extra, message):
+    with pytest.raises(RecipeError, match=message):
+        sft.main(arguments(tmp_path, good, *extra))
+
+
+def make_run(folder, *steps: int) -> str:
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return str(folder)
+
+
+def test_an_output_directory_with_a_run_is_not_touched_without_being_told(tmp_path, good):
+    folder = make_run(tmp_path / "run", 5)
+    with pytest.raises(RecipeError, match=r"already holds a run: set resume to continue it, overwrite to replace it"):
+        sft.main(arguments(tmp_path, good))
+    assert resume_point(folder, resume=False, overwrite=True) is None
+    assert (tmp_path / "run" / "checkpoint-5").exists()  # looked at, not deleted
+    sft.main(arguments(tmp_path, good, "--overwrite", "true"))
+    assert not (tmp_path / "run" / "checkpoint-5").exists()
+
+
+def test_a_torn_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
+    """Steps are compared as numbers: 10 is after 9. The newest was killed before its state was written."""
+    folder = make_run(tmp_path / "run", 9, 10)
+    (tmp_path / "run" / "checkpoint-11").mkdir()
+    (tmp_path / "run" / "checkpoint-12").mkdir()
+    (tmp_path / "run" / "checkpoint-12" / "trainer_state.json").write_text('{"global_st')
+    assert resume_point(folder, resume=True, overwrite=False).endswith("checkpoint-10")
+    assert "checkpoint-12 is incomplete" in caplog.text
+    assert "checkpoint-11 is incomplete" in caplog.text
+
+
+def test_a_resumed_recipe_continues_where_it_stopped(tmp_path, good):
+    sft.main(arguments(tmp_path, good, "--save_strategy", "steps", "--save_steps", "1", "--max_steps", "2"))
+    sft.main(arguments(tmp_path, good, "--resume", "true", "--max_steps", "3"))
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+
+def test_fewer_processes_than_asked_for_are_noticed(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="WORLD_SIZE is 2, but this run has 1 processes"):
+        check_processes(None)
+
+
+def test_an_engine_that_accelerate_dropped_is_noticed(monkeypatch):
+    accelerator = type("Accelerator", (), {"distributed_type": type("Type", (), {"value": "MULTI_CPU"})()})()
+    trainer = type("Trainer", (), {"accelerator": accelerator})()
+    check_engine(trainer)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match="asks for FSDP, but this run is MULTI_CPU"):
+        check_engine(trainer)
+
+
+def launch_recipe(*command: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *command],
+        cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def test_two_cpu_processes_through_the_shipped_config(tmp_path, good):
+    """The README's way to start two; rank 0 saves the model, evaluation covers every held-out row once."""
+    config = ("--config_file", "recipes/accelerate/ddp_cpu.yaml", "--main_process_port", "0")
+    extra = ("--expected_processes", "2", "--eval_fraction", "0.2")
+    result = launch_recipe(*config, "recipes/sft.py", *arguments(tmp_path, good, *extra))
+    assert (tmp_path / "run" / "eval_results.json").exists(), result.stderr[-3000:]
+
+
+def test_the_launcher_form_that_silently_runs_one_process_is_refused(tmp_path, good):
+    extra = ("--expected_processes", "2")
+    result = launch_recipe("--cpu", "--num_processes", "2", "recipes/sft.py", *arguments(tmp_path, good, *extra))
+    assert result.returncode != 0
+    assert "expected_processes is 2, but this run has 1 processes" in result.stderr
+
+
+def test_yaml_and_command_line_meet_in_the_dataclasses(tmp_path):
+    (tmp_path / "a.yaml").write_text("learning_rate: 1e-3\neos_tail: batch\nlora_r: 4\nseed: 7\n")
+    recipe, model_args, args = launch.parse(
+        (RecipeArguments, ModelConfig, MaskedDiffusionConfig),
+        ["--config", str(tmp_path / "a.yaml"), "--seed", "8", "--output_dir", str(tmp_path), "--use_cpu", "true"],
+    )
+    assert (args.learning_rate, args.eos_tail, model_args.lora_r, args.seed) == (1e-3, "batch", 4, 8)
+    assert recipe.resume is False
+    assert args.max_length is None

@@ -1,0 +1,60 @@
+"""What the repository says about itself: every YAML parses, and the README's commands and paths exist."""
+
+import re
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import ROOT
+from test_launch import pretrain, sft
+
+from llada import launch
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+README = (ROOT / "README.md").read_text()
+
+
+def recipe_of(path) -> str:
+    """The script that the YAML's own header runs it with."""
+    return re.search(
+        r"accelerate launch .*?recipes/(\w+)\.py --config recipes/" + re.escape(path.name), path.read_text()
+    )[1]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_yaml_names_its_command_and_parses(path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    script = {"pretrain": pretrain, "sft": sft}[recipe_of(path)]
+    recipe, model_args, args = launch.parse(script.ARGUMENTS, ["--config", str(path), "--use_cpu", "true"])
+    settings = yaml.safe_load(path.read_text())
+    assert (recipe.architecture is None) != (model_args.model_name_or_path is None)
+    assert args.output_dir == f"runs/{path.stem}"
+    assert args.learning_rate == float(settings["learning_rate"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_accelerate_config_loads(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == {"single": 1, "ddp_cpu": 2}.get(path.stem, 8)
+
+
+def test_paths_and_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", README, re.M)
+    assert {"quickstart", "test"} <= set(targets)
+    assert all(f"\n{target}:" in makefile for target in targets)
+    paths = set(re.findall(r"(?:recipes|examples|benchmarks|docs|llada|vrpo|tests)/[\w/.]+\.(?:py|yaml|md)", README))
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_file_tree_of_the_readme_is_the_repository_s():
+    tree = README.split("## Layout")[1].split("```")[1]
+    for name in ("llada", "vrpo", "recipes", "examples"):
+        files = {path.name for path in (ROOT / name).glob("*.py")} - {"__init__.py"}
+        missing = [file for file in files if file not in tree]
+        assert not missing, f"{name}/ has files that the README does not list: {missing}"
+    listed = set(re.findall(r"\b(\w+\.py)\b", tree))
+    assert listed <= {
+        path.name for folder in ("llada", "vrpo", "recipes", "examples") for path in (ROOT / folder).glob("*.py")
+    }

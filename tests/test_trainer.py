@@ -1,0 +1,286 @@
+"""Trajectories that must not depend on how a run is split, and what the trainer promises about masks and errors."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, tiny_config, tiny_model
+from datasets import Dataset
+from peft import LoraConfig
+
+from llada import LLaDAModelLM
+from llada.likelihood import elbo_draws, exact_elbo
+from llada.masking import draw_plan, keyed_generator
+from llada.tokenizer import byte_tokenizer
+from llada.trainer import (
+    EpochCounter,
+    MaskedDiffusionConfig,
+    MaskedDiffusionTrainer,
+    random_lengths,
+)
+
+TOKENIZER = byte_tokenizer()
+IDS = dict(vocab_size=262, mask_token_id=258, eos_token_id=257, pad_token_id=257, eot_token_id=261)
+TEXTS = ["some words", "other", "a longer line of text", "x", "and the rest", "again", "one more", "last of all"]
+PAIRS = [{"prompt": f"{index}: ", "completion": text} for index, text in enumerate(TEXTS * 4)]
+
+
+class Recorded(MaskedDiffusionTrainer):
+    """Keeps the loss (the Trainer logs it in float32 only) and the gradient norm of every step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.losses: dict[int, float] = {}
+        self.norms: list[float] = []
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)  # this micro-batch's share of the step's loss
+        shared = loss.clone()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(shared)
+            shared /= torch.distributed.get_world_size()
+        step = self.state.global_step
+        self.losses[step] = self.losses.get(step, 0.0) + shared.item()
+        return loss
+
+    def log(self, logs, *args, **kwargs):
+        if "grad_norm" in logs:
+            self.norms.append(logs["grad_norm"])
+        super().log(logs, *args, **kwargs)
+
+
+def config(tmp_path, **changes) -> MaskedDiffusionConfig:
+    settings = dict(
+        output_dir=str(tmp_path), max_steps=20, per_device_train_batch_size=8, learning_rate=1e-3, warmup_steps=2,
+        logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, dataloader_drop_last=True,
+        disable_tqdm=True, max_length=48, optim="adamw_torch", seed=3,
+    )  # fmt: skip
+    return MaskedDiffusionConfig(**(settings | changes))
+
+
+def trainer(tmp_path, dtype=torch.float64, rows=PAIRS, model=None, **changes) -> Recorded:
+    extra = {key: changes.pop(key) for key in ("eval_dataset", "peft_config") if key in changes}
+    model = tiny_model(seed=1, dtype=dtype, **IDS) if model is None else model
+    dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
+    return Recorded(model, config(tmp_path, **changes), dataset, processing_class=TOKENIZER, **extra)
+
+
+def trajectory(run: Recorded, **kwargs) -> torch.Tensor:
+    """Train; [steps, 2] loss and gradient norm."""
+    run.train(**kwargs)
+    return torch.tensor([list(run.losses.values()), run.norms], dtype=torch.float64).T
+
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_accumulation_of_eight_single_rows_equals_one_batch_of_eight(tmp_path, dtype):
+    whole = trajectory(trainer(tmp_path, dtype))
+    split = trajectory(trainer(tmp_path, dtype, per_device_train_batch_size=1, gradient_accumulation_steps=8))
+    assert whole.shape == split.shape == (20, 2)
+    assert (whole - split).abs().max() <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_resumed_equals_uninterrupted(tmp_path, dtype):
+    """Stopped in the middle of the third pass over the data (4 steps a pass)."""
+    whole = trajectory(trainer(tmp_path / "whole", dtype))
+    trajectory(trainer(tmp_path / "cut", dtype, save_strategy="steps", save_steps=10))
+    resumed = trajectory(
+        trainer(tmp_path / "cut", dtype), resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-10")
+    )
+    assert len(resumed) == 10
+    assert (whole[10:] - resumed).abs().max() <= TOLERANCE[dtype]
+
+
+WORKER = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_trainer import trainer, trajectory
+rows = trajectory(trainer({out!r}, getattr(torch, sys.argv[1]), per_device_train_batch_size=4, ddp_backend="gloo"))
+torch.distributed.barrier()
+if torch.distributed.get_rank() == 0:
+    torch.save(rows, {out!r} + "/rows.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_two_processes_equal_one(tmp_path, dtype):
+    """DDP with 2 x 4 rows against 1 x 8; the logged loss is the mean over processes."""
+    whole = trajectory(trainer(tmp_path, dtype))
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(tests=str(ROOT / "tests"), out=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(script), str(dtype).split(".")[1]]
+    result = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240
+    )
+    assert (tmp_path / "rows.pt").exists(), result.stderr[-3000:]
+    split = torch.load(tmp_path / "rows.pt")
+    assert (whole - split).abs().max() <= TOLERANCE[dtype]
+
+
+def test_the_loss_is_the_paper_s_with_masks_from_the_keys(tmp_path):
+    """Alg. 2 by hand: for each row, the drawn ELBO divided by its scored tokens; then the mean over rows."""
+    run = trainer(tmp_path, max_steps=1, masks="exact_count", eos_tail="2")
+    model = tiny_model(seed=1, **IDS)
+    batch = next(iter(run.get_train_dataloader()))
+    expected = []
+    for index in range(8):
+        key = int(batch["example_id"][index])
+        plan = draw_plan(batch["scored"][index : index + 1], [keyed_generator(3, 0, key)], 1, "exact_count")
+        tokens, mask = batch["input_ids"][index : index + 1], batch["attention_mask"][index : index + 1]
+
+        def log_probs(noisy, target, mask=mask):
+            return model(noisy, attention_mask=mask, target_ids=target).log_probs
+
+        elbo = elbo_draws(log_probs, tokens, plan, 258)[0, 0]
+        expected.append(-elbo / batch["scored"][index].sum())
+    run.epoch_counter.epoch = 0
+    assert run.compute_loss(run.model, batch).item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-12)
+
+
+def test_masks_change_with_the_epoch_and_not_in_evaluation(tmp_path):
+    run = trainer(tmp_path)
+    batch = next(iter(run.get_train_dataloader()))
+
+    def drawn(epoch):
+        return run.negative_elbo(run.model, batch, epoch, 1, "exact_count", False)[0]
+
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1))
+    before = run.prediction_step(run.model, batch, True)[0]
+    run.epoch_counter.epoch = 5
+    assert torch.equal(run.prediction_step(run.model, batch, True)[0], before)
+
+
+def test_epochs_are_counted_for_map_style_streamed_and_resumed_runs():
+    counter, state = EpochCounter(), type("State", (), {"epoch": 0.0})()
+    seen = []
+    for start, fractions in ((True, (0.0, 1.0, 2.0)), (True, (0.0, 0.4, 0.8)), (True, (2.5, 3.0))):
+        if start:
+            counter.on_train_begin(None, state, None)
+        for state.epoch in fractions:
+            counter.on_epoch_begin(None, state, None)
+            seen.append(counter.epoch)
+    assert seen == [0, 1, 2, 0, 1, 2, 2, 3]
+
+
+def test_evaluation_reports_bits_from_the_exact_elbo(tmp_path):
+    """Responses of up to 4 scored tokens and many draws: bits per token and byte within 1% of enumeration."""
+    rows = [{"prompt": "q", "completion": text} for text in ("ab", "cde", "f")]
+    run = trainer(tmp_path, rows=rows, eval_dataset=Dataset.from_list(rows), eval_draws=400)
+    metrics = run.evaluate()
+    batch = run.data_collator(list(run.eval_dataset))
+    nats, model = 0.0, run.model
+    for tokens, scored, mask in zip(batch["input_ids"], batch["scored"], batch["attention_mask"], strict=True):
+
+        def log_probs(noisy, target, mask=mask):
+            return model(noisy, attention_mask=mask.expand_as(noisy), target_ids=target).log_probs
+
+        nats -= exact_elbo(log_probs, tokens, scored, 258).item()
+    assert metrics["eval_bits_per_token"] == pytest.approx(nats / 9 / math.log(2), rel=0.01)  # 6 bytes + an EOS each
+    assert metrics["eval_bits_per_byte"] == pytest.approx(nats / 6 / math.log(2), rel=0.01)
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):
+    losses = [
+        trainer(tmp_path, eval_dataset=Dataset.from_list(PAIRS), per_device_eval_batch_size=size).evaluate()
+        for size in (1, 5)
+    ]
+    assert losses[0]["eval_bits_per_byte"] == pytest.approx(losses[1]["eval_bits_per_byte"], abs=1e-10)
+
+
+def test_random_lengths_cut_documents_and_never_responses():
+    scored = torch.ones(2000, 10, dtype=torch.bool)
+    scored[1000:, 0] = False  # a prompt of one token: responses
+    keep = random_lengths(scored, [keyed_generator(0, row) for row in range(2000)], 0.5)
+    assert keep[1000:].all()
+    cut = keep[:1000].sum(-1)
+    assert torch.equal(keep[:1000], torch.arange(10) < cut[:, None])  # a prefix is kept
+    shares = torch.bincount(cut, minlength=11)[1:] / 1000
+    exact = torch.full((10,), 0.05)
+    exact[9] += 0.5
+    assert ((shares - exact).abs() / (exact * (1 - exact) / 1000).sqrt()).max() < 4
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_and_names_the_rows(tmp_path):
+    model = tiny_model(seed=1, **IDS)
+    model.model.transformer.wte.weight.data[TOKENIZER.convert_tokens_to_ids("7")] = torch.nan
+    run = trainer(tmp_path, model=model, per_device_train_batch_size=32)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(
+        FloatingPointError, match=r"not finite at step 1, for 3 of 32 examples .*row 7 \(example id -?\d+\): nan"
+    ):
+        run.train()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num())
+
+
+def test_lora_trains_the_blocks_only_and_saves_adapters(tmp_path):
+    run = trainer(tmp_path, peft_config=LoraConfig(r=2, task_type="CAUSAL_LM"), max_steps=3)
+    trained = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 7 * 2
+    assert all("lora_" in name and ".blocks." in name for name in trained)
+    rows = trajectory(run)
+    assert rows.isfinite().all()
+    run.save_model()
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_schedule_warms_up_holds_and_decays_to_a_tenth(tmp_path):
+    run = trainer(tmp_path, max_steps=20, warmup_steps=4, decay_steps=0.25, learning_rate=1.0)
+    run.create_optimizer_and_scheduler(20)
+    rates = []
+    for _ in range(21):
+        rates.append(run.lr_scheduler.get_last_lr()[0])
+        run.optimizer.step()
+        run.lr_scheduler.step()
+    assert rates[4:16] == [1.0] * 12
+    assert rates[20] == pytest.approx(0.1)
+    assert rates[0] == pytest.approx(0.1)
+    steps = torch.tensor(rates[15:21]).diff()
+    assert (steps - steps[0]).abs().max() < 1e-6  # linear
+
+
+def test_pretraining_on_a_repeated_document_learns_it(tmp_path):
+    """300 steps on "abcdefgh" repeated: from about 8 bits per byte to below 2 (3 is all that frequencies can give)."""
+    text = Dataset.from_dict({"text": ["abcdefgh" * 64]})
+    run = trainer(
+        tmp_path, torch.float32, rows=text, eval_dataset=text, max_steps=300, max_length=32, learning_rate=5e-3,
+        random_length_probability=0.01, masks="exact_count", logging_steps=100,
+    )  # fmt: skip
+    before = run.evaluate()["eval_bits_per_byte"]
+    run.train()
+    assert before > 7
+    assert run.evaluate()["eval_bits_per_byte"] < 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"masks": "gauss"}, "masks='gauss' is unknown"),
+        ({"eos_tail": "all"}, "eos_tail='all' must be a number of tokens or 'batch'"),
+        ({"random_length_probability": 2.0}, "random_length_probability=2.0 must be between 0 and 1"),
+        ({"eval_draws": 0}, "eval_draws=0 must be at least 1"),
+        ({"max_length": 100}, "max_length=100 must be between 1 and the model's context, 64"),
+        ({"max_length": 8}, "train_dataset: .*rows are longer than 7 tokens"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_training(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **changes)
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="needs processing_class, the tokenizer"):
+        MaskedDiffusionTrainer(LLaDAModelLM(tiny_config(**IDS)), config(tmp_path), Dataset.from_list(PAIRS))
+    with pytest.raises(ValueError, match="mask_token_id is 39 in the model's config but 258 in the tokenizer"):
+        trainer(tmp_path, model=tiny_model())

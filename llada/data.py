@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llada.tokenizer import encode_pair, texts_of
+from llada.tokenizer import PairError, SpecialIds, encode_pair, texts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
 NAMED_ROWS = 10  # an error about many rows names this many of them
+# `datasets` caches tokenized rows under a hash of the arguments, not of this code: raise it when rows out change.
+ROWS_VERSION = 1
 
 
 class DataError(ValueError):
@@ -57,20 +60,21 @@ def load_rows(
     return load_dataset(loader, data_files=str(path), split="train", streaming=streaming, **options)
 
 
+def column_names(dataset: "Dataset | IterableDataset") -> list[str]:
+    """The columns of a dataset; a stream may have to be asked for its first row."""
+    return list(dataset.column_names or next(iter(dataset)))
+
+
 def example_id(input_ids: list[int], prompt_length: int) -> int:
     """Signed 64-bit hash of a tokenized row."""
     content = array("q", [prompt_length, *input_ids]).tobytes()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
-def is_prepared(dataset: "Dataset | IterableDataset") -> bool:
-    """Whether the dataset holds rows out (as `prepare_rows` returns them) rather than text."""
-    return "example_id" in (dataset.column_names or next(iter(dataset)))
-
-
 def prepare_rows(
     dataset: "Dataset | IterableDataset",
     tokenizer: PreTrainedTokenizerBase,
+    ids: SpecialIds,
     max_length: int,
     eos_tail: int | str = 1,
     drop_overlong: bool = False,
@@ -79,6 +83,7 @@ def prepare_rows(
     """Tokenize a dataset for pretraining or SFT, according to its columns.
 
     Args:
+        ids: special ids (`llada.tokenizer.special_ids`).
         max_length: tokens in a packed row, or the most that prompt, response and EOS tail may have.
         eos_tail: EOS tokens that the collator will append ("batch": at least one), counted against `max_length`.
         drop_overlong: leave out over-long rows (with a warning that counts them) instead of refusing them. They are
@@ -86,137 +91,161 @@ def prepare_rows(
         source: what messages call the dataset, such as its file.
 
     Raises:
-        DataError: columns missing, an empty prompt, completion or text, rows over `max_length`. A streamed dataset is
-            checked as it is read.
+        DataError: columns missing, an empty or malformed prompt, completion or text, text that holds the mask token,
+            rows over `max_length`. A streamed dataset is checked as it is read.
     """
-    columns = dataset.column_names or list(next(iter(dataset)))
+    columns = column_names(dataset)
     if {"prompt", "completion"} <= set(columns):
-        rows_out = _PairRows(tokenizer, source)
+        rows_out: _RowsOut = _PairRows(tokenizer, ids, source)
     elif "messages" in columns:
-        rows_out = _DialogueRows(tokenizer, source)
+        rows_out = _DialogueRows(tokenizer, ids, source)
     elif "text" in columns:
-        packed = _PackedRows(tokenizer, source, max_length)
-        return dataset.map(packed, batched=True, with_indices=True, remove_columns=columns)
+        rows_out = _PackedRows(tokenizer, ids, source, max_length)
     else:
         raise DataError(
             f"{source}: columns are {sorted(columns)}; needed are 'prompt' and 'completion', or 'messages', or 'text'"
         )
-    tail = 1 if eos_tail == "batch" else int(eos_tail)
     dataset = dataset.map(rows_out, batched=True, with_indices=True, remove_columns=columns)
-    if hasattr(dataset, "__len__"):
-        return _without_overlong(dataset, max_length - tail, tail, drop_overlong, source)
-    return dataset.filter(_StreamFilter(max_length - tail, tail, drop_overlong, source))
-
-
-def _overlong_message(source: str, rows: list[int], room: int, tail: int) -> str:
-    names = ", ".join(map(str, rows[:NAMED_ROWS])) + (", ..." if len(rows) > NAMED_ROWS else "")
-    return (
-        f"{source}: {len(rows)} rows are longer than {room} tokens "
-        f"(max_length={room + tail} less an EOS tail of {tail}): rows {names} (counted from 0)"
-    )
-
-
-def _without_overlong(dataset, room: int, tail: int, drop_overlong: bool, source: str):
-    lengths = dataset["length"]
-    overlong = [index for index, length in enumerate(lengths) if length > room]
-    if not overlong:
+    if isinstance(rows_out, _PackedRows):
         return dataset
-    rows = dataset["row"]
-    message = _overlong_message(source, [rows[index] for index in overlong], room, tail)
-    if not drop_overlong:
-        raise DataError(f"{message}. Raise max_length, or set drop_overlong to leave them out")
-    logger.warning("%s: dropped, %d of %d remain", message, len(lengths) - len(overlong), len(lengths))
+    return keep_fitting(dataset, max_length, 1 if eos_tail == "batch" else int(eos_tail), drop_overlong, source)
+
+
+def keep_fitting(dataset, max_length: int, tail: int, drop_overlong: bool, source: str):
+    """Rows out whose `length` and EOS tail fit `max_length`; the others are refused or dropped, by name and count.
+
+    Raises:
+        DataError: over-long rows without `drop_overlong`, or no row left.
+    """
+    room = max_length - tail
+
+    def report(count: int, rows: list[int]) -> str:
+        what = f"{count} rows are longer than {room} tokens (max_length={max_length} less an EOS tail of {tail})"
+        names = ", ".join(map(str, rows)) + (", ..." if count > len(rows) else "")
+        message = f"{source}: {what}: rows {names} (counted from 0)"
+        if not drop_overlong:
+            raise DataError(f"{message}. Raise max_length, or set drop_overlong to leave them out")
+        return message
+
+    if not hasattr(dataset, "__len__"):
+
+        def fits(row: dict[str, Any]) -> bool:
+            if row["length"] > room:
+                logger.warning("%s: dropped", report(1, [row["row"]]))
+            return row["length"] <= room
+
+        return dataset.filter(fits)
+    lengths = np.array(dataset["length"])
+    overlong = np.flatnonzero(lengths > room)
+    if not len(overlong):
+        return dataset
+    message = report(len(overlong), dataset.select(overlong[:NAMED_ROWS])["row"])
     if len(overlong) == len(lengths):
         raise DataError(f"{message}: nothing is left to train on")
-    return dataset.select([index for index, length in enumerate(lengths) if length <= room])
+    logger.warning("%s: dropped, %d of %d remain", message, len(lengths) - len(overlong), len(lengths))
+    return dataset.select(np.flatnonzero(lengths <= room))
+
+
+RowOut = tuple[int, list[int], int, int]  # row, input_ids, prompt_length, text_bytes
 
 
 @dataclass
-class _StreamFilter:
-    room: int
-    tail: int
-    drop_overlong: bool
-    source: str
+class _RowsOut:
+    """A batch of rows in -> the columns of the rows out; subclasses say which rows."""
 
-    def __call__(self, row: dict[str, Any]) -> bool:
-        if len(row["input_ids"]) <= self.room:
-            return True
-        message = _overlong_message(self.source, [row["row"]], self.room, self.tail)
-        if not self.drop_overlong:
-            raise DataError(f"{message}. Raise max_length, or set drop_overlong to leave them out")
-        logger.warning("%s: dropped", message)
-        return False
-
-
-def _columns_of(rows: Iterator[tuple[int, list[int], int, int]]) -> dict[str, list]:
-    """(row, input_ids, prompt_length, text_bytes) -> the columns of the rows out."""
-    out: dict[str, list] = {
-        key: [] for key in ("input_ids", "length", "prompt_length", "example_id", "row", "text_bytes")
-    }
-    for row, input_ids, prompt_length, text_bytes in rows:
-        out["input_ids"].append(input_ids)
-        out["length"].append(len(input_ids))
-        out["prompt_length"].append(prompt_length)
-        out["example_id"].append(example_id(input_ids, prompt_length))
-        out["row"].append(row)
-        out["text_bytes"].append(text_bytes)
-    return out
-
-
-@dataclass
-class _PairRows:
     tokenizer: PreTrainedTokenizerBase
+    ids: SpecialIds
     source: str
+
+    def __post_init__(self):
+        self.version = ROWS_VERSION
 
     def __call__(self, batch: dict[str, list], rows: list[int]) -> dict[str, list]:
-        return _columns_of(self._rows(batch, rows))
+        out: dict[str, list] = {
+            key: [] for key in ("input_ids", "length", "prompt_length", "example_id", "row", "text_bytes")
+        }
+        for row, input_ids, prompt_length, text_bytes in self.rows(batch, rows):
+            out["input_ids"].append(input_ids)
+            out["length"].append(len(input_ids))
+            out["prompt_length"].append(prompt_length)
+            out["example_id"].append(example_id(input_ids, prompt_length))
+            out["row"].append(row)
+            out["text_bytes"].append(text_bytes)
+        return out
 
-    def _rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[tuple[int, list[int], int, int]]:
+    def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
+        raise NotImplementedError
+
+    def error(self, row: int, column: str, what: object) -> DataError:
+        return DataError(f"{self.source}, row {row} (counted from 0), column '{column}': {what}")
+
+    def refuse_mask(self, input_ids: list[int], row: int, column: str) -> None:
+        if self.ids.mask in input_ids:
+            raise self.error(row, column, f"the text spells the mask token (id {self.ids.mask})")
+
+
+class _PairRows(_RowsOut):
+    columns = {"prompt": "prompt", "completion": "completion"}
+
+    def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
         for row, prompt, completion in zip(rows, batch["prompt"], batch["completion"], strict=True):
             yield self.encode(row, prompt, completion)
 
-    def encode(self, row: int, prompt, completion) -> tuple[int, list[int], int, int]:
-        for column, value in (("prompt", prompt), ("completion", completion)):
-            if value is None:
-                raise DataError(f"{self.source}, row {row} (counted from 0), column '{column}': the value is missing")
+    def encode(self, row: int, prompt, completion) -> RowOut:
         try:
             prompt_ids, response_ids = encode_pair(self.tokenizer, prompt, completion)
-        except ValueError as error:
-            column = "prompt" if "prompt is empty" in str(error) else "completion"
-            raise DataError(f"{self.source}, row {row} (counted from 0), column '{column}': {error}") from error
-        text_bytes = sum(len(text.encode()) for text in texts_of(completion))
+        except PairError as error:
+            raise self.error(row, self.columns[error.part], error) from error
+        self.refuse_mask(prompt_ids, row, self.columns["prompt"])
+        self.refuse_mask(response_ids, row, self.columns["completion"])
+        text_bytes = sum(len(text.encode()) for text in texts_of("completion", completion))
         return row, prompt_ids + response_ids, len(prompt_ids), text_bytes
 
 
 class _DialogueRows(_PairRows):
-    def _rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[tuple[int, list[int], int, int]]:
+    columns = {"prompt": "messages", "completion": "messages"}
+
+    def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
         for row, messages in zip(rows, batch["messages"], strict=True):
-            turns = [turn for turn, message in enumerate(messages or []) if message["role"] == "assistant"]
+            turns = [turn for turn, message in enumerate(messages or []) if message.get("role") == "assistant"]
             if not turns:
-                raise DataError(
-                    f"{self.source}, row {row} (counted from 0), column 'messages': there is no assistant turn"
-                )
+                raise self.error(row, "messages", "there is no assistant turn")
             for turn in turns:
                 yield self.encode(row, messages[:turn], messages[turn : turn + 1])
 
 
 @dataclass
-class _PackedRows:
+class _PackedRows(_RowsOut):
     """Documents, each ended by EOS, concatenated and cut into rows of `length`; the last row of a batch is shorter."""
 
-    tokenizer: PreTrainedTokenizerBase
-    source: str
     length: int
 
-    def __call__(self, batch: dict[str, list], rows: list[int]) -> dict[str, list]:
+    def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
         stream: list[int] = []
+        owner: list[int] = []  # the document of each token
+        text_bytes: list[int] = []
         for row, text in zip(rows, batch["text"], strict=True):
             if not text:
-                raise DataError(f"{self.source}, row {row} (counted from 0), column 'text': the document is empty")
-            stream += [*self.tokenizer(text, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
-        pieces = [stream[start : start + self.length] for start in range(0, len(stream), self.length)]
-        texts = self.tokenizer.batch_decode(pieces, skip_special_tokens=True)
-        return _columns_of((rows[0], piece, 0, len(text.encode())) for piece, text in zip(pieces, texts, strict=True))
+                raise self.error(row, "text", "the document is empty")
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            self.refuse_mask(encoded.input_ids, row, "text")
+            stream += [*encoded.input_ids, self.ids.eos]
+            owner += [row] * (len(encoded.input_ids) + 1)
+            text_bytes += [*token_bytes(text, encoded.offset_mapping), 0]
+        for start in range(0, len(stream), self.length):
+            piece = slice(start, start + self.length)
+            yield owner[start], stream[piece], 0, sum(text_bytes[piece])
+
+
+def token_bytes(text: str, offsets: list[tuple[int, int]]) -> list[int]:
+    """UTF-8 bytes of the text that each token covers, so that they add up to the whole text.
+
+    offsets: character spans. Tokens inside one character (byte-level tokenizers) count it once, at the first of them.
+    """
+    code = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    before = np.concatenate([[0], np.cumsum(1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF))])
+    end = np.maximum.accumulate(before[[stop for _, stop in offsets]])
+    return np.diff(end, prepend=0).tolist()
 
 
 @dataclass(frozen=True)

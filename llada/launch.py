@@ -14,16 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from llada.config import LLaDAConfig
-from llada.data import load_rows, prepare_rows
+from llada.data import column_names, load_rows, prepare_rows
 from llada.model import LLaDAModelLM
 from llada.tokenizer import load_tokenizer, special_ids
+from llada.trainer import row_length
 
 logger = logging.getLogger(__name__)
+
+SHUFFLE_BUFFER = 10_000  # rows of a stream that are shuffled together
 
 
 class RecipeError(ValueError):
@@ -63,20 +74,20 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) ->
         raise RecipeError(f"{config}: {error}") from error
 
 
-def check_processes(expected: int | None) -> None:
+def check_processes(args: TrainingArguments, expected: int | None) -> None:
     """Stop if the launcher did not give what it was asked for; some do not and still exit with 0.
 
     Raises:
         RecipeError: another number of processes than the launcher's WORLD_SIZE or `expected`.
     """
-    state = PartialState()
+    world = args.world_size  # sets up the process group, on the device and with the backend that `args` ask for
     asked = int(os.environ.get("WORLD_SIZE", 1))
     for name, number in (("the launcher's WORLD_SIZE", asked), ("expected_processes", expected)):
-        if number is not None and number != state.num_processes:
+        if number is not None and number != world:
             raise RecipeError(
-                f"{name} is {number}, but this run has {state.num_processes} processes "
-                f"({state.distributed_type.value}). On a CPU, `accelerate launch --cpu --num_processes N` starts one: "
-                "use recipes/accelerate/ddp_cpu.yaml or torchrun"
+                f"{name} is {number}, but this run has {world} processes ({args.parallel_mode.value}). On a CPU, "
+                "set use_cpu in the recipe and launch with recipes/accelerate/ddp_cpu.yaml or torchrun: `accelerate "
+                "launch --cpu --num_processes N` starts one process"
             )
 
 
@@ -108,7 +119,8 @@ def resume_point(output_dir: str, resume: bool, overwrite: bool) -> str | None:
     if resume and overwrite:
         raise RecipeError("resume and overwrite are both set: choose one")
     folder = Path(output_dir)
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]), reverse=True)
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    checkpoints = sorted(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
     holds_run = bool(checkpoints) or any(folder.glob("*.safetensors"))
     if not resume:
         if holds_run and not overwrite:
@@ -127,52 +139,68 @@ def resume_point(output_dir: str, resume: bool, overwrite: bool) -> str | None:
     raise RecipeError(f"resume is set, but output_dir={output_dir} holds no complete checkpoint")
 
 
-def load_model(recipe: RecipeArguments, model_args: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    recipe: RecipeArguments, model_args: ModelConfig, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train and its tokenizer: a checkpoint (`model_name_or_path`), or a new one (`architecture`).
 
     Raises:
-        RecipeError: neither or both are given, or a new model has no tokenizer.
+        RecipeError: neither or both are given, a new model has no tokenizer, or an option that is not supported.
         ValueError: the tokenizer lacks a mask or EOS token or disagrees with the config.
     """
     if (recipe.architecture is None) == (model_args.model_name_or_path is None):
         raise RecipeError("give either model_name_or_path (a checkpoint) or architecture (a new model)")
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        raise RecipeError("load_in_4bit and load_in_8bit are not supported: train LoRA with dtype bfloat16 instead")
     name = recipe.tokenizer or model_args.model_name_or_path
     if name is None:
         raise RecipeError("a new model needs tokenizer: a name, a path, or 'bytes'")
+    if Path(name, "adapter_config.json").exists():
+        raise RecipeError(
+            f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
+        )
     tokenizer = load_tokenizer(name)
     dtype = model_args.dtype if model_args.dtype in ("auto", None) else getattr(torch, model_args.dtype)
+    set_seed(seed)  # the weights of a new model, and of new adapters
     if recipe.architecture is not None:
-        fields = json.loads(recipe.architecture) if isinstance(recipe.architecture, str) else dict(recipe.architecture)
-        known = set(LLaDAConfig.__dataclass_fields__)
-        if set(fields) - known:
-            raise RecipeError(f"architecture: unknown fields {sorted(set(fields) - known)}")
-        ids = special_ids(tokenizer)
-        fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | fields
-        config = LLaDAConfig(
-            **fields, mask_token_id=ids.mask, eos_token_id=ids.eos, pad_token_id=ids.pad, eot_token_id=ids.eot
-        )
-        return LLaDAModelLM._from_config(
-            config,
-            dtype=torch.float32 if dtype in ("auto", None) else dtype,
-            attn_implementation=model_args.attn_implementation,
-        ), tokenizer
-    special_ids(tokenizer, AutoConfig.from_pretrained(model_args.model_name_or_path))  # before gigabytes are read
+        config = new_config(recipe.architecture, tokenizer)
+        dtype = torch.float32 if dtype in ("auto", None) else dtype
+        attention = model_args.attn_implementation
+        return LLaDAModelLM._from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
+    path, revision = model_args.model_name_or_path, model_args.model_revision
+    ids = special_ids(tokenizer, AutoConfig.from_pretrained(path, revision=revision))  # before gigabytes are read
     model = AutoModelForCausalLM.from_pretrained(
-        model_args.model_name_or_path,
-        revision=model_args.model_revision,
-        dtype=dtype,
-        attn_implementation=model_args.attn_implementation,
+        path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation
     )
     if getattr(model.config, "eot_token_id", None) is None:
-        model.config.eot_token_id = special_ids(tokenizer, model.config).eot
+        model.config.eot_token_id = ids.eot
     return model, tokenizer
 
 
+def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> LLaDAConfig:
+    """The configuration of a new model: the given fields, and size and ids of the tokenizer where they are not given.
+
+    Raises:
+        RecipeError: an unknown field.
+        ValueError: sizes that do not fit, or no mask or EOS token in either.
+    """
+    fields = json.loads(architecture) if isinstance(architecture, str) else dict(architecture)
+    unknown = set(fields) - set(LLaDAConfig.__dataclass_fields__)
+    if unknown:
+        raise RecipeError(f"architecture: unknown fields {sorted(unknown)}")
+    fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | fields
+    config = LLaDAConfig(**fields)
+    for name, value in vars(special_ids(tokenizer, config)).items():
+        setattr(config, f"{name}_token_id", value)
+    return config
+
+
 def load_datasets(
-    recipe: RecipeArguments, args, tokenizer: PreTrainedTokenizerBase, context: int, documents: bool
+    recipe: RecipeArguments, args, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, documents: bool
 ) -> tuple[Any, Any]:
     """Tokenized training and evaluation rows (the second None if nothing is held out).
 
+    A stream is shuffled in a buffer of `SHUFFLE_BUFFER` rows.
     documents: whether the recipe trains on documents (pretraining) or on prompts and responses.
 
     Raises:
@@ -185,23 +213,25 @@ def load_datasets(
         raise RecipeError(f"eval_fraction={recipe.eval_fraction} must be at least 0 and below 1")
     if recipe.eval_fraction and (recipe.dataset_streaming or recipe.eval_dataset_name):
         raise RecipeError("eval_fraction holds out rows of a dataset that is not streamed: use eval_dataset_name alone")
+    ids, max_length = special_ids(tokenizer, config), row_length(args.max_length, config)
 
     def prepared(source: str, split: str, streaming: bool):
         rows = load_rows(source, recipe.dataset_config, split, streaming)
-        columns = set(rows.column_names or next(iter(rows)))
-        pairs = {"prompt", "completion"} <= columns or "messages" in columns
-        if documents == pairs or (documents and "text" not in columns):
-            needed = (
-                "'text' (recipes/pretrain.py)"
-                if documents
-                else "'prompt' and 'completion', or 'messages' (recipes/sft.py)"
+        columns = set(column_names(rows))
+        if documents and "text" in columns:
+            rows = rows.select_columns(["text"])
+        elif documents or not ({"prompt", "completion"} <= columns or "messages" in columns):
+            needed = "'text'" if documents else "'prompt' and 'completion', or 'messages'"
+            raise RecipeError(
+                f"{source}: columns are {sorted(columns)}; this recipe needs {needed} "
+                "(documents: recipes/pretrain.py; prompts and answers: recipes/sft.py)"
             )
-            raise RecipeError(f"{source}: columns are {sorted(columns)}; this recipe needs {needed}")
-        max_length = context if args.max_length is None else args.max_length
-        return prepare_rows(rows, tokenizer, max_length, args.eos_tail, args.drop_overlong, source)
+        return prepare_rows(rows, tokenizer, ids, max_length, args.eos_tail, args.drop_overlong, source)
 
-    with PartialState().main_process_first():
+    with args.main_process_first(desc="tokenizing"):
         train = prepared(recipe.dataset_name, recipe.dataset_train_split, recipe.dataset_streaming)
+        if recipe.dataset_streaming:
+            train = train.shuffle(seed=args.seed, buffer_size=SHUFFLE_BUFFER)
         if recipe.eval_dataset_name:
             return train, prepared(recipe.eval_dataset_name, recipe.dataset_test_split, streaming=False)
     held_out = round(recipe.eval_fraction * len(train)) if recipe.eval_fraction else 0
@@ -211,13 +241,34 @@ def load_datasets(
     return train.select(range(split)), train.select(range(split, len(train)))
 
 
+def check_one_batch(trainer: Trainer) -> None:
+    """Stop if the data is less than one batch of all processes: the Trainer would train nothing and save the result.
+
+    Raises:
+        RecipeError: with the number of rows and of the batch.
+    """
+    rows, args = trainer.train_dataset, trainer.args
+    batch = args.per_device_train_batch_size * args.world_size
+    if hasattr(rows, "__len__") and args.dataloader_drop_last and len(rows) < batch:
+        raise RecipeError(
+            f"{len(rows)} training rows are less than one batch ({args.per_device_train_batch_size} rows x "
+            f"{args.world_size} processes) and dataloader_drop_last is set: nothing would be trained"
+        )
+
+
+def remove_run(output_dir: Path) -> None:
+    """Delete checkpoints, weights and adapters of the run that is overwritten: mixed, they would load as neither."""
+    for pattern in ("checkpoint-*", "*.safetensors*", "adapter_*"):
+        for path in output_dir.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def run(trainer: Trainer, recipe: RecipeArguments, checkpoint: str | None) -> None:
     """Train, save model and tokenizer to output_dir, evaluate if there is held-out data, and leave no process group."""
     check_engine(trainer)
-    output_dir = Path(trainer.args.output_dir)
+    check_one_batch(trainer)
     if recipe.overwrite and trainer.is_world_process_zero():
-        for stale in output_dir.glob("checkpoint-*"):
-            shutil.rmtree(stale)
+        remove_run(Path(trainer.args.output_dir))
     trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

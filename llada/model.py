@@ -89,6 +89,34 @@ class ResidualLinear(nn.Linear):
     """A projection back into the residual stream; only its initialisation differs from `nn.Linear`."""
 
 
+def log_probs_of(hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor) -> Tensor:
+    logits_NV = F.linear(hidden_ND, weight_VD)
+    logits_NV = logits_NV.to(_at_least_fp32(logits_NV.dtype))
+    return logits_NV.gather(-1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+
+
+def chunked_log_probs(hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor) -> Tensor:
+    """Log-probability of each target under softmax(W h), [N], `HEAD_CHUNK` rows at a time, recomputed in the backward.
+
+    One chunk at least, if an empty one: every process must use the head in every step.
+    """
+    chunks = zip(hidden_ND.split(HEAD_CHUNK), targets_N.split(HEAD_CHUNK), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(log_probs_of, h, t, weight_VD, use_reentrant=False) for h, t in chunks])
+    return torch.cat([log_probs_of(h, t, weight_VD) for h, t in chunks])
+
+
+class Head(nn.Linear):
+    """The language-model head: logits, or log-probabilities of targets.
+
+    The loop over chunks is inside one call of the module: processes have different numbers of targets, and engines that
+    shard parameters (ZeRO-3) gather the weight once for each call, so all must make the same number of calls.
+    """
+
+    def forward(self, hidden: Tensor, targets_N: Tensor | None = None) -> Tensor:
+        return super().forward(hidden) if targets_N is None else chunked_log_probs(hidden, targets_N, self.weight)
+
+
 class LLaDABlock(GradientCheckpointingLayer):
     """Pre-norm transformer block; also the `module` that the attention interface inspects."""
 
@@ -153,7 +181,7 @@ class LLaDAModel(nn.Module):
             "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
         }
         if not config.weight_tying:
-            modules["ff_out"] = nn.Linear(config.d_model, config.embedding_size, bias=False)
+            modules["ff_out"] = Head(config.d_model, config.embedding_size, bias=False)
         self.transformer = nn.ModuleDict(modules)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor:
@@ -163,10 +191,11 @@ class LLaDAModel(nn.Module):
             positions_BL = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
             same_segment = None
         else:
-            if "flash" in self.config._attn_implementation and len(segment_ids) > 1:
+            padded = attention_mask is not None and not bool(attention_mask.all())
+            if "flash" in self.config._attn_implementation and (len(segment_ids) > 1 or padded):
                 raise ValueError(
-                    f"attn_implementation={self.config._attn_implementation!r} takes segment_ids for one row only: "
-                    "pack into one row, or use 'sdpa' or 'flex_attention'"
+                    f"attn_implementation={self.config._attn_implementation!r} takes segment_ids for one row without "
+                    "padding only: pack into one row, or use 'sdpa' or 'flex_attention'"
                 )
             positions_BL = segment_positions(segment_ids)
             same_segment = packed_sequence_mask_function(segment_ids)
@@ -219,22 +248,11 @@ class LLaDAModelLM(PreTrainedModel):
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        if self.config.weight_tying:
-            return F.linear(hidden, self.model.transformer.wte.weight)
-        return self.model.transformer.ff_out(hidden)
-
-    def _log_probs_of(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        logits_NV = self._head(hidden_ND)
-        logits_NV = logits_NV.to(_at_least_fp32(logits_NV.dtype))
-        return logits_NV.gather(-1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
-
-    def _chunked_log_probs(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        # One chunk at least, if an empty one: every process must run the head in every step (DDP, ZeRO-3).
-        chunks = zip(hidden_ND.split(HEAD_CHUNK), targets_N.split(HEAD_CHUNK), strict=True)
-        if torch.is_grad_enabled():
-            return torch.cat([checkpoint(self._log_probs_of, h, t, use_reentrant=False) for h, t in chunks])
-        return torch.cat([self._log_probs_of(h, t) for h, t in chunks])
+    def _head(self, hidden: Tensor, targets_N: Tensor | None = None) -> Tensor:
+        if not self.config.weight_tying:
+            return self.model.transformer.ff_out(hidden, targets_N)
+        weight_VD = self.model.transformer.wte.weight
+        return F.linear(hidden, weight_VD) if targets_N is None else chunked_log_probs(hidden, targets_N, weight_VD)
 
     def forward(
         self,
@@ -271,6 +289,6 @@ class LLaDAModelLM(PreTrainedModel):
         if target_ids is None:
             return LLaDAOutput(logits=self._head(hidden_BLD if logits_at is None else hidden_BLD[logits_at]))
         scored_BL = target_ids != NOT_SCORED
-        scored_log_probs = self._chunked_log_probs(hidden_BLD[scored_BL], target_ids[scored_BL])
+        scored_log_probs = self._head(hidden_BLD[scored_BL], target_ids[scored_BL])
         log_probs_BL = scored_log_probs.new_zeros(target_ids.shape)
         return LLaDAOutput(log_probs=log_probs_BL.masked_scatter(scored_BL, scored_log_probs))

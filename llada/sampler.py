@@ -220,7 +220,7 @@ def _check_prompt(input_ids: Tensor, attention_mask: Tensor, mask_id: int | None
     empty = (attention_mask.sum(-1) == 0).nonzero()[:, 0].tolist()
     if empty or input_ids.shape[1] == 0:
         raise ValueError(f"empty prompt in row {empty[0] if empty else 0}")
-    if (attention_mask.diff(dim=-1) < 0).any():
+    if (attention_mask.long().diff(dim=-1) < 0).any():
         raise ValueError("prompts must be padded on the left (attention_mask rows must be 0...01...1)")
     if ((input_ids == mask_id) & attention_mask.bool()).any():
         raise ValueError(f"a prompt holds the mask token (id {mask_id}): generate fills what follows the prompt only")

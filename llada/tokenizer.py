@@ -21,6 +21,14 @@ CHAT_TEMPLATE = (
 Prompt = str | list[dict[str, str]]  # plain text, or messages with "role" and "content"
 
 
+class PairError(ValueError):
+    """A prompt or completion that cannot be trained on; `part` says which of the two."""
+
+    def __init__(self, part: str, message: str):
+        super().__init__(message)
+        self.part = part
+
+
 @dataclass(frozen=True)
 class SpecialIds:
     """The ids that carry meaning; `eot` is None for a tokenizer without `END_OF_TURN`."""
@@ -63,6 +71,8 @@ def honours_generation_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], open_turn: bool) -> str:
     """The chat text of `messages`, followed by an assistant header if `open_turn`."""
+    if tokenizer.chat_template is None:
+        raise ValueError(f"the tokenizer ({tokenizer.name_or_path}) has no chat template, which messages need")
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
     assert isinstance(text, str)
     return text
@@ -91,7 +101,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | N
     """Special ids from the model's config, and from the tokenizer where the config has none; never guessed.
 
     Raises:
-        ValueError: no mask token or no EOS in either, or the two disagree.
+        ValueError: no mask token or no EOS in either, or the two disagree, in ids or in size.
     """
     ids: dict[str, int | None] = {}
     for name in ("mask", "eos", "pad"):
@@ -107,6 +117,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | N
             )
         if not 0 <= ids[name] < len(tokenizer):  # type: ignore[operator]
             raise ValueError(f"{name}_token_id={ids[name]} is outside the tokenizer's {len(tokenizer)} tokens")
+    rows = getattr(config, "embedding_size", None)
+    if rows is not None and len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {rows} (embedding_size)")
     vocabulary = tokenizer.get_vocab()
     eot = getattr(config, "eot_token_id", None)
     eot = vocabulary.get(END_OF_TURN) if eot is None else eot
@@ -115,9 +128,18 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | N
     return SpecialIds(ids["mask"], ids["eos"], ids["eos"] if ids["pad"] is None else ids["pad"], eot)
 
 
-def texts_of(completion: Prompt) -> list[str]:
-    """The text of a completion, one string for each message."""
-    return [completion] if isinstance(completion, str) else [message["content"] for message in completion]
+def texts_of(part: str, value: Prompt) -> list[str]:
+    """The text of a prompt or completion, one string for each message.
+
+    Raises:
+        PairError: a message without a text under "role" and "content".
+    """
+    if isinstance(value, str):
+        return [value]
+    for message in value:
+        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise PairError(part, f"a message needs text under 'role' and 'content': {message!r}")
+    return [message["content"] for message in value]
 
 
 def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> tuple[list[int], list[int]]:
@@ -127,24 +149,28 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: 
     assistant turn and the response with the tokens that close it. The two are tokenized apart, as at sampling time.
 
     Raises:
-        ValueError: an empty prompt, a response that tokenizes to nothing, text paired with messages, or a template
-            whose rendering of the prompt is not the beginning of its rendering of the whole dialogue.
+        PairError: an empty prompt, a response that tokenizes to nothing, text paired with messages, malformed messages,
+            or a template whose rendering of the prompt is not the beginning of its rendering of the whole dialogue.
     """
+    for part, value in (("prompt", prompt), ("completion", completion)):
+        if value is None:
+            raise PairError(part, "the value is missing")
     if isinstance(prompt, str) != isinstance(completion, str):
-        raise ValueError("prompt and completion must both be text or both be lists of messages")
-    if not prompt or (isinstance(prompt, list) and not texts_of(prompt)[-1].strip()):
-        raise ValueError("the prompt is empty")
-    if not any(text.strip() if isinstance(prompt, list) else text for text in texts_of(completion)):
-        raise ValueError("the response tokenizes to nothing")
-    if isinstance(prompt, str):
-        head, tail = prompt, str(completion)
+        raise PairError("prompt", "prompt and completion must both be text or both be lists of messages")
+    prompt_texts, completion_texts = texts_of("prompt", prompt), texts_of("completion", completion)
+    if not prompt or (isinstance(prompt, list) and not prompt_texts[-1].strip()):
+        raise PairError("prompt", "the prompt is empty")
+    if not any(text.strip() if isinstance(completion, list) else text for text in completion_texts):
+        raise PairError("completion", "the response tokenizes to nothing")
+    if isinstance(prompt, str) or isinstance(completion, str):
+        head, tail = prompt_texts[0], completion_texts[0]
     else:
         head = render(tokenizer, prompt, open_turn=True)
-        whole = render(tokenizer, prompt + list(completion), open_turn=False)  # type: ignore[arg-type]
+        whole = render(tokenizer, prompt + completion, open_turn=False)
         if not whole.startswith(head):
-            raise ValueError("the chat template renders a prompt differently once the answer follows it")
+            raise PairError("prompt", "the chat template renders the prompt differently once the answer follows it")
         tail = whole[len(head) :]
     response_ids = tokenizer(tail, add_special_tokens=False).input_ids
     if not response_ids:
-        raise ValueError("the response tokenizes to nothing")
+        raise PairError("completion", "the response tokenizes to nothing")
     return tokenizer(head, add_special_tokens=False).input_ids, response_ids

@@ -8,23 +8,33 @@ The batch loss is the mean over rows, so it adds up over micro-batches and proce
 micro-batches. Evaluation draws from one fixed key, so its curve moves with the model only.
 """
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalPrediction
 
-from llada.data import Collator, is_prepared, prepare_rows
+from llada.adapters import wrap_with_adapters
+from llada.data import Collator, column_names, prepare_rows
 from llada.likelihood import elbo_draws
 from llada.masking import DRAWS, draw_plan, keyed_generator
 from llada.tokenizer import special_ids
 
+logger = logging.getLogger(__name__)
+
 EVAL_EPOCH = -1  # the epoch key of every evaluation
-# The linear layers of the blocks. Not a list of names: `ff_out` is also the name of the language-model head.
-LORA_TARGETS = r".*\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)"
 
 
 @dataclass
@@ -61,6 +71,8 @@ class MaskedDiffusionConfig(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept off: a NaN loss must be seen."})
 
     def __post_init__(self):
+        # Each process collates its own rows of a stream: accelerate's default joins batches of different widths.
+        self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
         super().__post_init__()
         if self.masks not in DRAWS:
             raise ValueError(f"masks={self.masks!r} is unknown: it must be one of {sorted(DRAWS)}")
@@ -81,34 +93,55 @@ class EpochCounter(TrainerCallback):
 
     def __init__(self):
         self.epoch = -1
+        self.step = -1
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.epoch = -1
+        self.epoch = self.step = -1
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise RuntimeError(
+                "a pass over the training data trained no step: the data is shorter than one batch, or it is a stream "
+                "that ended before the step to resume from (a stream can be resumed in its first pass only)"
+            )
+        self.step = state.global_step
         self.epoch = max(self.epoch + 1, math.floor(state.epoch or 0.0))
 
 
 def likelihood_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Bits per scored token and per UTF-8 byte of scored text, over the whole evaluation set.
+    """The loss (mean over rows), and bits per scored token and per UTF-8 byte of scored text over all rows.
 
     `predictions` [rows] are negative ELBOs in nats, `label_ids` [rows, 2] the scored tokens and the text's bytes.
     """
     nats, (tokens, text_bytes) = prediction.predictions.sum(), prediction.label_ids.sum(0)
     return {
+        "loss": float((prediction.predictions / prediction.label_ids[:, 0]).mean()),
         "bits_per_token": float(nats / tokens / math.log(2)),
         "bits_per_byte": float(nats / max(text_bytes, 1) / math.log(2)),
     }
+
+
+def row_length(max_length: int | None, config: PreTrainedConfig) -> int:
+    """`max_length`, or the model's context where it is None.
+
+    Raises:
+        ValueError: `max_length` exceeds the context.
+    """
+    context = config.max_sequence_length
+    if max_length is not None and not 1 <= max_length <= context:
+        raise ValueError(f"max_length={max_length} must be between 1 and the model's context, {context}")
+    return context if max_length is None else max_length
 
 
 class MaskedDiffusionTrainer(Trainer):
     """Train a masked diffusion model on documents (pretraining) or on prompts and responses (SFT).
 
     Args:
-        model: a model, or a name or path to load with `AutoModelForCausalLM`.
+        model: a model, or a name or path to load with `AutoModelForCausalLM` (in fp32, or as saved if only adapters are
+            trained).
         train_dataset, eval_dataset: rows with the columns that `llada.data.prepare_rows` takes, or rows that it
             returned. Evaluation reports `eval_loss` (mean over rows of nats per scored token), `eval_bits_per_token`
-            and `eval_bits_per_byte`.
+            and `eval_bits_per_byte`; with `eos_tail="batch"` it scores one EOS, so that it does not depend on batches.
         processing_class: the tokenizer.
         peft_config: wrap the model with PEFT first; without `target_modules`, LoRA goes on every linear layer of the
             blocks (and not on the head).
@@ -133,30 +166,27 @@ class MaskedDiffusionTrainer(Trainer):
         optimizers=(None, None),
     ):
         if isinstance(model, str):
-            from transformers import AutoModelForCausalLM
-
-            model = AutoModelForCausalLM.from_pretrained(model)
+            dtype = torch.float32 if peft_config is None else "auto"
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         if processing_class is None:
             raise ValueError("MaskedDiffusionTrainer needs processing_class, the tokenizer")
         ids = special_ids(processing_class, model.config)
-        context = model.config.max_sequence_length
-        max_length = context if args.max_length is None else args.max_length
-        if not 1 <= max_length <= context:
-            raise ValueError(f"max_length={args.max_length} must be between 1 and the model's context, {context}")
+        max_length = row_length(args.max_length, model.config)
         if peft_config is not None:
             model = wrap_with_adapters(model, peft_config)
 
         def prepared(dataset, name: str):
-            if dataset is None or is_prepared(dataset):
+            if dataset is None or "example_id" in column_names(dataset):
                 return dataset
             with args.main_process_first(desc=f"tokenizing {name}"):
                 return prepare_rows(
-                    dataset, processing_class, max_length, args.eos_tail, args.drop_overlong, source=name
+                    dataset, processing_class, ids, max_length, args.eos_tail, args.drop_overlong, source=name
                 )
 
         train_dataset, eval_dataset = prepared(train_dataset, "train_dataset"), prepared(eval_dataset, "eval_dataset")
         self.mask_id = ids.mask
         self.epoch_counter = EpochCounter()
+        self.eval_collator = Collator(ids.pad, ids.eos, "1" if args.eos_tail == "batch" else args.eos_tail)
         super().__init__(
             model=model,
             args=args,
@@ -169,6 +199,7 @@ class MaskedDiffusionTrainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False  # the same statement for releases without `loss_is_scaled_for_ga`
+        warn_of_half_precision(self)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if str(getattr(self.args.lr_scheduler_type, "value", self.args.lr_scheduler_type)) == "warmup_stable_decay":
@@ -178,13 +209,20 @@ class MaskedDiffusionTrainer(Trainer):
             self.args.lr_scheduler_kwargs = defaults | (self.args.lr_scheduler_kwargs or {})
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        # The Trainer goes by names, which miss `ln_f`: no vector (norm, bias) is decayed.
+        matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
+
     def get_eval_dataloader(self, eval_dataset=None):
-        # The Trainer would apply `dataloader_drop_last`, which is about equal training batches, to held-out rows too.
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        # The Trainer would apply to held-out rows what is about training batches: dropping an incomplete one, and a
+        # tail that depends on the batch.
+        kept = self.args.dataloader_drop_last, self.data_collator
+        self.args.dataloader_drop_last, self.data_collator = False, self.eval_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.args.dataloader_drop_last = drop_last
+            self.args.dataloader_drop_last, self.data_collator = kept
 
     def negative_elbo(
         self, model: nn.Module, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, stratified: bool
@@ -218,8 +256,8 @@ class MaskedDiffusionTrainer(Trainer):
                 for b in bad
             )
             raise FloatingPointError(
-                f"the loss is not finite at step {self.state.global_step + 1}, for {len(bad)} of {len(loss_B)} "
-                f"examples of the batch: {names}. Stopped before the optimizer step"
+                f"the loss is not finite after {self.state.global_step} optimizer steps, for {len(bad)} of "
+                f"{len(loss_B)} examples of the batch: {names}. Stopped here: no parameter was changed by it"
             )
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> Any:
@@ -229,7 +267,8 @@ class MaskedDiffusionTrainer(Trainer):
                 model, inputs, EVAL_EPOCH, self.args.eval_draws, "exact_count", stratified=True
             )
         self.stop_unless_finite(nelbo_B, inputs)
-        return (nelbo_B / length_B).mean(), nelbo_B, torch.stack([length_B, inputs["text_bytes"]], -1)
+        # No loss: the Trainer would weigh batch means, which depend on batches. `likelihood_metrics` has it by rows.
+        return None, nelbo_B, torch.stack([length_B, inputs["text_bytes"]], -1)
 
 
 def random_lengths(scored_BL: Tensor, generators: list[torch.Generator], probability: float) -> Tensor:
@@ -245,12 +284,12 @@ def random_lengths(scored_BL: Tensor, generators: list[torch.Generator], probabi
     return keep_BL
 
 
-def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
-    """`peft.get_peft_model` with defaults that fit this family."""
-    from peft import get_peft_model
-
-    if peft_config.target_modules is None:
-        peft_config.target_modules = LORA_TARGETS
-    # A task type such as CAUSAL_LM would route calls through generation and label arguments that we do not have.
-    peft_config.task_type = None
-    return get_peft_model(model, peft_config)
+def warn_of_half_precision(trainer: Trainer) -> None:
+    """A step of 2.5e-5 is below half the spacing of bfloat16 at a weight of 0.02: most updates would round away."""
+    half = {p.dtype for p in trainer.model.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+    if half and not trainer.is_deepspeed_enabled:  # DeepSpeed keeps fp32 master weights
+        logger.warning(
+            "the trained weights are %s: small updates round away. Load the model with dtype float32 and set "
+            "bf16=True, which computes in bfloat16 and keeps float32 weights",
+            half.pop(),
+        )

@@ -13,10 +13,10 @@ ARGUMENTS = (launch.RecipeArguments, ModelConfig, MaskedDiffusionConfig)
 
 def main(argv: list[str] | None = None) -> None:
     recipe, model_args, args = launch.parse(ARGUMENTS, argv)
-    launch.check_processes(recipe.expected_processes)
+    launch.check_processes(args, recipe.expected_processes)
     checkpoint = launch.resume_point(args.output_dir, recipe.resume, recipe.overwrite)
-    model, tokenizer = launch.load_model(recipe, model_args)
-    train, held_out = launch.load_datasets(recipe, args, tokenizer, model.config.max_sequence_length, documents=True)
+    model, tokenizer = launch.load_model(recipe, model_args, args.seed)
+    train, held_out = launch.load_datasets(recipe, args, tokenizer, model.config, documents=True)
     trainer = MaskedDiffusionTrainer(
         model, args, train, held_out, processing_class=tokenizer, peft_config=get_peft_config(model_args)
     )

@@ -4,11 +4,12 @@ import pytest
 import torch
 from datasets import Dataset
 
-from llada.data import Collator, DataError, load_rows, prepare_rows
-from llada.tokenizer import byte_tokenizer
+from llada.data import Collator, DataError, load_rows, prepare_rows, token_bytes
+from llada.tokenizer import byte_tokenizer, special_ids
 
 TOKENIZER = byte_tokenizer()
-EOS = TOKENIZER.eos_token_id
+IDS = special_ids(TOKENIZER)
+EOS = IDS.eos
 
 
 def pairs(*rows: tuple[str, str]) -> Dataset:
@@ -20,29 +21,38 @@ def chat(*turns: str) -> list[dict[str, str]]:
 
 
 def test_example_ids_survive_shuffling_and_filtering_and_tell_rows_apart():
-    rows = prepare_rows(pairs(("q", "a"), ("qa", "b"), ("q", "ab"), ("q", "a")), TOKENIZER, 64)
+    rows = prepare_rows(pairs(("q", "a"), ("qa", "b"), ("q", "ab"), ("q", "a")), TOKENIZER, IDS, 64)
     ids = rows["example_id"]
     assert ids[0] == ids[3]
     assert len(set(ids)) == 3
-    other = prepare_rows(pairs(("q", "ab"), ("q", "a")), TOKENIZER, 64)
+    other = prepare_rows(pairs(("q", "ab"), ("q", "a")), TOKENIZER, IDS, 64)
     assert other["example_id"] == [ids[2], ids[0]]
     assert (
-        prepare_rows(pairs(("qa", "b")), TOKENIZER, 64)["example_id"]
-        != prepare_rows(pairs(("q", "ab")), TOKENIZER, 64)["example_id"]
+        prepare_rows(pairs(("qa", "b")), TOKENIZER, IDS, 64)["example_id"]
+        != prepare_rows(pairs(("q", "ab")), TOKENIZER, IDS, 64)["example_id"]
     )
 
 
 def test_documents_are_concatenated_with_eos_and_nothing_is_lost():
-    rows = prepare_rows(Dataset.from_dict({"text": ["abc", "defgh", "i"]}), TOKENIZER, 4)
+    rows = prepare_rows(Dataset.from_dict({"text": ["abc", "defgh", "i"]}), TOKENIZER, IDS, 4)
     stream = [token for ids in rows["input_ids"] for token in ids]
     assert TOKENIZER.decode(stream) == "abc<|endoftext|>defgh<|endoftext|>i<|endoftext|>"
     assert rows["length"] == [4, 4, 4]
     assert set(rows["prompt_length"]) == {0}
     assert rows["text_bytes"] == [3, 4, 2]
+    assert rows["row"] == [0, 1, 1]  # of the first token of each piece
+
+
+def test_bytes_of_packed_text_add_up_when_characters_are_cut():
+    """Rows of 3 tokens cut through é (2 bytes) and 你 (3): a byte counts once, where its character begins."""
+    text = "aé你b🙂"
+    rows = prepare_rows(Dataset.from_dict({"text": [text]}), TOKENIZER, IDS, 2)
+    assert sum(rows["text_bytes"]) == len(text.encode()) == 11
+    assert token_bytes("é", [(0, 1), (0, 1)]) == [2, 0]
 
 
 def test_each_assistant_turn_is_a_row():
-    rows = prepare_rows(Dataset.from_list([{"messages": chat("q1", "a1", "q2", "a2")}]), TOKENIZER, 256)
+    rows = prepare_rows(Dataset.from_list([{"messages": chat("q1", "a1", "q2", "a2")}]), TOKENIZER, IDS, 256)
     texts = [
         (
             TOKENIZER.decode(row["input_ids"][: row["prompt_length"]]),
@@ -59,8 +69,8 @@ def test_each_assistant_turn_is_a_row():
 
 def test_streamed_rows_are_the_rows_of_the_whole_dataset():
     whole = pairs(*[(f"q{index}", f"a{index}") for index in range(5)])
-    streamed = prepare_rows(whole.to_iterable_dataset(), TOKENIZER, 64)
-    assert list(streamed) == list(prepare_rows(whole, TOKENIZER, 64))
+    streamed = prepare_rows(whole.to_iterable_dataset(), TOKENIZER, IDS, 64)
+    assert list(streamed) == list(prepare_rows(whole, TOKENIZER, IDS, 64))
 
 
 def rows_out(*lengths: tuple[int, int]) -> list[dict]:
@@ -117,7 +127,7 @@ def test_documents_get_no_tail():
 )
 def test_bad_rows_are_named_by_source_row_and_column(rows, message):
     with pytest.raises(DataError, match=f"^train.jsonl.*{message}"):
-        prepare_rows(Dataset.from_list(rows), TOKENIZER, 64, source="train.jsonl")
+        prepare_rows(Dataset.from_list(rows), TOKENIZER, IDS, 64, source="train.jsonl")
 
 
 def test_overlong_rows_are_refused_by_name_or_dropped_by_count(caplog):
@@ -126,22 +136,22 @@ def test_overlong_rows_are_refused_by_name_or_dropped_by_count(caplog):
     with pytest.raises(
         DataError, match=r"2 rows are longer than 6 tokens .*rows 1, 2 \(counted from 0\)\. Raise max_length, or"
     ):
-        prepare_rows(rows, TOKENIZER, 8, eos_tail=2)
-    kept = prepare_rows(rows, TOKENIZER, 8, eos_tail=2, drop_overlong=True)
+        prepare_rows(rows, TOKENIZER, IDS, 8, eos_tail=2)
+    kept = prepare_rows(rows, TOKENIZER, IDS, 8, eos_tail=2, drop_overlong=True)
     assert kept["row"] == [0, 3]
     assert "dropped, 2 of 4 remain" in caplog.text
     with pytest.raises(DataError, match="nothing is left"):
-        prepare_rows(rows, TOKENIZER, 3, eos_tail=2, drop_overlong=True)
-    streamed = prepare_rows(rows.to_iterable_dataset(), TOKENIZER, 8, eos_tail=2, drop_overlong=True)
+        prepare_rows(rows, TOKENIZER, IDS, 3, eos_tail=2, drop_overlong=True)
+    streamed = prepare_rows(rows.to_iterable_dataset(), TOKENIZER, IDS, 8, eos_tail=2, drop_overlong=True)
     assert [row["row"] for row in streamed] == [0, 3]
     with pytest.raises(DataError, match="rows 1"):
-        list(prepare_rows(rows.to_iterable_dataset(), TOKENIZER, 8, eos_tail=2))
+        list(prepare_rows(rows.to_iterable_dataset(), TOKENIZER, IDS, 8, eos_tail=2))
 
 
 def test_a_batch_tail_needs_room_for_one_eos():
-    assert len(prepare_rows(pairs(("abc", "defg")), TOKENIZER, 8, eos_tail="batch")) == 1
+    assert len(prepare_rows(pairs(("abc", "defg")), TOKENIZER, IDS, 8, eos_tail="batch")) == 1
     with pytest.raises(DataError, match="less an EOS tail of 1"):
-        prepare_rows(pairs(("abc", "defgh")), TOKENIZER, 8, eos_tail="batch")
+        prepare_rows(pairs(("abc", "defgh")), TOKENIZER, IDS, 8, eos_tail="batch")
 
 
 def test_local_files_load_by_their_ending(tmp_path):

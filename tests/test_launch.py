@@ -37,7 +37,7 @@ def arguments(tmp_path, data: str, *extra: str) -> list[str]:
     settings = {
         "architecture": json.dumps(ARCHITECTURE), "tokenizer": "bytes", "dataset_name": data,
         "output_dir": tmp_path / "run", "max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none",
-        "use_cpu": "true", "save_strategy": "no", "disable_tqdm": "true",
+        "use_cpu": "true", "save_strategy": "no", "disable_tqdm": "true", "logging_steps": 1,
     }  # fmt: skip
     return [part for key, value in settings.items() for part in (f"--{key}", str(value))] + list(extra)
 
@@ -76,6 +76,10 @@ BAD_FILES = {
         r"bad.jsonl: 1 rows are longer than 63 tokens .*rows 0",
     ),
     "documents": ([{"text": "a"}], r"bad.jsonl: columns are \['text'\]; this recipe needs 'prompt' and 'completion'"),
+    "fewer rows than a batch": (
+        [{"prompt": "q", "completion": "a"}] * 3,
+        r"3 training rows are less than one batch \(4 rows",
+    ),
 }
 
 
@@ -83,12 +87,12 @@ BAD_FILES = {
 def test_bad_rows_stop_the_recipe_before_it_writes(tmp_path, case):
     rows, message = BAD_FILES[case]
     with pytest.raises(ValueError, match=message):
-        sft.main(arguments(tmp_path, write_rows(tmp_path / "bad.jsonl", rows)))
+        sft.main(arguments(tmp_path, write_rows(tmp_path / "bad.jsonl", rows), "--dataloader_drop_last", "true"))
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_pairs_are_not_documents(tmp_path, good):
-    with pytest.raises(RecipeError, match=r"this recipe needs 'text' \(recipes/pretrain.py\)"):
+    with pytest.raises(RecipeError, match=r"this recipe needs 'text' \(documents: recipes/pretrain.py"):
         pretrain.main(arguments(tmp_path, good))
 
 
@@ -127,13 +131,30 @@ def test_checkpoint_and_tokenizer_must_agree_before_weights_are_read(tmp_path, g
         (("--eval_fraction", "1.5"), "eval_fraction=1.5 must be at least 0 and below 1"),
         (("--eval_fraction", "0.5", "--dataset_streaming", "true"), "not streamed"),
         (("--expected_processes", "2"), "expected_processes is 2, but this run has 1 processes"),
+        (("--load_in_4bit", "true"), "load_in_4bit and load_in_8bit are not supported"),
+        (("--max_length", "65"), "max_length=65 must be between 1 and the model's context, 64"),
         (("--resume", "true"), "holds no complete checkpoint"),
         (("--resume", "true", "--overwrite", "true"), "resume and overwrite are both set"),
     ],
 )
 def test_settings_that_cannot_work_are_named(tmp_path, good, extra, message):
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(ValueError, match=message):
         sft.main(arguments(tmp_path, good, *extra))
+
+
+def test_adapters_are_not_taken_for_a_model(tmp_path, good):
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+    with pytest.raises(RecipeError, match="holds adapters, not a model: merge them first"):
+        sft.main(["--model_name_or_path", str(tmp_path / "adapters"), *arguments(tmp_path, good)[4:]])
+
+
+def test_a_new_model_takes_ids_from_the_architecture_where_the_tokenizer_has_none():
+    """The published tokenizer does not say which of its tokens is the mask."""
+    tokenizer = byte_tokenizer()
+    tokenizer.mask_token = None
+    config = launch.new_config(ARCHITECTURE | {"mask_token_id": 258}, tokenizer)
+    assert (config.mask_token_id, config.eos_token_id, config.eot_token_id, config.vocab_size) == (258, 257, 261, 262)
 
 
 def make_run(folder, *steps: int) -> str:
@@ -149,13 +170,17 @@ def test_an_output_directory_with_a_run_is_not_touched_without_being_told(tmp_pa
         sft.main(arguments(tmp_path, good))
     assert resume_point(folder, resume=False, overwrite=True) is None
     assert (tmp_path / "run" / "checkpoint-5").exists()  # looked at, not deleted
+    (tmp_path / "run" / "adapter_config.json").write_text(
+        "{}"
+    )  # of an earlier LoRA run: it would load onto new weights
     sft.main(arguments(tmp_path, good, "--overwrite", "true"))
-    assert not (tmp_path / "run" / "checkpoint-5").exists()
+    assert not list((tmp_path / "run").glob("checkpoint-5")) + list((tmp_path / "run").glob("adapter_*"))
 
 
 def test_a_torn_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
     """Steps are compared as numbers: 10 is after 9. The newest was killed before its state was written."""
     folder = make_run(tmp_path / "run", 9, 10)
+    (tmp_path / "run" / "checkpoint-best").mkdir()
     (tmp_path / "run" / "checkpoint-11").mkdir()
     (tmp_path / "run" / "checkpoint-12").mkdir()
     (tmp_path / "run" / "checkpoint-12" / "trainer_state.json").write_text('{"global_st')
@@ -172,9 +197,10 @@ def test_a_resumed_recipe_continues_where_it_stopped(tmp_path, good):
 
 
 def test_fewer_processes_than_asked_for_are_noticed(monkeypatch):
+    args = type("Args", (), {"world_size": 1, "parallel_mode": type("Mode", (), {"value": "not_parallel"})()})()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="WORLD_SIZE is 2, but this run has 1 processes"):
-        check_processes(None)
+        check_processes(args, None)
 
 
 def test_an_engine_that_accelerate_dropped_is_noticed(monkeypatch):
@@ -194,12 +220,54 @@ def launch_recipe(*command: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_two_cpu_processes_through_the_shipped_config(tmp_path, good):
-    """The README's way to start two; rank 0 saves the model, evaluation covers every held-out row once."""
+def results(folder) -> dict[str, float]:
+    """Of a saved run: its last training loss and what it measured on held-out rows."""
+    saved = json.loads((folder / "eval_results.json").read_text())
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    losses = [row["loss"] for row in history if "loss" in row]
+    return {"loss": losses[-1]} | {
+        key: saved[key] for key in ("eval_loss", "eval_bits_per_token", "eval_bits_per_byte")
+    }
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_two_cpu_processes_through_the_shipped_config_equal_one(tmp_path, good, streaming):
+    """2 x 4 rows against 1 x 8, held-out rows (an odd number) each scored once; a stream is split by row."""
+    held_out = write_rows(
+        tmp_path / "held_out.jsonl", [{"prompt": f"q{i}", "completion": f"b{i * i}"} for i in range(5)]
+    )
+    extra = ("--eval_dataset_name", held_out, "--dataset_streaming", streaming)
+    sft.main([*arguments(tmp_path / "one", good, *extra), "--per_device_train_batch_size", "8"])
     config = ("--config_file", "recipes/accelerate/ddp_cpu.yaml", "--main_process_port", "0")
-    extra = ("--expected_processes", "2", "--eval_fraction", "0.2")
-    result = launch_recipe(*config, "recipes/sft.py", *arguments(tmp_path, good, *extra))
-    assert (tmp_path / "run" / "eval_results.json").exists(), result.stderr[-3000:]
+    two = arguments(tmp_path / "two", good, *extra, "--expected_processes", "2")
+    output = launch_recipe(*config, "recipes/sft.py", *two)
+    assert (tmp_path / "two" / "run" / "eval_results.json").exists(), output.stderr[-3000:]
+    assert results(tmp_path / "two" / "run") == pytest.approx(results(tmp_path / "one" / "run"), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_shards_equal_one_process(tmp_path, good, stage, monkeypatch):
+    """The shipped ZeRO configs on two CPU processes, from a checkpoint (ZeRO-3 draws new weights in another order)."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    shipped = (ROOT / f"recipes/accelerate/zero{stage}.yaml").read_text()
+    config = tmp_path / "zero.yaml"
+    config.write_text(
+        shipped.replace("num_processes: 8", "num_processes: 2").replace("precision: bf16", 'precision: "no"')
+    )
+    tiny_model(dtype=torch.float32, **IDS).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+
+    def command(name: str, *extra: str) -> list[str]:
+        new = arguments(tmp_path / name, good, "--eval_fraction", "0.5", *extra)
+        return ["--model_name_or_path", str(tmp_path / "model"), *new[4:]]  # instead of architecture and tokenizer
+
+    sft.main(command("one", "--per_device_train_batch_size", "8"))
+    launcher = ("--config_file", str(config), "--main_process_port", "0", "recipes/sft.py")
+    output = launch_recipe(*launcher, *command("two", "--expected_processes", "2"))
+    assert (tmp_path / "two" / "run" / "eval_results.json").exists(), output.stderr[-3000:]
+    assert results(tmp_path / "two" / "run") == pytest.approx(results(tmp_path / "one" / "run"), abs=1e-5)
 
 
 def test_the_launcher_form_that_silently_runs_one_process_is_refused(tmp_path, good):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_masking import standard_errors
 
 from llada.guidance import guided, log_probs_from
-from llada.likelihood import elbo_draws, exact_elbo, log_likelihood, systematic_counts
+from llada.likelihood import elbo_draws, exact_elbo, log_likelihood, official_counts, systematic_counts
 from llada.masking import MaskPlan, draw_plan, keyed_generator
 from llada.sampler import SamplerStats, model_predictor
 
@@ -123,14 +123,22 @@ def test_monte_carlo_log_likelihood_agrees_with_enumeration():
     assert abs(estimate - exact) < 4 * standard_error < 1
 
 
-def test_systematic_counts_spread_evenly_and_each_is_uniform():
-    """4 rows of 14 tokens: steps of 3.5 from a uniform start, wrapping; over starts each count is equally likely."""
-    assert sorted(systematic_counts(14, 14, keyed_generator(0)).tolist()) == list(range(1, 15))
+@pytest.mark.parametrize(("rows", "length"), [(4, 14), (16, 8), (8, 6), (16, 2)])
+def test_systematic_counts_spread_evenly_and_each_is_uniform(rows, length):
+    """Every column of 4,000 groups against the uniform law; a group of `length` rows has each count once."""
+    assert sorted(systematic_counts(length, length, keyed_generator(0)).tolist()) == list(range(1, length + 1))
     generator = keyed_generator(1)
-    counts = torch.stack([systematic_counts(4, 14, generator) for _ in range(5000)])
-    assert counts.min() == 1
-    assert counts.max() == 14
-    assert standard_errors(counts[:, 2].double(), 7.5) < 4
+    counts = torch.stack([systematic_counts(rows, length, generator) for _ in range(4000)])
+    hits = torch.nn.functional.one_hot(counts - 1, length)
+    assert standard_errors(hits, 1 / length).max() < 4.5  # of up to 128 cells
+
+
+def test_the_published_counts_favour_even_numbers():
+    """Length 8, 16 rows: half the spreads end in .5 and round to even, so even counts come three times as often."""
+    generator = keyed_generator(2)
+    counts = torch.cat([official_counts(16, 8, generator) for _ in range(500)])
+    even = (counts % 2 == 0).double().mean().item()
+    assert even == pytest.approx(0.75, abs=0.01)
 
 
 def test_log_likelihood_of_the_reference_with_the_same_random_calls():
@@ -142,7 +150,9 @@ def test_log_likelihood_of_the_reference_with_the_same_random_calls():
     blind = guided(predict, (~scored).expand(4, -1), 1.0, model.config.mask_token_id)
     for predictor, key in ((predict, ""), (blind, "_cfg1")):
         seeded = torch.Generator().manual_seed(17)
-        value, _ = log_likelihood(log_probs_from(predictor), tokens, scored, 159, seeded, n=8, group=4)
+        value, _ = log_likelihood(
+            log_probs_from(predictor), tokens, scored, 159, seeded, n=8, group=4, counts=official_counts
+        )
         assert value == pytest.approx(golden[f"get_log_likelihood_seed17_mc8_bs4{key}"], rel=2e-6)
 
 

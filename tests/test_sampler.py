@@ -163,6 +163,7 @@ def test_guidance_extrapolates_from_the_masked_prompt():
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "empty prompt in row 0"),
         ({"attention_mask": torch.tensor([[0, 0]])}, "empty prompt in row 0"),
         ({"attention_mask": torch.tensor([[1, 0]])}, "padded on the left"),
+        ({"attention_mask": torch.tensor([[True, False]])}, "padded on the left"),
         ({"input_ids": torch.tensor([[5, 39]])}, "holds the mask token"),
     ],
 )

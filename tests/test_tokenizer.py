@@ -82,6 +82,8 @@ def test_pair_of_texts_is_taken_as_it_is():
         ([QUESTION], [], "the response tokenizes to nothing"),
         ([QUESTION], [{"role": "assistant", "content": " \n"}], "the response tokenizes to nothing"),
         ("q", [ANSWER], "must both be text or both be lists of messages"),
+        (None, "a", "the value is missing"),
+        ([{"role": "user", "text": "q"}], [ANSWER], "a message needs text under 'role' and 'content'"),
     ],
 )
 def test_pairs_without_content_are_refused(prompt, completion, message):
@@ -96,6 +98,8 @@ def test_special_ids_come_from_the_config_first_and_must_agree():
     untagged.mask_token = None  # as in the published tokenizer: the id stands in the model's config only
     config = tiny_config(vocab_size=262, mask_token_id=258, eos_token_id=257, pad_token_id=257, eot_token_id=None)
     assert special_ids(untagged, config) == SpecialIds(mask=258, eos=257, pad=257, eot=261)
+    with pytest.raises(ValueError, match=r"the tokenizer has 262 tokens but the model embeds 261 \(embedding_size\)"):
+        special_ids(tokenizer, tiny_config(vocab_size=261, mask_token_id=258, eos_token_id=257, pad_token_id=257))
     with pytest.raises(ValueError, match="mask_token_id is 5 in the model's config but 258 in the tokenizer"):
         special_ids(tokenizer, tiny_config(mask_token_id=5))
     with pytest.raises(ValueError, match="has no mask token and the model's config no mask_token_id"):

@@ -11,7 +11,7 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 quickstart: $(INSTALLED)
-	$(VENV)/bin/python examples/masked_diffusion_from_scratch.py
+	$(VENV)/bin/python examples/quickstart.py
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest

@@ -111,6 +111,11 @@ def prepare_rows(
     return keep_fitting(dataset, max_length, 1 if eos_tail == "batch" else int(eos_tail), drop_overlong, source)
 
 
+def name_rows(rows: list[int], count: int) -> str:
+    """The rows that a message about `count` of them names."""
+    return f"rows {', '.join(map(str, rows[:NAMED_ROWS]))}{', ...' if count > NAMED_ROWS else ''} (counted from 0)"
+
+
 def keep_fitting(dataset, max_length: int, tail: int, drop_overlong: bool, source: str):
     """Rows out whose `length` and EOS tail fit `max_length`; the others are refused or dropped, by name and count.
 
@@ -121,8 +126,7 @@ def keep_fitting(dataset, max_length: int, tail: int, drop_overlong: bool, sourc
 
     def report(count: int, rows: list[int]) -> str:
         what = f"{count} rows are longer than {room} tokens (max_length={max_length} less an EOS tail of {tail})"
-        names = ", ".join(map(str, rows)) + (", ..." if count > len(rows) else "")
-        message = f"{source}: {what}: rows {names} (counted from 0)"
+        message = f"{source}: {what}: {name_rows(rows, count)}"
         if not drop_overlong:
             raise DataError(f"{message}. Raise max_length, or set drop_overlong to leave them out")
         return message

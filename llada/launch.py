@@ -27,10 +27,10 @@ from transformers import (
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from llada.config import LLaDAConfig
-from llada.data import column_names, load_rows, prepare_rows
+from llada.data import column_names, load_rows
+from llada.keyed_trainer import KeyedTrainer, row_length
 from llada.model import LLaDAModelLM
 from llada.tokenizer import load_tokenizer, special_ids
-from llada.trainer import row_length
 
 logger = logging.getLogger(__name__)
 
@@ -196,12 +196,17 @@ def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def load_datasets(
-    recipe: RecipeArguments, args, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, documents: bool
+    recipe: RecipeArguments,
+    args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    trainer: type[KeyedTrainer],
+    columns: Sequence[tuple[str, ...]],
 ) -> tuple[Any, Any]:
-    """Tokenized training and evaluation rows (the second None if nothing is held out).
+    """Training and evaluation rows, tokenized as `trainer` wants them (the second None if nothing is held out).
 
     A stream is shuffled in a buffer of `SHUFFLE_BUFFER` rows.
-    documents: whether the recipe trains on documents (pretraining) or on prompts and responses.
+    columns: the sets of columns that the recipe can train on, the first that the data has is taken.
 
     Raises:
         RecipeError: no data, the columns of another recipe, or an `eval_fraction` out of range or of a stream.
@@ -217,16 +222,15 @@ def load_datasets(
 
     def prepared(source: str, split: str, streaming: bool):
         rows = load_rows(source, recipe.dataset_config, split, streaming)
-        columns = set(column_names(rows))
-        if documents and "text" in columns:
-            rows = rows.select_columns(["text"])
-        elif documents or not ({"prompt", "completion"} <= columns or "messages" in columns):
-            needed = "'text'" if documents else "'prompt' and 'completion', or 'messages'"
+        found = column_names(rows)
+        wanted = next((names for names in columns if set(names) <= set(found)), None)
+        if wanted is None:
+            needed = ", or ".join(" and ".join(map(repr, names)) for names in columns)
             raise RecipeError(
-                f"{source}: columns are {sorted(columns)}; this recipe needs {needed} "
-                "(documents: recipes/pretrain.py; prompts and answers: recipes/sft.py)"
+                f"{source}: columns are {sorted(found)}; this recipe needs {needed} (documents: recipes/pretrain.py; "
+                "prompts and answers: recipes/sft.py; preferences: recipes/vrpo.py)"
             )
-        return prepare_rows(rows, tokenizer, ids, max_length, args.eos_tail, args.drop_overlong, source)
+        return trainer.prepare(rows.select_columns(list(wanted)), tokenizer, ids, args, max_length, source)
 
     with args.main_process_first(desc="tokenizing"):
         train = prepared(recipe.dataset_name, recipe.dataset_train_split, recipe.dataset_streaming)

@@ -94,9 +94,14 @@ DRAWS = {"bernoulli": bernoulli_draws, "exact_count": exact_count_draws}
 
 
 def draw_plan(
-    scored_BL: Tensor, generators: Sequence[Generator], n: int, masks: str = "exact_count", stratified: bool = False
+    scored_BL: Tensor,
+    generators: Sequence[Generator],
+    n_t: int,
+    masks: str = "exact_count",
+    stratified: bool = False,
+    n_y: int = 1,
 ) -> MaskPlan:
-    """Draw n masks for each sequence from its own generator.
+    """Draw n_t levels and n_y masks at each for every sequence, S = n_t n_y draws, from its own generator.
 
     The draws of a row depend on its number of scored tokens and its generator only, not on where the tokens stand,
     on padding or on the other rows.
@@ -104,9 +109,10 @@ def draw_plan(
     Args:
         scored_BL: bool, the tokens that may be masked (a response, or a document); at least one in each row.
         generators: one CPU generator for each row, e.g. `keyed_generator(seed, epoch, example_id)`.
-        n: draws for each sequence.
+        n_t: levels for each sequence.
         masks: "exact_count" (weight L/l) or "bernoulli" (weight 1/t, floored).
-        stratified: spread the n levels evenly over [0, 1).
+        stratified: spread the levels evenly over [0, 1).
+        n_y: masks at each level; with exact counts they have the same count.
 
     Raises:
         ValueError: a row without a scored token, or an unknown `masks`.
@@ -117,10 +123,11 @@ def draw_plan(
     lengths = scored_BL.sum(-1).tolist()
     if 0 in lengths:
         raise ValueError(f"row {lengths.index(0)} of the batch has no scored token: there is nothing to mask")
-    masked_SBL = torch.zeros(n, *scored_BL.shape, dtype=torch.bool)
-    weight_SBL = torch.zeros(n, *scored_BL.shape, dtype=torch.float64)
+    masked_SBL = torch.zeros(n_t * n_y, *scored_BL.shape, dtype=torch.bool)
+    weight_SBL = torch.zeros(n_t * n_y, *scored_BL.shape, dtype=torch.float64)
     for row, (length, generator) in enumerate(zip(lengths, generators, strict=True)):
-        mask_SL, weight_S = DRAWS[masks](timesteps(n, generator, stratified), length, generator)
+        u_S = timesteps(n_t, generator, stratified).repeat_interleave(n_y)
+        mask_SL, weight_S = DRAWS[masks](u_S, length, generator)
         masked_SBL[:, row, scored_BL[row]] = mask_SL
         weight_SBL[:, row, scored_BL[row]] = mask_SL * weight_S[:, None]
     return MaskPlan(masked_SBL, weight_SBL)

@@ -9,6 +9,7 @@ from llada import launch
 from llada.trainer import MaskedDiffusionConfig, MaskedDiffusionTrainer
 
 ARGUMENTS = (launch.RecipeArguments, ModelConfig, MaskedDiffusionConfig)
+COLUMNS = (("text",),)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -16,9 +17,14 @@ def main(argv: list[str] | None = None) -> None:
     launch.check_processes(args, recipe.expected_processes)
     checkpoint = launch.resume_point(args.output_dir, recipe.resume, recipe.overwrite)
     model, tokenizer = launch.load_model(recipe, model_args, args.seed)
-    train, held_out = launch.load_datasets(recipe, args, tokenizer, model.config, documents=True)
+    train, held_out = launch.load_datasets(recipe, args, tokenizer, model.config, MaskedDiffusionTrainer, COLUMNS)
     trainer = MaskedDiffusionTrainer(
-        model, args, train, held_out, processing_class=tokenizer, peft_config=get_peft_config(model_args)
+        model,
+        args,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
     )
     launch.run(trainer, recipe, checkpoint)
 

@@ -1,7 +1,10 @@
 """Shared settings and small models. Tests are offline, single-threaded and deterministic."""
 
+import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "WANDB_MODE": "disabled"}
@@ -43,3 +46,69 @@ def tiny_config(**changes) -> LLaDAConfig:
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> LLaDAModelLM:
     torch.manual_seed(seed)
     return LLaDAModelLM(tiny_config(**changes)).to(dtype).eval()
+
+
+def load_script(name: str):
+    """A recipe or example as a module, by its path: `recipes/vrpo.py` has the name of the package."""
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+class Recording:
+    """Mixed into a trainer, keeps the loss (the Trainer logs it in float32) and the gradient norm of each step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.losses: dict[int, float] = {}
+        self.norms: list[float] = []
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)  # this micro-batch's share of the step's loss
+        shared = loss.clone()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(shared)
+            shared /= torch.distributed.get_world_size()
+        step = self.state.global_step
+        self.losses[step] = self.losses.get(step, 0.0) + shared.item()
+        return loss
+
+    def log(self, logs, *args, **kwargs):
+        if "grad_norm" in logs:
+            self.norms.append(logs["grad_norm"])
+        super().log(logs, *args, **kwargs)
+
+
+def trajectory(run, **kwargs) -> torch.Tensor:
+    """Train a recording trainer; [steps, 2] loss and gradient norm."""
+    run.train(**kwargs)
+    return torch.tensor([list(run.losses.values()), run.norms], dtype=torch.float64).T
+
+
+WORKER = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from conftest import trajectory
+from {module} import trainer
+rows = trajectory(trainer({out!r}, {dtype}, ddp_backend="gloo", **{settings!r}))
+torch.distributed.barrier()
+if torch.distributed.get_rank() == 0:
+    torch.save(rows, {out!r} + "/rows.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def two_processes(folder: Path, module: str, dtype: torch.dtype, **settings) -> torch.Tensor:
+    """The trajectory of `module`'s trainer on two processes (DDP, gloo)."""
+    script = folder / "worker.py"
+    tests, out = str(ROOT / "tests"), str(folder)
+    script.write_text(WORKER.format(tests=tests, module=module, out=out, dtype=dtype, settings=settings))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert (folder / "rows.pt").exists(), result.stderr[-3000:]
+    return torch.load(folder / "rows.pt")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
-from test_launch import pretrain, sft
+from test_launch import pretrain, sft, vrpo_recipe
 
 from llada import launch
 
@@ -24,7 +24,7 @@ def recipe_of(path) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_yaml_names_its_command_and_parses(path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    script = {"pretrain": pretrain, "sft": sft}[recipe_of(path)]
+    script = {"pretrain": pretrain, "sft": sft, "vrpo": vrpo_recipe}[recipe_of(path)]
     recipe, model_args, args = launch.parse(script.ARGUMENTS, ["--config", str(path), "--use_cpu", "true"])
     settings = yaml.safe_load(path.read_text())
     assert (recipe.architecture is None) != (model_args.model_name_or_path is None)

@@ -1,13 +1,10 @@
 """Trajectories that must not depend on how a run is split, and what the trainer promises about masks and errors."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, tiny_config, tiny_model
+from conftest import Recording, tiny_config, tiny_model, trajectory, two_processes
 from datasets import Dataset
 from peft import LoraConfig
 
@@ -27,28 +24,8 @@ TEXTS = ["some words", "other", "a longer line of text", "x", "and the rest", "a
 PAIRS = [{"prompt": f"{index}: ", "completion": text} for index, text in enumerate(TEXTS * 4)]
 
 
-class Recorded(MaskedDiffusionTrainer):
-    """Keeps the loss (the Trainer logs it in float32 only) and the gradient norm of every step."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.losses: dict[int, float] = {}
-        self.norms: list[float] = []
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)  # this micro-batch's share of the step's loss
-        shared = loss.clone()
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(shared)
-            shared /= torch.distributed.get_world_size()
-        step = self.state.global_step
-        self.losses[step] = self.losses.get(step, 0.0) + shared.item()
-        return loss
-
-    def log(self, logs, *args, **kwargs):
-        if "grad_norm" in logs:
-            self.norms.append(logs["grad_norm"])
-        super().log(logs, *args, **kwargs)
+class Recorded(Recording, MaskedDiffusionTrainer):
+    pass
 
 
 def config(tmp_path, **changes) -> MaskedDiffusionConfig:
@@ -65,12 +42,6 @@ def trainer(tmp_path, dtype=torch.float64, rows=PAIRS, model=None, **changes) ->
     model = tiny_model(seed=1, dtype=dtype, **IDS) if model is None else model
     dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
     return Recorded(model, config(tmp_path, **changes), dataset, processing_class=TOKENIZER, **extra)
-
-
-def trajectory(run: Recorded, **kwargs) -> torch.Tensor:
-    """Train; [steps, 2] loss and gradient norm."""
-    run.train(**kwargs)
-    return torch.tensor([list(run.losses.values()), run.norms], dtype=torch.float64).T
 
 
 # Absolute. The 1/t weights of Bernoulli masks make losses above 10 that float32 cannot hold to 1e-5.
@@ -99,41 +70,11 @@ def test_resumed_equals_uninterrupted(tmp_path, dtype, masks, bound):
     assert (whole[10:] - resumed).abs().max() <= bound
 
 
-WORKER = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from test_trainer import trainer, trajectory
-rows = trajectory(trainer({out!r}, getattr(torch, sys.argv[1]), masks=sys.argv[2], **{settings!r}))
-torch.distributed.barrier()
-if torch.distributed.get_rank() == 0:
-    torch.save(rows, {out!r} + "/rows.pt")
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
-
-
 @pytest.mark.parametrize(("dtype", "masks", "bound"), PRECISIONS)
 def test_two_processes_equal_one(tmp_path, dtype, masks, bound):
     """DDP with 2 x 4 rows against 1 x 8; the logged loss is the mean over processes."""
     whole = trajectory(trainer(tmp_path, dtype, masks=masks))
-    settings = {"per_device_train_batch_size": 4, "ddp_backend": "gloo"}
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(ROOT / "tests"), out=str(tmp_path), settings=settings))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    command += [
-        "--rdzv_backend",
-        "c10d",
-        "--rdzv_endpoint",
-        "localhost:0",
-        str(script),
-        str(dtype).split(".")[1],
-        masks,
-    ]
-    result = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240
-    )
-    assert (tmp_path / "rows.pt").exists(), result.stderr[-3000:]
-    split = torch.load(tmp_path / "rows.pt")
+    split = two_processes(tmp_path, "test_trainer", dtype, masks=masks, per_device_train_batch_size=4)
     assert (whole - split).abs().max() <= bound
 
 

@@ -1,0 +1,67 @@
+"""A task made by code: column addition with written carries, taught by a writer who is sometimes in a hurry.
+
+    prompt     385+947?
+    careful    5+7+0=12 8+4+1=13 3+9+1=13 1332      columns from the right: digit + digit + carry, then the result
+    hurried    5+7+0=12 8+4+0=12 3+9+0=12 1222      forgets to carry
+
+The demonstrations are noisy by design: the more carries a sum has, the more often it is hurried. Where the hurried
+answer is the more frequent one, a model that imitates well is wrong, and only a preference can tell it.
+"""
+
+import random
+import zlib
+
+# How often the writer hurries, by the number of carries that are written in the careful answer (columns 2 and 3).
+HURRY = {0: 0.0, 1: 0.3, 2: 0.7}
+PROMPT_LENGTH, ANSWER_LENGTH = 8, 31
+
+
+def work(a: int, b: int, careful: bool) -> str:
+    """The worked answer, with or without carrying."""
+    columns, digits, carry = [], [], 0
+    for place in range(3):
+        x, y = a // 10**place % 10, b // 10**place % 10
+        total = x + y + carry
+        columns.append(f"{x}+{y}+{carry}={total:02d}")
+        digits.append(total % 10)
+        carry = total // 10 if careful else 0
+    last = carry if careful else total // 10
+    return " ".join([*columns, f"{last}{digits[2]}{digits[1]}{digits[0]}"])
+
+
+def operands(prompt: str) -> tuple[int, int]:
+    a, b = prompt.removesuffix("?").split("+")
+    return int(a), int(b)
+
+
+def right_answer(prompt: str) -> str:
+    return work(*operands(prompt), careful=True)
+
+
+def is_right(row: dict, answer: str) -> bool:
+    """The verifier: every column, every carry and the result, to the letter."""
+    return answer.strip() == right_answer(row["prompt"])
+
+
+def demonstration(prompt: str, rng: random.Random) -> str:
+    """What the writer writes for a prompt."""
+    a, b = operands(prompt)
+    careful = work(a, b, careful=True)
+    carries = careful[4] == "1", careful[13] == "1", careful[22] == "1"
+    hurried = rng.random() < HURRY[sum(carries[1:])]
+    return work(a, b, careful=False) if hurried else careful
+
+
+def is_held_out(prompt: str) -> bool:
+    """A fixed tenth of all prompts, by hash: never in demonstrations or pairs."""
+    return zlib.crc32(prompt.encode()) % 10 == 0
+
+
+def prompts(number: int, rng: random.Random, held_out: bool) -> list[str]:
+    """Distinct prompts from one side of the split."""
+    found: dict[str, None] = {}
+    while len(found) < number:
+        prompt = f"{rng.randint(100, 999)}+{rng.randint(100, 999)}?"
+        if is_held_out(prompt) == held_out:
+            found[prompt] = None
+    return list(found)

@@ -1,0 +1,173 @@
+"""Estimators and losses of VRPO against enumeration and numbers worked by hand."""
+
+import math
+
+import pytest
+import torch
+from test_likelihood import MASK, Table, subsets
+from test_masking import standard_errors
+
+from llada.likelihood import elbo_draws, exact_elbo
+from vrpo.estimators import DESIGNS, Estimator, budget_variance, draw_pair_plans, log_ratios, score_variance
+from vrpo.losses import LOSSES, sft, total_loss
+
+LENGTH, BETA = 5, 0.2
+TOKENS = torch.arange(LENGTH)
+
+
+def perturbed(model: Table, scale: float = 0.3) -> Table:
+    """A policy that started from `model`: its log-probabilities moved a little, in every context."""
+    other = Table(LENGTH)
+    noise = torch.randn(other.log_p.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    other.log_p = (model.log_p.detach() - scale * noise.abs()).requires_grad_()
+    return other
+
+
+REFERENCE = Table(LENGTH)
+POLICY = perturbed(REFERENCE)
+
+
+def sampled_scores(estimator: Estimator, pairs: int, policy=POLICY, reference=REFERENCE):
+    """ELBO draws of `pairs` copies of one pair whose two responses are the same text: [S, 2 * pairs] each."""
+    scored = torch.ones(2 * pairs, LENGTH, dtype=torch.bool)
+    plans = draw_pair_plans(scored, list(range(pairs)), estimator, seed=0, epoch=0)
+    tokens = TOKENS.expand(2 * pairs, -1)
+    with torch.no_grad():
+        return [elbo_draws(model, tokens, plan, MASK) for model, plan in zip((policy, reference), plans, strict=True)]
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize(("n_t", "n_y"), [(1, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("masks", ["exact_count", "bernoulli"])
+def test_the_score_is_unbiased(n_t, n_y, coupled, masks):
+    """20,000 pairs against the exact log-ratio by enumeration, both sides."""
+    policy_SB, reference_SB = sampled_scores(Estimator(n_t, n_y, coupled, masks), 6_000)
+    scored, eps = torch.ones(LENGTH, dtype=torch.bool), 1e-3 if masks == "bernoulli" else 0.0
+    exact = [exact_elbo(model, TOKENS, scored, MASK, eps=eps).item() for model in (POLICY, REFERENCE)]
+    for ratio_P in log_ratios(policy_SB, reference_SB):
+        assert standard_errors(ratio_P, exact[0] - exact[1]) < 4
+
+
+def test_the_gradient_of_the_score_is_unbiased():
+    """d ratio / d log p of token 2, summed over contexts: the token's mean weight against the exact gradient."""
+    scored = torch.ones(LENGTH, dtype=torch.bool)
+    (exact,) = torch.autograd.grad(exact_elbo(POLICY, TOKENS, scored, MASK), POLICY.log_p)
+    plan, _ = draw_pair_plans(scored.expand(6_000, -1), list(range(3_000)), DESIGNS["vrpo"], seed=1, epoch=0)
+    assert standard_errors(plan.weight_SBL[:, :, 2].mean(0), exact[:, 2].sum().item()) < 4
+
+
+def test_coupled_and_equal_models_score_exactly_zero():
+    policy_SB, reference_SB = sampled_scores(DESIGNS["vrpo"], 50, policy=REFERENCE)
+    assert torch.equal(policy_SB, reference_SB)
+    policy_SB, reference_SB = sampled_scores(DESIGNS["naive_dpo"], 50, policy=REFERENCE)
+    assert (policy_SB - reference_SB).abs().max() > 0.1
+
+
+def variance_of_score(estimator: Estimator, pairs: int = 4000) -> float:
+    chosen_P, rejected_P = log_ratios(*sampled_scores(estimator, pairs))
+    return (BETA * (chosen_P - rejected_P)).var().item()
+
+
+def test_the_paper_s_orderings_of_variance():
+    """One mask at each timestep is best at equal n (Prop. 1), coupling helps (Prop. 2), variance falls as 1/n."""
+    allocation = [variance_of_score(Estimator(n_t, 4 // n_t, True, "exact_count")) for n_t in (4, 2, 1)]
+    assert allocation[0] < allocation[1] < allocation[2]
+    assert allocation[0] < 0.5 * variance_of_score(Estimator(4, 1, False, "exact_count"))
+    eight = variance_of_score(Estimator(8, 1, True, "exact_count"))
+    assert eight == pytest.approx(allocation[0] / 2, rel=4 * (2 / 4000) ** 0.5 * 2)
+
+
+@pytest.mark.parametrize(("n_t", "n_y"), [(1, 1), (4, 1), (2, 2), (1, 4)])
+def test_the_variance_of_an_elbo_is_the_paper_s_decomposition(n_t, n_y):
+    """Lemma 5 with V_t and V_y by enumeration: values (L/l) S(M) for every count l and subset M."""
+    values = {
+        count: torch.stack(
+            [
+                LENGTH / count * REFERENCE(TOKENS.masked_fill(mask, MASK)[None], TOKENS[None]).sum()
+                for mask in subsets(LENGTH, count)
+            ]
+        ).detach()
+        for count in range(1, LENGTH + 1)
+    }
+    means = torch.stack([value.mean() for value in values.values()])
+    level = means.var(unbiased=False).item()
+    mask = torch.stack([value.var(unbiased=False) for value in values.values()]).mean().item()
+    draws = 6_000
+    sampled = sampled_scores(Estimator(n_t, n_y, True, "exact_count"), draws // 2)[1].mean(0)
+    kurtosis = ((sampled - sampled.mean()) ** 4).mean() / sampled.var() ** 2
+    error = sampled.var() * ((kurtosis - 1) / draws) ** 0.5
+    assert abs(sampled.var() - budget_variance(level, mask, n_t, n_y)) < 4 * error
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_the_reported_variance_of_the_score_is_unbiased(coupled):
+    """The mean over pairs of the within-pair estimate against the variance between pairs (both sides random)."""
+    estimator = Estimator(4, 1, coupled, "exact_count")
+    policy_SB, reference_SB = sampled_scores(estimator, 4000)
+    reported = score_variance(policy_SB, reference_SB, BETA)
+    assert standard_errors(reported, variance_of_score(estimator)) < 6  # both numbers are estimates
+    with pytest.raises(ValueError, match="at least two draws"):
+        score_variance(policy_SB[:1], reference_SB[:1], BETA)
+
+
+def test_scores_are_averaged_before_the_log_sigmoid():
+    """Two draws with log-ratio difference +10 and -10 nats, beta 0.2: the mean score is 0, so the loss is log 2.
+
+    Averaged after the log-sigmoid it would be (log(1 + e^-2) + log(1 + e^2)) / 2 = 1.1269.
+    """
+    policy_SB = torch.tensor([[10.0, 0.0], [-10.0, 0.0]], dtype=torch.float64)
+    reference_SB, length_B = torch.zeros_like(policy_SB), torch.ones(2)
+    loss = total_loss(policy_SB.mean(0), reference_SB.mean(0), length_B, ["sigmoid"], [1.0], BETA, 0.0)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-12)
+    each = [
+        total_loss(p, r, length_B, ["sigmoid"], [1.0], BETA, 0.0) for p, r in zip(policy_SB, reference_SB, strict=True)
+    ]
+    assert torch.stack(each).mean().item() == pytest.approx(1.126928, abs=1e-6)
+
+
+WORKED = {"sigmoid": 0.437488, "robust": 0.362488, "ipo": 3.24, "hinge": 0.4}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_the_numbers_worked_in_their_docstrings(name):
+    """r_w = 2 over 4 tokens, r_l = -1 over 5, beta 0.2, 10% of labels flipped."""
+    ratios = torch.tensor([2.0]), torch.tensor([-1.0])
+    lengths = torch.tensor([4.0]), torch.tensor([5.0])
+    assert LOSSES[name](*ratios, *lengths, 0.2, 0.1).item() == pytest.approx(WORKED[name], abs=1e-6)
+
+
+def test_the_sft_term_is_the_chosen_elbo_by_length():
+    assert sft(torch.tensor([-6.0]), torch.tensor([4.0])).item() == 1.5
+    policy_B, reference_B = torch.tensor([-6.0, -9.0]), torch.tensor([-8.0, -8.0])
+    total = total_loss(policy_B, reference_B, torch.tensor([4.0, 5.0]), ["sigmoid", "sft"], [1.0, 0.05], 0.2, 0.0)
+    assert total.item() == pytest.approx(0.437488 + 0.05 * 1.5, abs=1e-6)
+
+
+def test_robust_is_unbiased_under_flipped_labels():
+    """(1 - e) loss(s) + e loss(-s) = -log sigmoid(s): the flips cancel."""
+    one, zero, e = torch.tensor([3.0]), torch.tensor([0.0]), 0.1
+    clean = LOSSES["robust"](one, zero, one, one, 0.2, e)
+    flipped = LOSSES["robust"](zero, one, one, one, 0.2, e)
+    exact = LOSSES["sigmoid"](one, zero, one, one, 0.2, 0.0)
+    assert ((1 - e) * clean + e * flipped).item() == pytest.approx(exact.item(), abs=1e-6)
+
+
+def test_extreme_scores_keep_a_finite_loss_and_slope():
+    """-log sigmoid(-2000) = 2000; log(sigmoid(x)) would be infinite."""
+    ratio = torch.tensor([-1e4], requires_grad=True)
+    loss = LOSSES["sigmoid"](ratio, torch.zeros(1), torch.ones(1), torch.ones(1), 0.2, 0.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(2000)
+    assert ratio.grad.item() == pytest.approx(-0.2)
+
+
+def test_names_and_budgets_are_checked():
+    zero = torch.zeros(2)
+    with pytest.raises(ValueError, match="loss_type='dpo' is unknown: it must be one of"):
+        total_loss(zero, zero, zero + 1, ["dpo"], [1.0], 0.2, 0.0)
+    with pytest.raises(ValueError, match="must have one weight for each"):
+        total_loss(zero, zero, zero + 1, ["sigmoid", "sft"], [1.0], 0.2, 0.0)
+    with pytest.raises(ValueError, match="n_t=0 and n_y=1 must be at least 1"):
+        Estimator(0, 1, True, "exact_count")
+    with pytest.raises(ValueError, match="masks='gauss' is unknown"):
+        Estimator(1, 1, True, "gauss")

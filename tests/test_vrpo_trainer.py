@@ -1,0 +1,314 @@
+"""The preference trainer: exact gradients, equal trajectories, references, metrics, and refusals."""
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import Recording, tiny_model, trajectory, two_processes
+from datasets import Dataset
+from peft import LoraConfig
+from test_trainer import IDS, TOKENIZER
+
+from vrpo import VRPOConfig, VRPOTrainer
+from vrpo.data import prepare_pairs
+
+WORDS = ["yes", "no way", "maybe so", "never", "of course", "it is", "a while", "all of it"]
+PAIRS = [
+    {"prompt": f"{index}? ", "chosen": word, "rejected": WORDS[(index - 1) % 8] + "!"}
+    for index, word in enumerate(WORDS * 2)
+]
+
+
+class Recorded(Recording, VRPOTrainer):
+    pass
+
+
+def config(tmp_path, **changes) -> VRPOConfig:
+    settings = dict(
+        output_dir=str(tmp_path), max_steps=20, per_device_train_batch_size=8, gradient_accumulation_steps=1,
+        learning_rate=1e-3, warmup_steps=2, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True,
+        dataloader_drop_last=True, disable_tqdm=True, optim="adamw_torch", seed=3, n_t=3,
+    )  # fmt: skip
+    return VRPOConfig(**(settings | changes))
+
+
+def trainer(tmp_path, dtype=torch.float64, rows=PAIRS, model=None, **changes) -> Recorded:
+    names = ("eval_dataset", "peft_config", "ref_model")
+    extra = {key: changes.pop(key) for key in names if key in changes}
+    model = tiny_model(seed=1, dtype=dtype, **IDS) if model is None else model
+    return Recorded(
+        model,
+        args=config(tmp_path, **changes),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=TOKENIZER,
+        **extra,
+    )
+
+
+def moved(run: VRPOTrainer, scale: float = 0.05) -> VRPOTrainer:
+    """The same trainer with its policy away from its reference."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return run
+
+
+def first_batch(run: VRPOTrainer) -> dict[str, torch.Tensor]:
+    return next(iter(run.get_train_dataloader()))
+
+
+def test_the_score_starts_at_exactly_zero_and_the_loss_at_log_two(tmp_path):
+    run = trainer(tmp_path, loss_type=["sigmoid"], loss_weights=[1.0])
+    batch = first_batch(run)
+    with torch.no_grad():
+        scores = run.scores(run.model, batch, epoch=0)
+        loss = run.compute_loss(run.model, batch)
+    assert torch.equal(scores.policy_SB, scores.reference_SB)
+    assert loss.item() == pytest.approx(0.6931471805599453, abs=1e-15)
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize("loss", ["sigmoid", "robust", "ipo", "hinge"])
+def test_the_replayed_gradient_is_that_of_the_full_graph(tmp_path, loss, coupled):
+    """Every loss with the SFT term, n = 3 draws, a policy away from its reference: 1e-12 in float64."""
+    settings = dict(loss_type=[loss, "sft"], loss_weights=[1.0, 0.05], label_smoothing=0.1, coupled=coupled)
+    full, replayed = (moved(trainer(tmp_path, **settings)) for _ in range(2))
+    batch = first_batch(full)
+    loss_full = full.compute_loss(full.model, batch)
+    loss_full.backward()
+    replayed.current_gradient_accumulation_steps = 1
+    loss_replayed = replayed.training_step(replayed.model, batch)
+    assert loss_replayed.item() == pytest.approx(loss_full.item(), abs=1e-12)
+    pairs = zip(full.model.parameters(), replayed.model.parameters(), strict=True)
+    gradients = [(a.grad, b.grad) for a, b in pairs]
+    assert max((a - b).abs().max().item() for a, b in gradients) <= 1e-12
+    assert max(a.abs().max().item() for a, _ in gradients) > 1e-4
+
+
+PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), PRECISIONS)
+def test_accumulation_of_eight_single_pairs_equals_one_batch_of_eight(tmp_path, dtype, bound):
+    whole = trajectory(trainer(tmp_path, dtype))
+    split = trajectory(trainer(tmp_path, dtype, per_device_train_batch_size=1, gradient_accumulation_steps=8))
+    assert whole.shape == split.shape == (20, 2)
+    assert (whole - split).abs().max() <= bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), PRECISIONS)
+def test_resumed_equals_uninterrupted(tmp_path, dtype, bound):
+    """The reference is the model that is passed in, not the checkpoint, which has moved on."""
+    whole = trajectory(trainer(tmp_path / "whole", dtype))
+    trajectory(trainer(tmp_path / "cut", dtype, save_strategy="steps", save_steps=10))
+    resumed = trajectory(
+        trainer(tmp_path / "cut", dtype),
+        resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-10"),
+    )
+    assert (whole[10:] - resumed).abs().max() <= bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), PRECISIONS)
+def test_two_processes_equal_one(tmp_path, dtype, bound):
+    """Gradients are reduced once, at the last of the replayed draws."""
+    whole = trajectory(trainer(tmp_path, dtype))
+    split = two_processes(tmp_path, "test_vrpo_trainer", dtype, per_device_train_batch_size=4)
+    assert (whole - split).abs().max() <= bound
+
+
+def test_adapters_off_is_the_frozen_copy(tmp_path):
+    """LoRA with the reference by adapters off, and with a second model: the same 20 steps, to 1e-10."""
+    lora = LoraConfig(r=2, lora_dropout=0.1, init_lora_weights=True)
+    runs = []
+    for reference in (None, tiny_model(seed=1, **IDS)):
+        torch.manual_seed(5)
+        runs.append(trajectory(trainer(tmp_path, peft_config=lora, ref_model=reference)))
+    assert (runs[0] - runs[1]).abs().max() <= 1e-10
+    assert runs[0][0, 0] != runs[0][-1, 0]
+
+
+def test_draws_of_chosen_and_rejected_are_not_shared(tmp_path):
+    rows = [{"prompt": "q", "chosen": "abcdefgh", "rejected": "stuvwxyz"}] * 8
+    run = trainer(tmp_path, rows=rows, n_t=16)
+    scores = run.scores(run.model, first_batch(run), epoch=0)
+    chosen, rejected = scores.plan.masked_SBL.chunk(2, 1)
+    assert not torch.equal(chosen, rejected)
+
+
+def test_metrics_are_what_they_say(tmp_path):
+    """By hand from the draws: rewards are beta times log-ratios, logps are ELBOs, masked_fraction counts tokens."""
+    run = moved(trainer(tmp_path, beta=0.5), 0.3)
+    batch = first_batch(run)
+    with torch.no_grad():
+        scores = run.scores(run.model, batch, epoch=0)
+    metrics = run.pair_metrics(scores, batch)
+    ratio = (scores.policy_SB - scores.reference_SB).mean(0)
+    assert torch.allclose(metrics["rewards/chosen"], 0.5 * ratio[:8], atol=1e-12)
+    assert torch.allclose(metrics["rewards/margins"], 0.5 * (ratio[:8] - ratio[8:]), atol=1e-12)
+    assert torch.equal(metrics["rewards/accuracies"], (ratio[:8] > ratio[8:]).double())
+    assert torch.allclose(metrics["logps/rejected"], scores.policy_SB.mean(0)[8:], atol=1e-12)
+    share = (scores.plan.masked_SBL.sum(-1).double().mean(0) / batch["scored"].sum(-1)).view(2, 8).mean(0)
+    assert torch.allclose(metrics["masked_fraction"], share, atol=1e-12)
+    spread = (scores.policy_SB - scores.reference_SB).var(0) / 3
+    assert torch.allclose(metrics["score/variance"], 0.25 * (spread[:8] + spread[8:]), atol=1e-12)
+    assert "score/variance" not in moved(trainer(tmp_path, n_y=2)).pair_metrics(scores, batch)
+
+
+def test_logged_and_evaluated_metrics_have_trl_s_names(tmp_path):
+    run = trainer(tmp_path, max_steps=2, eval_dataset=Dataset.from_list(PAIRS[:5]), per_device_eval_batch_size=2)
+    run.train()
+    logged = next(row for row in run.state.log_history if "loss" in row)
+    names = {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen"}
+    assert names | {"logps/rejected", "masked_fraction", "score/saturated", "score/variance"} <= set(logged)
+    evaluated = run.evaluate()
+    assert {f"eval_{name}" for name in names | {"loss"}} <= set(evaluated)
+    rows = [
+        trainer(tmp_path, eval_dataset=Dataset.from_list(PAIRS[:5]), per_device_eval_batch_size=size).evaluate()
+        for size in (1, 5)
+    ]
+    assert rows[0]["eval_logps/chosen"] == pytest.approx(rows[1]["eval_logps/chosen"], abs=1e-10)
+
+
+def test_reporters_receive_the_metrics(tmp_path, monkeypatch):
+    """tensorboard's event file and wandb's offline record hold the names."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
+    trainer(tmp_path, max_steps=2, report_to=["tensorboard", "wandb"]).train()
+    events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").rglob("events*"))
+    import wandb
+
+    wandb.finish()
+    record = b"".join(path.read_bytes() for path in tmp_path.rglob("*.wandb"))
+    for name in (b"rewards/margins", b"score/variance"):
+        assert name in events
+        assert name in record
+
+
+def test_alignment_learns_the_preference(tmp_path):
+    """60 steps on 16 pairs: every chosen answer ends above its rejected one, by more than a nat of reward."""
+    run = trainer(tmp_path, torch.float32, max_steps=60, learning_rate=3e-3, eval_dataset=Dataset.from_list(PAIRS))
+    run.train()
+    metrics = run.evaluate()
+    assert metrics["eval_rewards/accuracies"] == 1.0
+    assert metrics["eval_rewards/margins"] > 1
+
+
+def pairs(*rows) -> Dataset:
+    return Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows])
+
+
+def prepare(dataset, **changes):
+    from llada.tokenizer import special_ids
+
+    return prepare_pairs(dataset, TOKENIZER, special_ids(TOKENIZER), changes.pop("max_length", 64), **changes)
+
+
+def test_explicit_implicit_and_conversational_prompts_agree():
+    """TRL's formats: prompt column, common beginning of two texts, messages, implicit messages with a system turn."""
+    system = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    answers = [[{"role": "assistant", "content": text}] for text in ("a", "b")]
+    explicit = prepare(
+        Dataset.from_list([{"prompt": system, "chosen": answers[0], "rejected": answers[1]}]), max_length=300
+    )
+    implicit = prepare(
+        Dataset.from_list([{"chosen": system + answers[0], "rejected": system + answers[1]}]), max_length=300
+    )
+    assert explicit[0] == implicit[0]
+    assert TOKENIZER.decode(explicit[0]["chosen_ids"][explicit[0]["prompt_length"] :]) == "a<|eot_id|>"
+    text = prepare(Dataset.from_list([{"chosen": "q: yes", "rejected": "q: no"}]))
+    assert TOKENIZER.decode(text[0]["chosen_ids"]) == "q: yes"
+    assert text[0]["prompt_length"] in (2, 3)
+
+
+def test_ids_tell_pairs_apart_and_not_their_order():
+    rows = prepare(pairs(("q", "a", "b"), ("q", "b", "a"), ("q", "a", "c"), ("q", "a", "b")))
+    ids = rows["example_id"]
+    assert ids[0] == ids[3]
+    assert len(set(ids)) == 3
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (
+            Dataset.from_list([{"prompt": "q", "chosen": "a"}]),
+            r"columns are \['chosen', 'prompt'\]; needed are 'prompt'",
+        ),
+        (pairs(("", "a", "b")), "row 0 .*column 'prompt': the prompt is empty"),
+        (pairs(("q", "a", "b"), ("q", "", "b")), "row 1 .*column 'chosen': the response tokenizes to nothing"),
+        (pairs(("q", "a", "")), "row 0 .*column 'rejected': the response tokenizes to nothing"),
+        (pairs(("q", None, "b")), "row 0 .*column 'chosen': the value is missing"),
+        (
+            pairs(("q", "a", "a"), ("q", "a", "b"), ("q", "c", "c")),
+            r"2 rows have identical .*rows 0, 2 .*set allow_identical",
+        ),
+        (pairs(("q" * 63, "a", "b")), "row 0 .*column 'prompt': the prompt has 63 tokens and leaves no room"),
+        (pairs(("q", "a" * 80, "b")), "1 rows are longer than 63 tokens"),
+        (pairs(("q", "<|mdm_mask|>", "b")), "row 0 .*column 'chosen': the text spells the mask token"),
+    ],
+)
+def test_bad_pairs_are_named_by_source_row_and_column(dataset, message):
+    with pytest.raises(ValueError, match=f"^pairs.jsonl.*{message}"):
+        prepare(dataset, source="pairs.jsonl")
+
+
+def test_streamed_pairs_are_the_rows_of_the_whole_dataset():
+    whole = pairs(*[(f"q{index}", f"a{index}", f"b{index}") for index in range(5)])
+    assert list(prepare(whole.to_iterable_dataset())) == list(prepare(whole))
+    with pytest.raises(ValueError, match="1 rows have identical"):
+        list(prepare(pairs(("q", "a", "a")).to_iterable_dataset()))
+
+
+def test_references_that_cannot_be_are_refused(tmp_path):
+    model = tiny_model(seed=1, **IDS)
+    with pytest.raises(ValueError, match="ref_model is the model itself"):
+        trainer(tmp_path, model=model, ref_model=model)
+    with pytest.raises(ValueError, match="another vocabulary: embedding_size is 270, and 262 in the model"):
+        trainer(tmp_path, ref_model=tiny_model(**(IDS | {"embedding_size": 270})))
+    first = trainer(tmp_path, peft_config=LoraConfig(r=2))
+    with pytest.raises(ValueError, match=r"already has adapters.*merge them"):
+        trainer(tmp_path, model=first.model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"estimator": "best"}, "estimator='best' is unknown: it must be one of"),
+        ({"disable_dropout": False}, "disable_dropout=False is refused"),
+        ({"beta": 0.0}, "beta=0.0 must be positive"),
+        ({"label_smoothing": 0.5}, "label_smoothing=0.5 must be at least 0 and below 0.5"),
+        ({"loss_type": ["dpo"], "loss_weights": [1.0]}, "loss_type='dpo' is unknown"),
+        ({"loss_type": ["sigmoid"]}, "must have one weight for each"),
+        ({"n_y": 0}, "n_y=0 must be at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **changes)
+
+
+def test_a_score_that_is_not_finite_stops_before_the_optimizer(tmp_path):
+    """Only row 7's prompt holds the poisoned byte; a score of +inf alone would have loss 0."""
+    model = tiny_model(seed=1, **IDS)
+    model.model.transformer.wte.weight.data[TOKENIZER.convert_tokens_to_ids("7")] = torch.nan
+    before = copy.deepcopy(model.state_dict())
+    run = trainer(tmp_path, model=model, ref_model=tiny_model(seed=1, **IDS), per_device_train_batch_size=16)
+    with pytest.raises(
+        FloatingPointError, match=r"the score is not finite after 0 optimizer steps, for 1 of 16 .*row 7 "
+    ):
+        run.train()
+    assert all(torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in model.state_dict().items())
+
+
+def test_defaults_are_the_paper_s_recipe(tmp_path):
+    args = VRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    design = args.design()
+    assert (design.n_t, design.n_y, design.coupled, design.masks) == (8, 1, True, "exact_count")
+    assert (args.beta, args.loss_type, args.loss_weights) == (0.2, ["sigmoid", "sft"], [1.0, 0.05])
+    assert (args.learning_rate, args.warmup_steps, args.adam_beta1, args.adam_beta2) == (5e-7, 15, 0.9, 0.95)
+    assert args.weight_decay == 0.01
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 64
+    assert json.dumps(args.to_dict()["estimator"]) == '"vrpo"'

@@ -1,0 +1,136 @@
+"""Preference rows in TRL's formats -> tokenized pairs -> batches with the keys of their masks.
+
+Columns in: `prompt`, `chosen`, `rejected`, as text or as messages; or `chosen` and `rejected` alone, whose common
+beginning is the prompt (TRL's implicit prompt). Rows out: `chosen_ids` and `rejected_ids` (prompt and response),
+`prompt_length`, `length` (the longer side), `example_id` (a 64-bit hash of the tokens) and `row`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llada.data import ROWS_VERSION, Collator, DataError, column_names, example_id, keep_fitting, name_rows
+from llada.tokenizer import PairError, SpecialIds, encode_pair
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+def prepare_pairs(
+    dataset: "Dataset | IterableDataset",
+    tokenizer: PreTrainedTokenizerBase,
+    ids: SpecialIds,
+    max_length: int,
+    eos_tail: int = 1,
+    drop_overlong: bool = False,
+    allow_identical: bool = False,
+    source: str = "dataset",
+) -> "Dataset | IterableDataset":
+    """Tokenize preference pairs.
+
+    Args:
+        ids: special ids (`llada.tokenizer.special_ids`).
+        max_length: the most tokens that prompt, response and EOS tail may have, on either side.
+        drop_overlong: leave out pairs with an over-long side (with a warning that counts them) instead of refusing.
+        allow_identical: keep pairs whose chosen and rejected tokens are equal (their score is noise around 0).
+        source: what messages call the dataset, such as its file.
+
+    Raises:
+        DataError: columns missing, an empty prompt, chosen or rejected, identical sides, a prompt that leaves no room
+            or a side over `max_length`. A streamed dataset is checked as it is read.
+    """
+    columns = column_names(dataset)
+    if not {"chosen", "rejected"} <= set(columns):
+        raise DataError(f"{source}: columns are {sorted(columns)}; needed are 'prompt', 'chosen' and 'rejected'")
+    room = None if drop_overlong else max_length - eos_tail
+    dataset = dataset.map(_PairsOut(tokenizer, ids, source, room), with_indices=True, remove_columns=columns)
+    if not allow_identical:
+        dataset = _refuse_identical(dataset, source)
+    return keep_fitting(dataset, max_length, eos_tail, drop_overlong, source)
+
+
+def _refuse_identical(dataset, source: str):
+    def message(rows: list[int]) -> str:
+        what = f"{len(rows)} rows have identical 'chosen' and 'rejected'"
+        return f"{source}: {what}: {name_rows(rows, len(rows))}. Remove them, or set allow_identical"
+
+    if hasattr(dataset, "__len__"):
+        rows = dataset.filter(lambda row: row["chosen_ids"] == row["rejected_ids"])["row"]
+        if len(rows):
+            raise DataError(message(list(rows)))
+        return dataset
+
+    def check(row: dict[str, Any]) -> bool:
+        if row["chosen_ids"] == row["rejected_ids"]:
+            raise DataError(message([row["row"]]))
+        return True
+
+    return dataset.filter(check)
+
+
+@dataclass
+class _PairsOut:
+    tokenizer: PreTrainedTokenizerBase
+    ids: SpecialIds
+    source: str
+    room: int | None  # tokens for prompt and response, where a prompt that fills them is refused
+
+    def __post_init__(self):
+        self.version = ROWS_VERSION
+
+    def __call__(self, example: dict[str, Any], row: int) -> dict[str, Any]:
+        from trl.data_utils import maybe_extract_prompt
+
+        for column in {"prompt", "chosen", "rejected"} & set(example):
+            if example[column] is None:
+                raise self.error(row, column, "the value is missing")
+        example = maybe_extract_prompt(example)
+        sides = {}
+        for column in ("chosen", "rejected"):
+            try:
+                prompt_ids, response_ids = encode_pair(self.tokenizer, example["prompt"], example[column])
+            except PairError as error:
+                raise self.error(row, "prompt" if error.part == "prompt" else column, error) from error
+            sides[column] = prompt_ids + response_ids
+            if self.room is not None and len(prompt_ids) >= self.room:
+                what = f"the prompt has {len(prompt_ids)} tokens and leaves no room for a response in {self.room}"
+                raise self.error(row, "prompt", what)
+            if self.ids.mask in sides[column]:
+                raise self.error(row, column, f"the text spells the mask token (id {self.ids.mask})")
+        return {
+            "chosen_ids": sides["chosen"],
+            "rejected_ids": sides["rejected"],
+            "prompt_length": len(prompt_ids),
+            "length": max(map(len, sides.values())),
+            # One hash of both sides: the id of a response alone would tie pairs that share it to the same draws.
+            "example_id": example_id(sides["chosen"] + sides["rejected"], len(sides["chosen"])),
+            "row": row,
+        }
+
+    def error(self, row: int, column: str, what: object) -> DataError:
+        return DataError(f"{self.source}, row {row} (counted from 0), column '{column}': {what}")
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Rows -> a batch of 2P sequences: the P chosen, then the P rejected, padded together on the right.
+
+    Returns a dict of input_ids, attention_mask, scored (bool), each [2P, L]; example_id [P] and row [P].
+    """
+
+    pad_id: int
+    eos_id: int
+    eos_tail: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        sides = [
+            row | {"input_ids": row[f"{side}_ids"], "length": len(row[f"{side}_ids"]), "text_bytes": 0}
+            for side in ("chosen", "rejected")
+            for row in rows
+        ]
+        batch = Collator(self.pad_id, self.eos_id, self.eos_tail)(sides)
+        keys = {key: torch.tensor([row[key] for row in rows]) for key in ("example_id", "row")}
+        return {key: batch[key] for key in ("input_ids", "attention_mask", "scored")} | keys

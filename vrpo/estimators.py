@@ -1,0 +1,113 @@
+"""Sampling designs of the preference score, and the plans they draw.
+
+    B_hat = (1/n_t) sum_j (1/n_y) sum_k (L/l_j) sum_{i in M_jk} log p(y_i | y without M_jk, x)    (LLaDA 1.5, eq. 6, 14)
+    s = beta [B_theta(y_w) - B_ref(y_w)] - beta [B_theta(y_l) - B_ref(y_l)]                       (ib., eq. 5)
+
+LLaDA 1.5 is arXiv 2505.19223. A budget of n = n_t n_y forward passes for each response and model is split over n_t
+timesteps and n_y masks at each (n_y = 1 has the least variance, ib., Prop. 1). A design is *coupled* when policy and
+reference share masks (the paper says antithetic; ib., Prop. 2); chosen and rejected are always drawn apart.
+
+Shapes: S draws (S = n_t n_y), B responses, P pairs, L tokens. All values are in nats.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from llada.masking import DRAWS, MaskPlan, draw_plan, keyed_generator
+
+CHOSEN, REJECTED = 0, 1  # the side in a mask key
+POLICY, REFERENCE = 0, 1  # the model in a mask key
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How the draws of one response are made; it never touches beta, learning rate or batch.
+
+    n_t: timesteps; n_y: masks at each; coupled: policy and reference share draws; masks: "exact_count" (weight L/l) or
+    "bernoulli" (weight 1/t, floored).
+    """
+
+    n_t: int
+    n_y: int
+    coupled: bool
+    masks: str
+
+    def __post_init__(self):
+        if self.n_t < 1 or self.n_y < 1:
+            raise ValueError(f"n_t={self.n_t} and n_y={self.n_y} must be at least 1")
+        if self.masks not in DRAWS:
+            raise ValueError(f"masks={self.masks!r} is unknown: it must be one of {sorted(DRAWS)}")
+
+    @property
+    def n(self) -> int:
+        """Forward passes for each response and model."""
+        return self.n_t * self.n_y
+
+    @property
+    def independent(self) -> bool:
+        """Whether the draws of a response are independent, so that their sample variance means something."""
+        return self.n_y == 1
+
+
+# The paper's method (ib., section 4.1) and its baseline (Table 1): one draw, nothing shared.
+DESIGNS = {
+    "vrpo": Estimator(n_t=8, n_y=1, coupled=True, masks="exact_count"),
+    "naive_dpo": Estimator(n_t=1, n_y=1, coupled=False, masks="exact_count"),
+}
+
+
+def draw_pair_plans(
+    scored_BL: Tensor, example_ids: list[int], estimator: Estimator, seed: int, epoch: int
+) -> tuple[MaskPlan, MaskPlan]:
+    """Plans of the policy and of the reference: the same object when coupled.
+
+    Args:
+        scored_BL: bool [2P, L], the P chosen responses and then the P rejected.
+        example_ids: the P ids of the pairs; with seed, epoch and side they are the key of each response's draws.
+    """
+
+    def plan(model: int) -> MaskPlan:
+        generators = [
+            keyed_generator(seed, epoch, example, side, model) for side in (CHOSEN, REJECTED) for example in example_ids
+        ]
+        return draw_plan(scored_BL, generators, estimator.n_t, estimator.masks, n_y=estimator.n_y)
+
+    policy = plan(POLICY)
+    return policy, policy if estimator.coupled else plan(REFERENCE)
+
+
+def score_variance(policy_SB: Tensor, reference_SB: Tensor, beta: float) -> Tensor:
+    """Estimated variance of each pair's score s, [P]: beta^2 (sample variance over draws / n), the two sides added.
+
+    For independent draws only (`Estimator.independent`), and at least two of them. Unbiased for coupled and for
+    uncoupled designs: draw by draw, the difference of policy and reference is one sample of the log-ratio.
+
+    Raises:
+        ValueError: fewer than two draws.
+    """
+    if len(policy_SB) < 2:
+        raise ValueError("the variance of the score needs at least two draws")
+    variance_B = (policy_SB - reference_SB).var(0) / len(policy_SB)
+    chosen_P, rejected_P = variance_B.chunk(2)
+    return beta**2 * (chosen_P + rejected_P)
+
+
+def log_ratios(policy_SB: Tensor, reference_SB: Tensor) -> tuple[Tensor, Tensor]:
+    """B_theta - B_ref of the chosen and of the rejected responses, [P] each: averaged over draws before any loss.
+
+    The average comes first because the log-sigmoid is concave: a loss averaged over draws keeps the bias of a single
+    draw however many there are (ib., Theorem 1).
+    """
+    ratio_B = policy_SB.mean(0) - reference_SB.mean(0)
+    chosen_P, rejected_P = ratio_B.chunk(2)
+    return chosen_P, rejected_P
+
+
+def budget_variance(level_variance: float, mask_variance: float, n_t: int, n_y: int) -> float:
+    """Variance of B_hat by the paper's decomposition, V_t / n_t + V_y / (n_t n_y) (ib., Lemma 5).
+
+    level_variance: variance over timesteps of the mean over masks; mask_variance: mean over timesteps of the variance
+    over masks (both of one draw).
+    """
+    return level_variance / n_t + mask_variance / (n_t * n_y)

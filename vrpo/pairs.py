@@ -1,0 +1,100 @@
+"""On-policy preference pairs: sample answers, check them with a verifier, pair right ones with wrong ones."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llada.sampler import generate
+from llada.tokenizer import Prompt, render
+
+Verifier = Callable[[dict[str, Any], str], bool]  # (the row of the prompt, an answer) -> is it right
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """Arguments of `llada.generate` that shape an answer."""
+
+    gen_length: int = 128
+    steps: int = 128
+    block_length: int = 128
+    temperature: float = 1.0
+    remasking: str = "low_confidence"
+
+
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Iterable[Prompt],
+    settings: SamplingSettings,
+    batch_size: int,
+    generator: Generator | None = None,
+) -> Iterator[str]:
+    """One answer to each prompt (text or messages), in order, special tokens left out."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else model.config.eos_token_id
+    device = next(model.parameters()).device
+    pending: list[Prompt] = []
+
+    def flush() -> Iterator[str]:
+        texts = [p if isinstance(p, str) else render(tokenizer, p, open_turn=True) for p in pending]
+        encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        width = max(map(len, encoded))
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=device)
+        canvas = generate(model, ids, mask, **vars(settings), generator=generator)
+        assert isinstance(canvas, torch.Tensor)
+        yield from tokenizer.batch_decode(canvas[:, width:], skip_special_tokens=True)
+        pending.clear()
+
+    for prompt in prompts:
+        pending.append(prompt)
+        if len(pending) == batch_size:
+            yield from flush()
+    if pending:
+        yield from flush()
+
+
+def pair_up(row: dict[str, Any], candidates: Iterable[str], verify: Verifier, most: int) -> list[dict[str, Any]]:
+    """Up to `most` pairs of a right and a wrong answer to one prompt, in the order they were sampled; texts differ.
+
+    Answers that are empty are neither: they cannot be trained on.
+    """
+    distinct = [text for text in dict.fromkeys(candidates) if text.strip()]
+    right = [text for text in distinct if verify(row, text)]
+    wrong = [text for text in distinct if text not in right]
+    return [preference(row["prompt"], good, bad) for good, bad in list(zip(right, wrong, strict=False))[:most]]
+
+
+def preference(prompt: Prompt, chosen: str, rejected: str) -> dict[str, Any]:
+    """A row in TRL's preference format: text for a text prompt, messages for messages."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    turns = ([{"role": "assistant", "content": text}] for text in (chosen, rejected))
+    return {"prompt": prompt, "chosen": next(turns), "rejected": next(turns)}
+
+
+def same_as_answer(row: dict[str, Any], answer: str) -> bool:
+    """The answer equals the row's "answer" column, white space aside."""
+    return answer.strip() == str(row["answer"]).strip()
+
+
+def same_last_number(row: dict[str, Any], answer: str) -> bool:
+    """The last number of the answer is the last number of the row's "answer" column (GSM8K)."""
+    return last_number(answer) is not None and last_number(answer) == last_number(str(row["answer"]))
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text, thousands separators aside; None if there is none."""
+    words = "".join(letter if letter.isdigit() or letter in ".-," else " " for letter in text).split()
+    for word in reversed(words):
+        try:
+            return float(word.replace(",", "").rstrip("."))
+        except ValueError:
+            continue
+    return None
+
+
+VERIFIERS: dict[str, Verifier] = {"same_as_answer": same_as_answer, "same_last_number": same_last_number}

@@ -1,0 +1,306 @@
+"""VRPO (LLaDA 1.5, arXiv 2505.19223) on `transformers.Trainer`, with the names that TRL's DPOTrainer users know.
+
+One step:
+    plan          = draws of every response, keyed by (seed, epoch, pair, side)             (vrpo.estimators)
+    policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats, no graph
+    reference_B   = the same plan under the reference
+    loss_P        = -log sigmoid(beta (ratio of chosen - ratio of rejected)) + 0.05 SFT      (vrpo.losses)
+    gradient      = sum_B  dloss/dpolicy_B * grad policy_B, replayed draw by draw
+
+The loss depends on the parameters through the 2P numbers policy_B alone, and each is a mean over draws. Once they are
+known, the gradient is a sum over draws with known weights: exact for every loss, and memory does not grow with n.
+"""
+
+import contextlib
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
+
+from llada.keyed_trainer import EVAL_EPOCH, KeyedTrainer, load
+from llada.likelihood import elbo_draws
+from llada.masking import MaskPlan
+from vrpo.data import PairCollator, prepare_pairs
+from vrpo.estimators import DESIGNS, Estimator, draw_pair_plans, log_ratios, score_variance
+from vrpo.losses import total_loss
+from vrpo.reference import make_reference, prepare_reference
+
+SATURATED = 6.0  # |s| above which the sigmoid's slope is below 0.25%: a pair that no longer teaches
+
+
+@dataclass
+class VRPOConfig(TrainingArguments):
+    """`TrainingArguments` plus TRL's preference options. Defaults are the paper's recipe (LLaDA 1.5, section 4.1).
+
+    The learning rate is for full fine-tuning; LoRA needs a larger one (1e-5 to 1e-4, ours).
+    """
+
+    beta: float = field(default=0.2, metadata={"help": "Scale of the log-ratios in the score, 1/nats."})
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid", "sft"],
+        metadata={"help": "Losses to add: sigmoid, robust, ipo, hinge, sft."},
+    )
+    loss_weights: list[float] = field(
+        default_factory=lambda: [1.0, 0.05], metadata={"help": "One weight for each loss_type."}
+    )
+    label_smoothing: float = field(default=0.0, metadata={"help": "Rate of flipped labels, for 'robust'."})
+    estimator: str = field(default="vrpo", metadata={"help": "Sampling design: 'vrpo' or 'naive_dpo'."})
+    n_t: int | None = field(default=None, metadata={"help": "Timesteps for each response; default: the design's."})
+    n_y: int | None = field(default=None, metadata={"help": "Masks at each timestep; default: the design's."})
+    coupled: bool | None = field(
+        default=None, metadata={"help": "Policy and reference share masks; default: the design's."}
+    )
+    masks: str | None = field(default=None, metadata={"help": "'exact_count' or 'bernoulli'; default: the design's."})
+    eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Prompt, response and EOS tail; default: the context."}
+    )
+    eos_tail: int = field(default=1, metadata={"help": "EOS tokens after each response that are scored as content."})
+    drop_overlong: bool = field(default=False, metadata={"help": "Leave out pairs over max_length, with a warning."})
+    allow_identical: bool = field(default=False, metadata={"help": "Keep pairs whose chosen and rejected are equal."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout to 0; False is refused."})
+
+    learning_rate: float = field(default=5e-7, metadata={"help": "The paper's, for full fine-tuning."})
+    warmup_steps: float = field(default=15, metadata={"help": "Linear warm-up."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "A transformers scheduler name."})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second-moment decay."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs; 4 x 16 is the paper's 64."})
+    gradient_accumulation_steps: int = field(default=16, metadata={"help": "Micro-batches of a step."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the batch carries the mask keys."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept off: a NaN loss must be seen."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.estimator not in DESIGNS:
+            raise ValueError(f"estimator={self.estimator!r} is unknown: it must be one of {sorted(DESIGNS)}")
+        if not self.disable_dropout:
+            raise ValueError(
+                "disable_dropout=False is refused: dropout would differ between policy, reference and replay, so that "
+                "their difference would be noise. Leave it at True"
+            )
+        if self.beta <= 0:
+            raise ValueError(f"beta={self.beta} must be positive")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 0.5")
+        zero = torch.zeros(2)
+        total_loss(zero, zero, zero + 1, self.loss_type, self.loss_weights, self.beta, self.label_smoothing)
+        self.design()
+        if self.eval_draws < 1:
+            raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")
+
+    def design(self) -> Estimator:
+        """The named sampling design with the overrides of n_t, n_y, coupled and masks."""
+        base = DESIGNS[self.estimator]
+        changes = {name: getattr(self, name) for name in ("n_t", "n_y", "coupled", "masks")}
+        return Estimator(**{name: getattr(base, name) if value is None else value for name, value in changes.items()})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """ELBO draws of one batch, [S, 2P] each, and the plan of the policy."""
+
+    policy_SB: Tensor
+    reference_SB: Tensor
+    plan: MaskPlan
+
+
+WITH_INTERVAL = ("rewards/accuracies", "rewards/margins", "logps/accuracies")
+
+
+def mean_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Means over the evaluation set; `predictions` maps metric names to one value for each pair.
+
+    Those of `WITH_INTERVAL` come with `_ci95`, half the width of the normal 95% interval over pairs.
+    """
+    metrics = {name: float(values.mean()) for name, values in prediction.predictions.items()}
+    for name in WITH_INTERVAL:
+        values = prediction.predictions[name]
+        metrics[f"{name}_ci95"] = (
+            float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+        )
+    return metrics
+
+
+class VRPOTrainer(KeyedTrainer):
+    """Align a masked diffusion language model with preference pairs.
+
+    Args:
+        model: a model, or a name or path.
+        ref_model: the reference; None with `peft_config` is the model with its adapters off, None otherwise is a frozen
+            copy of the model as it is at the start.
+        train_dataset, eval_dataset: preference rows in TRL's formats, or rows from `vrpo.data.prepare_pairs`.
+        processing_class: the tokenizer.
+        peft_config: train adapters (LoRA) instead of all parameters.
+
+    Raises:
+        ValueError: settings, tokenizer, reference or rows that cannot work; each message names the option or the row.
+        FloatingPointError: during training, before the optimizer moves: a loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        ref_model: PreTrainedModel | str | None = None,
+        args: VRPOConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config=None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers=(None, None),
+    ):
+        args = VRPOConfig(output_dir="vrpo_output") if args is None else args
+        model = load(model, adapters=peft_config is not None)
+        self.reference = make_reference(model, ref_model, adapters=peft_config is not None)
+        super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks, optimizers)
+        for module in [*self.model.modules(), *(self.reference.modules() if self.reference is not None else ())]:
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        self.estimator = args.design()
+        self.metric_sums: dict[str, Tensor] = {}
+        if self.reference is not None:
+            self.reference = prepare_reference(self.reference, self.accelerator)
+
+    metrics = staticmethod(mean_metrics)
+
+    @staticmethod
+    def prepare(dataset, tokenizer, ids, args, max_length, source):
+        return prepare_pairs(
+            dataset, tokenizer, ids, max_length, args.eos_tail, args.drop_overlong, args.allow_identical, source
+        )
+
+    @staticmethod
+    def make_collator(args, ids, training):
+        return PairCollator(ids.pad, ids.eos, args.eos_tail)
+
+    # The loss, with a graph over all draws: the naive form of `training_step`
+
+    def scores(self, model: nn.Module, inputs: dict[str, Tensor], epoch: int) -> Scores:
+        """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without)."""
+        ids = inputs["example_id"].tolist()
+        estimator = self.estimator
+        if epoch == EVAL_EPOCH:  # coupled, and as many draws as are asked for: the curve is to show the model
+            estimator = replace(estimator, n_t=self.args.eval_draws, n_y=1, coupled=True)
+        policy_plan, reference_plan = draw_pair_plans(inputs["scored"], ids, estimator, self.args.seed, epoch)
+        policy_SB = self.elbos(model, inputs, policy_plan)
+        with torch.no_grad(), self.reference_model() as reference:
+            reference_SB = self.elbos(reference, inputs, reference_plan)
+        return Scores(policy_SB, reference_SB, policy_plan)
+
+    def elbos(self, model: nn.Module, inputs: dict[str, Tensor], plan: MaskPlan) -> Tensor:
+        def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
+            return model(input_ids=noisy_BL, attention_mask=inputs["attention_mask"], target_ids=target_BL).log_probs
+
+        return elbo_draws(log_probs, inputs["input_ids"], plan, self.ids.mask)
+
+    @contextlib.contextmanager
+    def reference_model(self):
+        if self.reference is not None:
+            yield self.reference
+        else:
+            policy = self.accelerator.unwrap_model(self.model)
+            with policy.disable_adapter():
+                yield policy
+
+    def pair_losses(self, policy_B: Tensor, reference_B: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The loss of each pair, [P]; a score that is not finite stops (its loss may be: that of s = inf is 0)."""
+        args, length_B = self.args, inputs["scored"].sum(-1)
+        chosen_P, rejected_P = (policy_B - reference_B).chunk(2)
+        self.stop_unless_finite(args.beta * (chosen_P - rejected_P), inputs, "score")
+        loss_P = total_loss(
+            policy_B, reference_B, length_B, args.loss_type, args.loss_weights, args.beta, args.label_smoothing
+        )
+        self.stop_unless_finite(loss_P, inputs)
+        return loss_P
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        scores = self.scores(model, inputs, self.epoch)
+        loss = self.pair_losses(scores.policy_SB.mean(0), scores.reference_SB.mean(0), inputs).mean()
+        return (loss, self.pair_metrics(scores, inputs)) if return_outputs else loss
+
+    # Training: scores without a graph, then the draws replayed one at a time
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = self.scores(model, inputs, self.epoch)
+        policy_B = scores.policy_SB.mean(0).requires_grad_()
+        loss_P = self.pair_losses(policy_B, scores.reference_SB.mean(0), inputs)
+        (slope_B,) = torch.autograd.grad(loss_P.mean(), policy_B)
+        share = 1 / (self.estimator.n * self.current_gradient_accumulation_steps)
+        for draw in range(self.estimator.n):
+            one = MaskPlan(scores.plan.masked_SBL[draw : draw + 1], scores.plan.weight_SBL[draw : draw + 1])
+            with self.synchronised_at(model, last=draw == self.estimator.n - 1):
+                with self.compute_loss_context_manager():
+                    replayed = (slope_B * self.elbos(model, inputs, one)[0]).sum() * share
+                self.accelerator.backward(replayed, **self.backward_options())
+        self.add_metrics(self.pair_metrics(scores, inputs))
+        return loss_P.detach().mean() / self.current_gradient_accumulation_steps
+
+    @contextlib.contextmanager
+    def synchronised_at(self, model: nn.Module, last: bool):
+        """Keep processes from reducing gradients, and DeepSpeed from stepping, before the last backward of a step."""
+        if last:
+            yield
+            return
+        state, wanted = self.accelerator.gradient_state, self.accelerator.gradient_state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with contextlib.nullcontext() if self.is_deepspeed_enabled else self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(wanted)
+
+    def backward_options(self) -> dict[str, bool]:
+        # The share of a micro-batch is in `training_step` already; DeepSpeed would divide by it again.
+        return {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+
+    # Metrics, under TRL's names
+
+    @torch.no_grad()
+    def pair_metrics(self, scores: Scores, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One value for each pair, [P]; rewards are beta times log-ratios, logps are ELBOs in nats."""
+        beta = self.args.beta
+        chosen_P, rejected_P = log_ratios(scores.policy_SB, scores.reference_SB)
+        policy_P = scores.policy_SB.mean(0).chunk(2)
+        masked = scores.plan.masked_SBL.sum((0, 2)).to(chosen_P) / scores.plan.masked_SBL.shape[0]
+        masked_P = (masked / inputs["scored"].sum(-1)).view(2, -1).mean(0)
+        score_P = beta * (chosen_P - rejected_P)
+        metrics = {
+            "rewards/chosen": beta * chosen_P,
+            "rewards/rejected": beta * rejected_P,
+            "rewards/accuracies": (score_P > 0).to(score_P),
+            "rewards/margins": score_P,
+            "logps/chosen": policy_P[0],
+            "logps/rejected": policy_P[1],
+            "logps/accuracies": (policy_P[0] > policy_P[1]).to(score_P),
+            "masked_fraction": masked_P,
+            "score/saturated": (score_P.abs() > SATURATED).to(score_P),
+        }
+        if self.estimator.independent and self.estimator.n > 1:
+            metrics["score/variance"] = score_variance(scores.policy_SB, scores.reference_SB, beta)
+        return metrics
+
+    def add_metrics(self, metrics: dict[str, Tensor]) -> None:
+        for name, values_P in metrics.items():
+            entry = torch.stack([values_P.double().sum(), torch.tensor(float(len(values_P))).to(values_P.device)])
+            self.metric_sums[name] = self.metric_sums.get(name, 0) + entry
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.metric_sums:
+            sums = self.accelerator.reduce(torch.stack(list(self.metric_sums.values())), "sum")
+            logs |= dict(zip(self.metric_sums, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+            self.metric_sums = {}
+        super().log(logs, start_time)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = self.scores(model, inputs, EVAL_EPOCH)
+            loss_P = self.pair_losses(scores.policy_SB.mean(0), scores.reference_SB.mean(0), inputs)
+        # The loss is a metric of each pair: the Trainer would weigh batch means, which depend on batches.
+        return None, {"loss": loss_P, **self.pair_metrics(scores, inputs)}, inputs["row"]

@@ -30,7 +30,7 @@ from vrpo import VRPOConfig, VRPOTrainer
 from vrpo.pairs import SamplingSettings, answers, pair_up
 from vrpo.report import draw_report, print_report
 
-DEMONSTRATIONS, SFT_STEPS, SFT_BATCH = 40_000, 800, 96
+DEMONSTRATIONS, SFT_STEPS, SFT_BATCH = 40_000, 2400, 96
 PAIR_PROMPTS, SAMPLES = 800, 6
 VRPO_STEPS, VRPO_BATCH, DRAWS = 60, 32, 4
 HELD_OUT = 1000
@@ -121,7 +121,7 @@ def fine_tune(folder: Path, seed: int, rng: random.Random, held_out: list[str]):
     set_seed(seed)
     settings = common(
         folder, "sft", seed, max_steps=SFT_STEPS, per_device_train_batch_size=SFT_BATCH, learning_rate=2e-3,
-        warmup_steps=100, decay_steps=0.7, lr_scheduler_kwargs={"min_lr_ratio": 0.02}, masks="exact_count",
+        warmup_steps=100, decay_steps=0.5, lr_scheduler_kwargs={"min_lr_ratio": 0.02}, masks="exact_count",
         adam_beta2=0.98,
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(

@@ -50,11 +50,10 @@ def test_paths_and_targets_of_the_readme_exist():
 
 def test_the_file_tree_of_the_readme_is_the_repository_s():
     tree = README.split("## Layout")[1].split("```")[1]
-    for name in ("llada", "vrpo", "recipes", "examples"):
+    folders = ("llada", "vrpo", "recipes", "examples", "benchmarks")
+    for name in folders:
         files = {path.name for path in (ROOT / name).glob("*.py")} - {"__init__.py"}
         missing = [file for file in files if file not in tree]
         assert not missing, f"{name}/ has files that the README does not list: {missing}"
     listed = set(re.findall(r"\b(\w+\.py)\b", tree))
-    assert listed <= {
-        path.name for folder in ("llada", "vrpo", "recipes", "examples") for path in (ROOT / folder).glob("*.py")
-    }
+    assert listed <= {path.name for folder in folders for path in (ROOT / folder).glob("*.py")}

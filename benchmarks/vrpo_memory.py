@@ -8,7 +8,6 @@ loaded by then), so it is what the step itself needs. The plain form holds one g
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,16 @@ import torch
 CASES = [("replay", 1), ("replay", 4), ("replay", 16), ("one graph", 1), ("one graph", 4), ("one graph", 16)]
 
 
-def resident() -> float:
-    """Resident size of this process now, MiB."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+def resident(field: str) -> float:
+    """Resident size of this process, MiB: VmRSS now, VmHWM its peak since `forget_peak`."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field)) / 2**10
+
+
+def forget_peak() -> None:
+    """Set-up peaks must not hide the step's (Linux)."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def peak_of_step(form: str, n: int, length: int) -> float:
@@ -53,12 +58,13 @@ def peak_of_step(form: str, n: int, length: int) -> float:
         trainer.current_gradient_accumulation_steps = 1
         for parameter in trainer.model.parameters():  # gradients are part of a run's constant size
             parameter.grad = torch.zeros_like(parameter)
-        before = resident()
+        forget_peak()
+        before = resident("VmRSS")
         if form == "replay":
             trainer.training_step(trainer.model, batch)
         else:
             trainer.compute_loss(trainer.model, batch).backward()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
+        return resident("VmHWM") - before
 
 
 def main() -> None:

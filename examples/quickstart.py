@@ -36,7 +36,7 @@ VRPO_STEPS, VRPO_BATCH, DRAWS = 60, 32, 4
 HELD_OUT = 1000
 # Sequences that VRPO forwards: chosen and rejected, DRAWS of each, through policy, reference and replay.
 FORWARDS = VRPO_STEPS * VRPO_BATCH * 2 * DRAWS * 3
-CONTROL_STEPS = 180
+CONTROL_BATCH = 64
 GREEDY = SamplingSettings(gen_length=ANSWER_LENGTH + 1, steps=16, block_length=ANSWER_LENGTH + 1, temperature=0.0)
 SAMPLED = SamplingSettings(gen_length=ANSWER_LENGTH + 1, steps=16, block_length=ANSWER_LENGTH + 1, temperature=1.0)
 TOKENIZER = byte_tokenizer()
@@ -171,9 +171,8 @@ def align(model, folder: Path, seed: int, pairs: list[dict]):
 def continue_sft(model, folder: Path, seed: int, pairs: list[dict]):
     rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
     settings = common(
-        folder, "control", seed, max_steps=CONTROL_STEPS, per_device_train_batch_size=FORWARDS // CONTROL_STEPS,
+        folder, "control", seed, max_steps=FORWARDS // CONTROL_BATCH, per_device_train_batch_size=CONTROL_BATCH,
         learning_rate=2e-4, warmup_steps=10, lr_scheduler_type="linear", masks="exact_count",
-        dataloader_drop_last=False,
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(
         model, MaskedDiffusionConfig(**settings), Dataset.from_list(rows), processing_class=TOKENIZER

@@ -246,9 +246,13 @@ def test_two_cpu_processes_through_the_shipped_config_equal_one(tmp_path, good, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["sft", "vrpo"])
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_shards_equal_one_process(tmp_path, good, stage, monkeypatch):
-    """The shipped ZeRO configs on two CPU processes, from a checkpoint (ZeRO-3 draws new weights in another order)."""
+def test_deepspeed_shards_equal_one_process(tmp_path, good, preferences, stage, recipe, monkeypatch):
+    """The shipped ZeRO configs on two CPU processes, from a checkpoint (ZeRO-3 draws new weights in another order).
+
+    Two micro-batches a step; VRPO replays two draws in each, and only the last backward may step the optimizer.
+    """
     pytest.importorskip("deepspeed")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     shipped = (ROOT / f"recipes/accelerate/zero{stage}.yaml").read_text()
@@ -260,12 +264,16 @@ def test_deepspeed_shards_equal_one_process(tmp_path, good, stage, monkeypatch):
     byte_tokenizer().save_pretrained(tmp_path / "model")
 
     def command(name: str, *extra: str) -> list[str]:
-        new = arguments(tmp_path / name, good, "--eval_fraction", "0.5", *extra)
+        data = good if recipe == "sft" else preferences
+        draws = () if recipe == "sft" else ("--n_t", "2", "--learning_rate", "1e-3", "--warmup_steps", "0")
+        new = arguments(tmp_path / name, data, "--eval_fraction", "0.5", *draws, *extra)
         return ["--model_name_or_path", str(tmp_path / "model"), *new[4:]]  # instead of architecture and tokenizer
 
-    sft.main(command("one", "--per_device_train_batch_size", "8"))
-    launcher = ("--config_file", str(config), "--main_process_port", "0", "recipes/sft.py")
-    output = launch_recipe(*launcher, *command("two", "--expected_processes", "2"))
+    one = ("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1")
+    (sft if recipe == "sft" else vrpo_recipe).main(command("one", *one))
+    launcher = ("--config_file", str(config), "--main_process_port", "0", f"recipes/{recipe}.py")
+    two = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--expected_processes", "2")
+    output = launch_recipe(*launcher, *command("two", *two))
     assert (tmp_path / "two" / "run" / "eval_results.json").exists(), output.stderr[-3000:]
     assert results(tmp_path / "two" / "run") == pytest.approx(results(tmp_path / "one" / "run"), abs=1e-5)
 
@@ -304,9 +312,18 @@ def test_the_vrpo_recipe_trains_evaluates_and_saves(tmp_path, preferences, adapt
 
 
 def test_the_vrpo_recipe_runs_as_a_script_on_two_processes(tmp_path, preferences):
-    """Its name is the package's, which only shows when it is started by its path."""
+    """Its name is the package's, which only shows when it is started by its path; rows are streamed."""
     config = ("--config_file", "recipes/accelerate/ddp_cpu.yaml", "--main_process_port", "0")
-    extra = ("--n_t", "2", "--gradient_accumulation_steps", "1", "--expected_processes", "2")
+    extra = (
+        "--n_t",
+        "2",
+        "--gradient_accumulation_steps",
+        "1",
+        "--expected_processes",
+        "2",
+        "--dataset_streaming",
+        "true",
+    )
     output = launch_recipe(*config, "recipes/vrpo.py", *arguments(tmp_path, preferences, *extra))
     assert (tmp_path / "run" / "model.safetensors").exists(), output.stderr[-3000:]
 

@@ -110,7 +110,7 @@ def test_the_reported_variance_of_the_score_is_unbiased(coupled):
         score_variance(policy_SB[:1], reference_SB[:1], BETA)
 
 
-def test_scores_are_averaged_before_the_log_sigmoid():
+def test_the_loss_of_a_mean_score_is_not_the_mean_loss():
     """Two draws with log-ratio difference +10 and -10 nats, beta 0.2: the mean score is 0, so the loss is log 2.
 
     Averaged after the log-sigmoid it would be (log(1 + e^-2) + log(1 + e^2)) / 2 = 1.1269.

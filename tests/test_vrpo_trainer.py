@@ -1,6 +1,7 @@
 """The preference trainer: exact gradients, equal trajectories, references, metrics, and refusals."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from test_trainer import IDS, TOKENIZER
 
+from llada.keyed_trainer import EVAL_EPOCH
 from vrpo import VRPOConfig, VRPOTrainer
 from vrpo.data import prepare_pairs
 
@@ -112,9 +114,10 @@ def test_resumed_equals_uninterrupted(tmp_path, dtype, bound):
 
 @pytest.mark.parametrize(("dtype", "bound"), PRECISIONS)
 def test_two_processes_equal_one(tmp_path, dtype, bound):
-    """Gradients are reduced once, at the last of the replayed draws."""
+    """Two processes with two micro-batches of two pairs: the Trainer's no_sync around ours."""
     whole = trajectory(trainer(tmp_path, dtype))
-    split = two_processes(tmp_path, "test_vrpo_trainer", dtype, per_device_train_batch_size=4)
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    split = two_processes(tmp_path, "test_vrpo_trainer", dtype, **settings)
     assert (whole - split).abs().max() <= bound
 
 
@@ -248,6 +251,7 @@ def test_ids_tell_pairs_apart_and_not_their_order():
         (pairs(("q" * 63, "a", "b")), "row 0 .*column 'prompt': the prompt has 63 tokens and leaves no room"),
         (pairs(("q", "a" * 80, "b")), "1 rows are longer than 63 tokens"),
         (pairs(("q", "<|mdm_mask|>", "b")), "row 0 .*column 'chosen': the text spells the mask token"),
+        (pairs(("<|mdm_mask|>", "a", "b")), "row 0 .*column 'prompt': the text spells the mask token"),
     ],
 )
 def test_bad_pairs_are_named_by_source_row_and_column(dataset, message):
@@ -281,7 +285,8 @@ def test_references_that_cannot_be_are_refused(tmp_path):
         ({"beta": 0.0}, "beta=0.0 must be positive"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5 must be at least 0 and below 0.5"),
         ({"loss_type": ["dpo"], "loss_weights": [1.0]}, "loss_type='dpo' is unknown"),
-        ({"loss_type": ["sigmoid"]}, "must have one weight for each"),
+        ({"loss_weights": [1.0]}, "must have one weight for each"),
+        ({"eval_draws": 0}, "eval_draws=0 must be at least 1"),
         ({"n_y": 0}, "n_y=0 must be at least 1"),
     ],
 )
@@ -301,6 +306,47 @@ def test_a_score_that_is_not_finite_stops_before_the_optimizer(tmp_path):
     ):
         run.train()
     assert all(torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in model.state_dict().items())
+
+
+def test_losses_are_named_as_in_trl(tmp_path):
+    """A string or a list; without weights 1, and the paper's 0.05 for the SFT term."""
+    assert config(tmp_path, loss_type="sigmoid").loss_weights == [1.0]
+    assert config(tmp_path, loss_type=["ipo", "sft"]).loss_weights == [1.0, 0.05]
+
+
+def test_the_trainer_averages_scores_before_the_log_sigmoid(tmp_path, monkeypatch):
+    """Two draws that differ by +10 and -10 nats: the mean score is 0 and the loss log 2, not 1.1269."""
+    run = trainer(tmp_path, loss_type=["sigmoid"], n_t=2)
+    batch = first_batch(run)
+    with torch.no_grad():
+        scores = run.scores(run.model, batch, epoch=0)
+    policy = torch.zeros_like(scores.policy_SB)
+    policy[0, :8], policy[1, :8] = 10.0, -10.0
+    fixed = dataclasses.replace(scores, policy_SB=policy, reference_SB=torch.zeros_like(policy))
+    monkeypatch.setattr(run, "scores", lambda *_: fixed)
+    assert run.compute_loss(run.model, batch).item() == pytest.approx(0.6931471805599453, abs=1e-12)
+
+
+def test_evaluation_has_one_design(tmp_path):
+    """Naive training draws once and uncoupled; its evaluation is coupled and reports a variance; one draw has none."""
+    rows = Dataset.from_list(PAIRS[:4])
+    run = trainer(tmp_path, estimator="naive_dpo", n_t=None, eval_dataset=rows)
+    assert "eval_score/variance" in run.evaluate()
+    with torch.no_grad():
+        scores = run.scores(run.model, first_batch(run), EVAL_EPOCH)
+    assert torch.equal(scores.policy_SB, scores.reference_SB)
+    assert "eval_score/variance" not in trainer(tmp_path, eval_draws=1, eval_dataset=rows).evaluate()
+
+
+def test_dropout_is_set_to_zero_and_said_so(tmp_path, caplog):
+    run = trainer(tmp_path, peft_config=LoraConfig(r=2, lora_dropout=0.1))
+    assert "14 dropout layers were set to 0" in caplog.text
+    assert not any(module.p for module in run.model.modules() if isinstance(module, torch.nn.Dropout))
+
+
+def test_adapters_that_do_not_start_at_zero_need_a_reference(tmp_path):
+    with pytest.raises(ValueError, match="init_lora_weights=False changes the model before training"):
+        trainer(tmp_path, peft_config=LoraConfig(r=2, init_lora_weights=False))
 
 
 def test_defaults_are_the_paper_s_recipe(tmp_path):

@@ -94,12 +94,13 @@ class _PairsOut:
                 prompt_ids, response_ids = encode_pair(self.tokenizer, example["prompt"], example[column])
             except PairError as error:
                 raise self.error(row, "prompt" if error.part == "prompt" else column, error) from error
+            for part, ids in (("prompt", prompt_ids), (column, response_ids)):
+                if self.ids.mask in ids:
+                    raise self.error(row, part, f"the text spells the mask token (id {self.ids.mask})")
             sides[column] = prompt_ids + response_ids
             if self.room is not None and len(prompt_ids) >= self.room:
                 what = f"the prompt has {len(prompt_ids)} tokens and leaves no room for a response in {self.room}"
                 raise self.error(row, "prompt", what)
-            if self.ids.mask in sides[column]:
-                raise self.error(row, column, f"the text spells the mask token (id {self.ids.mask})")
         return {
             "chosen_ids": sides["chosen"],
             "rejected_ids": sides["rejected"],

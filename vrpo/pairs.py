@@ -14,7 +14,7 @@ from llada.tokenizer import Prompt, render
 Verifier = Callable[[dict[str, Any], str], bool]  # (the row of the prompt, an answer) -> is it right
 
 
-@dataclass(frozen=True)
+@dataclass
 class SamplingSettings:
     """Arguments of `llada.generate` that shape an answer."""
 

@@ -5,25 +5,37 @@ import copy
 from accelerate import Accelerator
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 
 def make_reference(
-    model: PreTrainedModel, ref_model: PreTrainedModel | str | None, adapters: bool
+    model: PreTrainedModel, ref_model: PreTrainedModel | str | None, peft_config=None
 ) -> PreTrainedModel | None:
-    """The frozen reference, or None where adapters off will do.
+    """The frozen reference, or None where the policy with its adapters off will do.
 
     Raises:
-        ValueError: a reference with another vocabulary, the policy itself, or a policy that already has adapters and
-            no `ref_model` (with them off, it would be compared with their base instead of with where they start).
+        ValueError: a reference with another vocabulary, or the policy itself; a policy that already has adapters and no
+            `ref_model` (with them off, it would be compared with their base instead of with where they start); new
+            adapters that do not start at zero, whose base is not the policy either.
     """
-    if ref_model is None:
-        if hasattr(model, "peft_config"):
+    if ref_model is None and hasattr(model, "peft_config"):
+        raise ValueError(
+            "the model already has adapters, which the reference would lack: merge them (merge_and_unload()) and pass "
+            "peft_config, or pass ref_model"
+        )
+    if ref_model is None and peft_config is not None:
+        start = getattr(peft_config, "init_lora_weights", True)
+        if start not in (True, "gaussian"):
             raise ValueError(
-                "the model already has adapters, which the reference would lack: merge them (merge_and_unload()) and "
-                "pass peft_config, or pass ref_model"
+                f"init_lora_weights={start!r} changes the model before training, so that with its adapters off it is "
+                "not where it started: use True or 'gaussian', or pass ref_model"
             )
-        if adapters:
-            return None
+        return None
+    if ref_model is None and is_deepspeed_zero3_enabled():
+        ref_model = model.config._name_or_path  # a sharded model cannot be copied
+        if not ref_model:
+            raise ValueError("under ZeRO-3 a new model has no copy to be its reference: pass ref_model")
+    if ref_model is None:
         reference = copy.deepcopy(model)
     elif isinstance(ref_model, str):
         reference = AutoModelForCausalLM.from_pretrained(ref_model, dtype=model.dtype)

@@ -12,99 +12,36 @@ known, the gradient is a sum over draws with known weights: exact for every loss
 """
 
 import contextlib
-from dataclasses import dataclass, field, replace
+import logging
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
 from llada.keyed_trainer import EVAL_EPOCH, KeyedTrainer, load
 from llada.likelihood import elbo_draws
 from llada.masking import MaskPlan
+from vrpo.config import VRPOConfig
 from vrpo.data import PairCollator, prepare_pairs
 from vrpo.estimators import DESIGNS, Estimator, draw_pair_plans, log_ratios, score_variance
 from vrpo.losses import total_loss
 from vrpo.reference import make_reference, prepare_reference
 
+logger = logging.getLogger(__name__)
+
 SATURATED = 6.0  # |s| above which the sigmoid's slope is below 0.25%: a pair that no longer teaches
-
-
-@dataclass
-class VRPOConfig(TrainingArguments):
-    """`TrainingArguments` plus TRL's preference options. Defaults are the paper's recipe (LLaDA 1.5, section 4.1).
-
-    The learning rate is for full fine-tuning; LoRA needs a larger one (1e-5 to 1e-4, ours).
-    """
-
-    beta: float = field(default=0.2, metadata={"help": "Scale of the log-ratios in the score, 1/nats."})
-    loss_type: list[str] = field(
-        default_factory=lambda: ["sigmoid", "sft"],
-        metadata={"help": "Losses to add: sigmoid, robust, ipo, hinge, sft."},
-    )
-    loss_weights: list[float] = field(
-        default_factory=lambda: [1.0, 0.05], metadata={"help": "One weight for each loss_type."}
-    )
-    label_smoothing: float = field(default=0.0, metadata={"help": "Rate of flipped labels, for 'robust'."})
-    estimator: str = field(default="vrpo", metadata={"help": "Sampling design: 'vrpo' or 'naive_dpo'."})
-    n_t: int | None = field(default=None, metadata={"help": "Timesteps for each response; default: the design's."})
-    n_y: int | None = field(default=None, metadata={"help": "Masks at each timestep; default: the design's."})
-    coupled: bool | None = field(
-        default=None, metadata={"help": "Policy and reference share masks; default: the design's."}
-    )
-    masks: str | None = field(default=None, metadata={"help": "'exact_count' or 'bernoulli'; default: the design's."})
-    eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Prompt, response and EOS tail; default: the context."}
-    )
-    eos_tail: int = field(default=1, metadata={"help": "EOS tokens after each response that are scored as content."})
-    drop_overlong: bool = field(default=False, metadata={"help": "Leave out pairs over max_length, with a warning."})
-    allow_identical: bool = field(default=False, metadata={"help": "Keep pairs whose chosen and rejected are equal."})
-    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout to 0; False is refused."})
-
-    learning_rate: float = field(default=5e-7, metadata={"help": "The paper's, for full fine-tuning."})
-    warmup_steps: float = field(default=15, metadata={"help": "Linear warm-up."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "A transformers scheduler name."})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second-moment decay."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs; 4 x 16 is the paper's 64."})
-    gradient_accumulation_steps: int = field(default=16, metadata={"help": "Micro-batches of a step."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the batch carries the mask keys."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept off: a NaN loss must be seen."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.estimator not in DESIGNS:
-            raise ValueError(f"estimator={self.estimator!r} is unknown: it must be one of {sorted(DESIGNS)}")
-        if not self.disable_dropout:
-            raise ValueError(
-                "disable_dropout=False is refused: dropout would differ between policy, reference and replay, so that "
-                "their difference would be noise. Leave it at True"
-            )
-        if self.beta <= 0:
-            raise ValueError(f"beta={self.beta} must be positive")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 0.5")
-        zero = torch.zeros(2)
-        total_loss(zero, zero, zero + 1, self.loss_type, self.loss_weights, self.beta, self.label_smoothing)
-        self.design()
-        if self.eval_draws < 1:
-            raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")
-
-    def design(self) -> Estimator:
-        """The named sampling design with the overrides of n_t, n_y, coupled and masks."""
-        base = DESIGNS[self.estimator]
-        changes = {name: getattr(self, name) for name in ("n_t", "n_y", "coupled", "masks")}
-        return Estimator(**{name: getattr(base, name) if value is None else value for name, value in changes.items()})
 
 
 @dataclass(frozen=True)
 class Scores:
-    """ELBO draws of one batch, [S, 2P] each, and the plan of the policy."""
+    """ELBO draws of one batch, [S, 2P] each, the design that drew them, and the plan of the policy."""
 
     policy_SB: Tensor
     reference_SB: Tensor
     plan: MaskPlan
+    estimator: Estimator
 
 
 WITH_INTERVAL = ("rewards/accuracies", "rewards/margins", "logps/accuracies")
@@ -154,17 +91,26 @@ class VRPOTrainer(KeyedTrainer):
     ):
         args = VRPOConfig(output_dir="vrpo_output") if args is None else args
         model = load(model, adapters=peft_config is not None)
-        self.reference = make_reference(model, ref_model, adapters=peft_config is not None)
+        self.reference = make_reference(model, ref_model, peft_config)
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks, optimizers)
-        for module in [*self.model.modules(), *(self.reference.modules() if self.reference is not None else ())]:
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        self.disable_dropout()
         self.estimator = args.design()
         self.metric_sums: dict[str, Tensor] = {}
         if self.reference is not None:
             self.reference = prepare_reference(self.reference, self.accelerator)
 
     metrics = staticmethod(mean_metrics)
+
+    def disable_dropout(self) -> None:
+        """Dropout, LoRA's included, would differ between policy, reference and replay; said where there was any."""
+        models = [self.model] if self.reference is None else [self.model, self.reference]
+        dropouts = [m for model in models for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+        for module in dropouts:
+            module.p = 0.0
+        if dropouts:
+            logger.warning(
+                "%d dropout layers were set to 0: their noise would differ between the models", len(dropouts)
+            )
 
     @staticmethod
     def prepare(dataset, tokenizer, ids, args, max_length, source):
@@ -181,14 +127,15 @@ class VRPOTrainer(KeyedTrainer):
     def scores(self, model: nn.Module, inputs: dict[str, Tensor], epoch: int) -> Scores:
         """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without)."""
         ids = inputs["example_id"].tolist()
-        estimator = self.estimator
-        if epoch == EVAL_EPOCH:  # coupled, and as many draws as are asked for: the curve is to show the model
-            estimator = replace(estimator, n_t=self.args.eval_draws, n_y=1, coupled=True)
+        # Evaluation has one design, whatever training has: its curves are to show the model, and to compare.
+        estimator = DESIGNS["vrpo"] if epoch == EVAL_EPOCH else self.estimator
+        if epoch == EVAL_EPOCH:
+            estimator = replace(estimator, n_t=self.args.eval_draws)
         policy_plan, reference_plan = draw_pair_plans(inputs["scored"], ids, estimator, self.args.seed, epoch)
         policy_SB = self.elbos(model, inputs, policy_plan)
-        with torch.no_grad(), self.reference_model() as reference:
+        with torch.no_grad(), self.reference_model(model) as reference:
             reference_SB = self.elbos(reference, inputs, reference_plan)
-        return Scores(policy_SB, reference_SB, policy_plan)
+        return Scores(policy_SB, reference_SB, policy_plan, estimator)
 
     def elbos(self, model: nn.Module, inputs: dict[str, Tensor], plan: MaskPlan) -> Tensor:
         def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
@@ -197,13 +144,13 @@ class VRPOTrainer(KeyedTrainer):
         return elbo_draws(log_probs, inputs["input_ids"], plan, self.ids.mask)
 
     @contextlib.contextmanager
-    def reference_model(self):
+    def reference_model(self, model: nn.Module):
+        """The reference; with adapters off, through the same wrapper as the policy (engines that shard need it)."""
         if self.reference is not None:
             yield self.reference
         else:
-            policy = self.accelerator.unwrap_model(self.model)
-            with policy.disable_adapter():
-                yield policy
+            with self.accelerator.unwrap_model(model).disable_adapter():
+                yield model
 
     def pair_losses(self, policy_B: Tensor, reference_B: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """The loss of each pair, [P]; a score that is not finite stops (its loss may be: that of s = inf is 0)."""
@@ -225,6 +172,8 @@ class VRPOTrainer(KeyedTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
+            self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = self.scores(model, inputs, self.epoch)
@@ -281,7 +230,7 @@ class VRPOTrainer(KeyedTrainer):
             "masked_fraction": masked_P,
             "score/saturated": (score_P.abs() > SATURATED).to(score_P),
         }
-        if self.estimator.independent and self.estimator.n > 1:
+        if scores.estimator.independent and scores.estimator.n > 1:
             metrics["score/variance"] = score_variance(scores.policy_SB, scores.reference_SB, beta)
         return metrics
 

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 import llada  # noqa: F401  (registers the model)
 from llada.data import column_names, load_rows
-from llada.launch import RecipeError, parse
+from llada.inputs import RecipeError
+from llada.launch import parse
 from llada.tokenizer import load_tokenizer
 from vrpo.pairs import VERIFIERS, SamplingSettings, Verifier, answers, pair_up
 

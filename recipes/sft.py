@@ -3,30 +3,18 @@
 accelerate launch recipes/sft.py --config recipes/tiny_sft.yaml
 """
 
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from llada import launch
+from llada.inputs import RecipeArguments
 from llada.trainer import MaskedDiffusionConfig, MaskedDiffusionTrainer
 
-ARGUMENTS = (launch.RecipeArguments, ModelConfig, MaskedDiffusionConfig)
+ARGUMENTS = (RecipeArguments, ModelConfig, MaskedDiffusionConfig)
 COLUMNS = (("prompt", "completion"), ("messages",))
 
 
 def main(argv: list[str] | None = None) -> None:
-    recipe, model_args, args = launch.parse(ARGUMENTS, argv)
-    launch.check_processes(args, recipe.expected_processes)
-    checkpoint = launch.resume_point(args.output_dir, recipe.resume, recipe.overwrite)
-    model, tokenizer = launch.load_model(recipe, model_args, args.seed)
-    train, held_out = launch.load_datasets(recipe, args, tokenizer, model.config, MaskedDiffusionTrainer, COLUMNS)
-    trainer = MaskedDiffusionTrainer(
-        model,
-        args,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-    )
-    launch.run(trainer, recipe, checkpoint)
+    launch.main(MaskedDiffusionTrainer, ARGUMENTS, COLUMNS, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from conftest import ROOT, load_script, tiny_model
 from trl import ModelConfig
 
 from llada import launch
-from llada.launch import RecipeArguments, RecipeError, check_engine, check_processes, resume_point
+from llada.inputs import RecipeArguments, RecipeError, new_config
+from llada.launch import check_engine, check_processes, resume_point
 from llada.tokenizer import byte_tokenizer
 from llada.trainer import MaskedDiffusionConfig
 
@@ -153,7 +154,7 @@ def test_a_new_model_takes_ids_from_the_architecture_where_the_tokenizer_has_non
     """The published tokenizer does not say which of its tokens is the mask."""
     tokenizer = byte_tokenizer()
     tokenizer.mask_token = None
-    config = launch.new_config(ARCHITECTURE | {"mask_token_id": 258}, tokenizer)
+    config = new_config(ARCHITECTURE | {"mask_token_id": 258}, tokenizer)
     assert (config.mask_token_id, config.eos_token_id, config.eot_token_id, config.vocab_size) == (258, 257, 261, 262)
 
 

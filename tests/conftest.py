@@ -89,13 +89,14 @@ def trajectory(run, **kwargs) -> torch.Tensor:
 
 WORKER = """
 import sys, torch
+from safetensors.torch import save_file
 sys.path.insert(0, {tests!r})
 from conftest import trajectory
 from {module} import trainer
 rows = trajectory(trainer({out!r}, {dtype}, ddp_backend="gloo", **{settings!r}))
 torch.distributed.barrier()
 if torch.distributed.get_rank() == 0:
-    torch.save(rows, {out!r} + "/rows.pt")
+    save_file({{"rows": rows.contiguous()}}, {out!r} + "/rows.safetensors")
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
@@ -110,5 +111,5 @@ def two_processes(folder: Path, module: str, dtype: torch.dtype, **settings) -> 
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(script)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert (folder / "rows.pt").exists(), result.stderr[-3000:]
-    return torch.load(folder / "rows.pt")
+    assert (folder / "rows.safetensors").exists(), result.stderr[-3000:]
+    return load_file(folder / "rows.safetensors")["rows"]

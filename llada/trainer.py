@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalPrediction
 from llada.data import Collator, prepare_rows
 from llada.keyed_trainer import EVAL_EPOCH, KeyedTrainer
 from llada.likelihood import elbo_draws
-from llada.masking import DRAWS, draw_plan, keyed_generator
+from llada.masking import MASKS, draw_plan, keyed_generator
 
 
 @dataclass
@@ -59,8 +59,8 @@ class MaskedDiffusionConfig(TrainingArguments):
         # Each process collates its own rows of a stream: accelerate's default joins batches of different widths.
         self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
         super().__post_init__()
-        if self.masks not in DRAWS:
-            raise ValueError(f"masks={self.masks!r} is unknown: it must be one of {sorted(DRAWS)}")
+        if self.masks not in MASKS:
+            raise ValueError(f"masks={self.masks!r} is unknown: it must be one of {MASKS}")
         self.eos_tail = str(self.eos_tail)
         if self.eos_tail != "batch" and not self.eos_tail.isdigit():
             raise ValueError(f"eos_tail={self.eos_tail!r} must be a number of tokens or 'batch'")
@@ -122,7 +122,7 @@ class MaskedDiffusionTrainer(KeyedTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def negative_elbo(
-        self, model: nn.Module, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, stratified: bool
+        self, model: nn.Module, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, levels: str
     ) -> tuple[Tensor, Tensor]:
         """Minus the mean over n draws of each row's ELBO, nats, and its number of scored tokens, both [B]."""
         generators = [keyed_generator(self.args.seed, epoch, key) for key in inputs["example_id"].tolist()]
@@ -131,7 +131,7 @@ class MaskedDiffusionTrainer(KeyedTrainer):
             keep_BL = random_lengths(scored_BL.cpu(), generators, self.args.random_length_probability)
             keep_BL = keep_BL.to(scored_BL.device)
             attention_BL, scored_BL = attention_BL * keep_BL, scored_BL & keep_BL
-        plan = draw_plan(scored_BL, generators, n, masks, stratified)
+        plan = draw_plan(scored_BL, generators, n, masks, levels)
 
         def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
             return model(input_ids=noisy_BL, attention_mask=attention_BL, target_ids=target_BL).log_probs
@@ -139,7 +139,7 @@ class MaskedDiffusionTrainer(KeyedTrainer):
         return -elbo_draws(log_probs, inputs["input_ids"], plan, self.ids.mask).mean(0), scored_BL.sum(-1)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        nelbo_B, length_B = self.negative_elbo(model, inputs, self.epoch, 1, self.args.masks, stratified=False)
+        nelbo_B, length_B = self.negative_elbo(model, inputs, self.epoch, 1, self.args.masks, levels="iid")
         loss_B = nelbo_B / length_B
         self.stop_unless_finite(loss_B, inputs)
         return (loss_B.mean(), {"nelbo": nelbo_B}) if return_outputs else loss_B.mean()
@@ -148,7 +148,7 @@ class MaskedDiffusionTrainer(KeyedTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             nelbo_B, length_B = self.negative_elbo(
-                model, inputs, EVAL_EPOCH, self.args.eval_draws, "exact_count", stratified=True
+                model, inputs, EVAL_EPOCH, self.args.eval_draws, "exact_count", levels="stratified"
             )
         self.stop_unless_finite(nelbo_B, inputs)
         # No loss: the Trainer would weigh batch means, which depend on batches. `likelihood_metrics` has it by rows.

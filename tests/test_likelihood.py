@@ -88,16 +88,14 @@ def test_the_floored_bernoulli_form_equals_its_integral(length, eps):
 
 
 @pytest.mark.parametrize(("masks", "eps"), [("exact_count", 0.0), ("bernoulli", 1e-3)])
-@pytest.mark.parametrize("stratified", [False, True])
-def test_drawn_plans_are_unbiased_for_value_and_gradient(masks, eps, stratified):
+@pytest.mark.parametrize("levels", ["iid", "stratified", "antithetic"])
+def test_drawn_plans_are_unbiased_for_value_and_gradient(masks, eps, levels):
     """20,000 plans of two draws of a response of 5 after a prompt of 2, |mean - exact| < 4 standard errors."""
     model, tokens = Table(7), torch.arange(7)
     scored = tokens >= 2
     exact = exact_elbo(model, tokens, scored, MASK, eps=eps)
     value, gradient = value_and_gradient(exact, model.log_p)
-    plan = draw_plan(
-        scored.expand(20_000, -1), [keyed_generator(1, key) for key in range(20_000)], 2, masks, stratified
-    )
+    plan = draw_plan(scored.expand(20_000, -1), [keyed_generator(1, key) for key in range(20_000)], 2, masks, levels)
     samples = elbo_draws(model, tokens.expand(20_000, -1), plan, MASK).mean(0)
     assert standard_errors(samples.detach(), value) < 4
     # The gradient with respect to log p of token 3, summed over contexts, is the weight of that token.

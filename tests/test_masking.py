@@ -41,7 +41,7 @@ def test_bernoulli_masks_hide_each_token_at_the_floored_rate():
 
 
 def test_stratified_levels_put_one_in_each_stratum():
-    u_S = timesteps(8, keyed_generator(0), stratified=True)
+    u_S = timesteps(8, keyed_generator(0), levels="stratified")
     assert torch.equal((u_S * 8).floor(), torch.arange(8.0, dtype=torch.float64))
 
 

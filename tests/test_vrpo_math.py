@@ -125,7 +125,10 @@ def test_the_loss_of_a_mean_score_is_not_the_mean_loss():
     assert torch.stack(each).mean().item() == pytest.approx(1.126928, abs=1e-6)
 
 
-WORKED = {"sigmoid": 0.437488, "robust": 0.362488, "ipo": 3.24, "hinge": 0.4}
+WORKED = {
+    "sigmoid": 0.437488, "robust": 0.362488, "ipo": 3.24, "hinge": 0.4, "exo_pair": 0.233839, "nca_pair": 1.268592,
+    "bco_pair": 1.111154, "sppo_hard": 2.5, "apo_zero": 0.851478, "apo_down": 0.953031, "sigmoid_norm": 0.625595,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LOSSES)

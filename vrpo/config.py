@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from vrpo.estimators import DESIGNS, Estimator
+from vrpo.estimators import Estimator, design
 from vrpo.losses import total_loss
 
+PARTS = ("n_t", "n_y", "coupled", "masks", "levels", "complementary", "tilt", "kappa")  # of a design, as options
 SFT_WEIGHT = 0.05  # of the SFT loss beside the preference loss (LLaDA 1.5, section 4.1)
 
 
@@ -21,17 +22,33 @@ class VRPOConfig(TrainingArguments):
     beta: float = field(default=0.2, metadata={"help": "Scale of the log-ratios in the score, 1/nats."})
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid", "sft"],
-        metadata={"help": "Losses to add: sigmoid, robust, ipo, hinge, sft."},
+        metadata={"help": "Losses to add, by TRL's names (vrpo.losses), and sft."},
     )
     loss_weights: list[float] | None = field(
         default=None, metadata={"help": "One for each loss_type; default: 0.05 for sft (the paper's), 1 for others."}
     )
-    label_smoothing: float = field(default=0.0, metadata={"help": "Rate of flipped labels, for 'robust'."})
-    estimator: str = field(default="vrpo", metadata={"help": "Sampling design: 'vrpo' or 'naive_dpo'."})
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Rate of flipped labels, for 'robust' and 'exo_pair'."}
+    )
+    estimator: str = field(
+        default="vrpo", metadata={"help": "Sampling design: vrpo, vrpo_bernoulli, naive_dpo or cpl."}
+    )
     n_t: int | None = field(default=None, metadata={"help": "Timesteps for each response; default: the design's."})
     n_y: int | None = field(default=None, metadata={"help": "Masks at each timestep; default: the design's."})
     coupled: bool | None = field(
         default=None, metadata={"help": "Policy and reference share masks; default: the design's."}
+    )
+    levels: str | None = field(
+        default=None, metadata={"help": "Timesteps 'iid', 'stratified' or 'antithetic'; default: the design's."}
+    )
+    complementary: bool | None = field(
+        default=None, metadata={"help": "Masks in pairs that complement each other; default: the design's."}
+    )
+    tilt: float | None = field(
+        default=None, metadata={"help": "Exponent of the tilt to small masked counts; default: the design's."}
+    )
+    kappa: float | None = field(
+        default=None, metadata={"help": "Pseudo-count of the leave-one-out baseline; default: the design's."}
     )
     masks: str | None = field(default=None, metadata={"help": "'exact_count' or 'bernoulli'; default: the design's."})
     eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})
@@ -56,8 +73,6 @@ class VRPOConfig(TrainingArguments):
     def __post_init__(self):
         self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}  # as MaskedDiffusionConfig
         super().__post_init__()
-        if self.estimator not in DESIGNS:
-            raise ValueError(f"estimator={self.estimator!r} is unknown: it must be one of {sorted(DESIGNS)}")
         if not self.disable_dropout:
             raise ValueError(
                 "disable_dropout=False is refused: dropout would differ between policy, reference and replay, so that "
@@ -78,7 +93,5 @@ class VRPOConfig(TrainingArguments):
             raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")
 
     def design(self) -> Estimator:
-        """The named sampling design with the overrides of n_t, n_y, coupled and masks."""
-        base = DESIGNS[self.estimator]
-        changes = {name: getattr(self, name) for name in ("n_t", "n_y", "coupled", "masks")}
-        return Estimator(**{name: getattr(base, name) if value is None else value for name, value in changes.items()})
+        """The named sampling design with the parts that are set here."""
+        return design(self.estimator, **{part: getattr(self, part) for part in PARTS})

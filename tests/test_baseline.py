@@ -1,0 +1,191 @@
+"""The leave-one-out baseline and the designs that use it, against their definition and by enumeration."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from test_likelihood import MASK, Table
+from test_masking import standard_errors
+
+from llada.likelihood import elbo_draws, exact_elbo
+from llada.masking import MaskPlan, draw_plan, keyed_generator, timesteps
+from vrpo.baseline import leave_one_out
+from vrpo.estimators import DESIGNS, Estimator, design, draw_pair_plans
+
+
+def plan_of(mask_SBL, weight_SB) -> MaskPlan:
+    return MaskPlan(mask_SBL, mask_SBL * weight_SB[..., None])
+
+
+@pytest.mark.parametrize(("draws", "group"), [(2, 1), (3, 1), (4, 2), (5, 2), (8, 2)])
+def test_the_weights_are_the_definition(draws, group):
+    """B_hat with the weights = plain B_hat minus the centred masks times c_i^k, written out draw by draw."""
+    length, kappa = 6, 0.7
+    scored = torch.ones(1, length, dtype=torch.bool)
+    plan = draw_plan(scored, [keyed_generator(3)], draws, levels="antithetic", complementary=group == 2, tilt=0.25)
+    mask, weight = plan.masked_SBL[:, 0].double(), plan.weight_SBL[:, 0].amax(-1)
+    values = torch.randn(draws, length, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * mask
+    expected = (weight * values.sum(-1)).sum()
+    for k in range(draws):
+        others = [j for j in range(draws) if j // group != k // group]
+        mean = values[others].sum() / mask[others].sum()
+        baseline = (values[others].sum(0) + kappa * mean) / (mask[others].sum(0) + kappa)
+        expected -= weight[k] * ((mask[k] - mask[k].sum() / length) * baseline).sum()
+    got = (leave_one_out(plan, scored, group, kappa).weight_SBL[:, 0] * values).sum()
+    assert got.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def exact_coefficients(length: int) -> torch.Tensor:
+    """What log p(token | mask) must weigh on average, [2^length masks, tokens]: 1 / (l C(L, l)) where it is masked."""
+    table = torch.zeros(2**length, length, dtype=torch.float64)
+    for code in range(1, 2**length):
+        for token in range(length):
+            if code >> token & 1:
+                table[code, token] = 1 / (code.bit_count() * math.comb(length, code.bit_count()))
+    return table
+
+
+def mean_weights(plan: MaskPlan, chance_B: torch.Tensor) -> torch.Tensor:
+    """Expected weight of each token in each context under a plan whose responses B enumerate all outcomes."""
+    draws, _, length = plan.masked_SBL.shape
+    code_SB = (plan.masked_SBL * 2 ** torch.arange(length)).sum(-1)
+    table = torch.zeros(2**length, length, dtype=torch.float64)
+    return table.index_add_(0, code_SB.flatten(), (chance_B[None, :, None] * plan.weight_SBL).flatten(0, 1) / draws)
+
+
+@pytest.mark.parametrize(("draws", "length"), [(1, 5), (2, 1), (2, 5), (3, 4), (4, 3)])
+@pytest.mark.parametrize("tilt", [0.0, 0.25])
+def test_independent_draws_are_unbiased_exactly(draws, length, tilt):
+    """All combinations of `draws` masks: every token weighs in every context what the ELBO and its gradient say."""
+    count_L = torch.arange(1, length + 1, dtype=torch.float64)
+    density_L = ((count_L - 0.5) / length) ** -tilt
+    density_L /= density_L.sum()
+    codes = torch.tensor(list(itertools.product(range(1, 2**length), repeat=draws))).T
+    mask_SBL = (codes[..., None] >> torch.arange(length)) & 1 == 1
+    count_SB = mask_SBL.sum(-1)
+    chance_SB = density_L[count_SB - 1] / torch.tensor([math.comb(length, c) for c in range(length + 1)])[count_SB]
+    plan = plan_of(mask_SBL, 1 / (count_SB * density_L[count_SB - 1]))
+    plan = leave_one_out(plan, torch.ones(mask_SBL.shape[1:], dtype=torch.bool), 1, 0.5)
+    assert (mean_weights(plan, chance_SB.prod(0)) - exact_coefficients(length)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_cpl_with_two_complementary_pairs_is_unbiased_exactly(length):
+    """Four draws: every interval of levels with constant counts, and every order of the tokens of both pairs."""
+    tilt = DESIGNS["cpl"].tilt
+    count_L = torch.arange(1, length + 1, dtype=torch.float64)
+    density_L = ((count_L - 0.5) / length) ** -tilt
+    density_L /= density_L.sum()
+    steps = density_L.cumsum(0)
+    orders = torch.tensor(list(itertools.permutations(range(length))))
+
+    def pairs(low: float, high: float):
+        """(chance, count of the first, count of the second) for a level u in a stratum and its reflection 1 - u."""
+        edges = sorted({low, high, *(e for e in [*steps.tolist(), *(1 - steps).tolist()] if low < e < high)})
+        for a, b in itertools.pairwise(edges):
+            middle = torch.tensor([(a + b) / 2, 1 - (a + b) / 2], dtype=torch.float64)
+            index = torch.searchsorted(steps, middle, right=True).clamp(max=length - 1)  # steps end at 1 up to rounding
+            yield (b - a) / (high - low), *(index + 1).tolist()
+
+    masks, chances, counts = [], [], []
+    for (p, *first), (q, *second) in itertools.product(pairs(0.0, 0.25), pairs(0.25, 0.5)):
+        for one, two in itertools.product(orders, orders):
+            masks.append(
+                torch.stack([
+                    one < first[0], length - 1 - one < first[1], two < second[0], length - 1 - two < second[1]
+                ])
+            )  # fmt: skip
+            chances.append(p * q / len(orders) ** 2)
+            counts.append([*first, *second])
+    mask_SBL, count_SB = torch.stack(masks, 1), torch.tensor(counts).T
+    plan = plan_of(mask_SBL, 1 / (count_SB * density_L[count_SB - 1]))
+    plan = leave_one_out(plan, torch.ones(mask_SBL.shape[1:], dtype=torch.bool), 2, 0.5)
+    chance_B = torch.tensor(chances, dtype=torch.float64)
+    assert chance_B.sum().item() == pytest.approx(1)
+    assert (mean_weights(plan, chance_B) - exact_coefficients(length)).abs().max() < 1e-12
+
+
+def names_and_budgets():
+    return [(name, n) for name in DESIGNS for n in (1, 2, 3, 4, 8) if name != "naive_dpo"] + [("naive_dpo", 1)]
+
+
+def check_design(name: str, n: int, length: int, responses: int) -> None:
+    """Mean ELBO and its gradient over `responses` plans of a table model against enumeration, in standard errors."""
+    model, tokens = Table(length), torch.arange(length)
+    scored = torch.ones(length, dtype=torch.bool)
+    eps = 1e-3 if name == "vrpo_bernoulli" else 0.0
+    exact = exact_elbo(model, tokens, scored, MASK, eps=eps)
+    (slope,) = torch.autograd.grad(exact, model.log_p)
+    plan, _ = draw_pair_plans(scored.expand(responses, -1), list(range(responses // 2)), design(name, n_t=n), 5, 0)
+    with torch.no_grad():
+        values = elbo_draws(model, tokens.expand(responses, -1), plan, MASK).mean(0)
+    assert standard_errors(values, exact.item()) < 4
+    for token in range(length):
+        assert standard_errors(plan.weight_SBL[:, :, token].mean(0), slope[:, token].sum().item()) < 4
+
+
+@pytest.mark.parametrize(("name", "n"), names_and_budgets())
+def test_every_design_is_unbiased(name, n):
+    check_design(name, n, 6, 8_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "n"), names_and_budgets())
+def test_every_design_is_unbiased_on_400_000_draws(name, n):
+    check_design(name, n, 6, 400_000)
+
+
+@pytest.mark.parametrize(("name", "n"), names_and_budgets())
+def test_the_shortest_responses(name, n):
+    """Two tokens are unbiased; one token has one mask, so exact-count draws all weigh 1 and nothing is random."""
+    check_design(name, n, 2, 2_000)
+    scored = torch.ones(4, 1, dtype=torch.bool)
+    plan, _ = draw_pair_plans(scored, [0, 1], design(name, n_t=n), 0, 0)
+    if name != "vrpo_bernoulli":
+        assert torch.allclose(plan.weight_SBL, torch.ones_like(plan.weight_SBL), rtol=0, atol=1e-12)
+        assert plan.masked_SBL.all()
+
+
+@pytest.mark.parametrize("name", [name for name in DESIGNS if DESIGNS[name].coupled])
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_equal_models_score_zero_in_every_coupled_plan(name, n):
+    scored, model = torch.ones(200, 6, dtype=torch.bool), Table(6)
+    plans = draw_pair_plans(scored, list(range(100)), design(name, n_t=n), 0, 0)
+    tokens = torch.arange(6).expand(200, -1)
+    with torch.no_grad():
+        policy, reference = (elbo_draws(model, tokens, plan, MASK).mean(0) for plan in plans)
+    assert (policy - reference).abs().max() <= 1e-5
+
+
+def test_antithetic_levels_are_mirrored_pairs_with_a_free_last_one():
+    u_S = timesteps(5, keyed_generator(0), "antithetic")
+    assert torch.equal(u_S[1:4:2], 1 - u_S[0:4:2])
+    assert 0 <= u_S[0] < 0.25 <= u_S[2] < 0.5
+
+
+def test_complementary_masks_cover_a_response_together():
+    scored = torch.ones(1, 9, dtype=torch.bool)
+    plan = draw_plan(scored, [keyed_generator(1)], 6, levels="antithetic", complementary=True)
+    for first, second in plan.masked_SBL[:, 0].view(3, 2, 9):
+        if first.sum() + second.sum() <= 9:
+            assert not (first & second).any()
+        else:
+            assert (first | second).all()
+
+
+def test_cpl_has_single_masks_below_four_draws():
+    assert not design("cpl", n_t=3).complementary
+    assert design("cpl", n_t=4).complementary
+    assert design("cpl", n_t=2, complementary=True).complementary
+
+
+def test_what_baselines_and_tilts_need_is_named():
+    with pytest.raises(ValueError, match="kappa=0.5 need masks='exact_count', not 'bernoulli'"):
+        Estimator(4, masks="bernoulli", kappa=0.5)
+    with pytest.raises(ValueError, match="kappa=0 must be positive"):
+        Estimator(4, kappa=0)
+    with pytest.raises(ValueError, match="levels='even' is unknown: it must be one of"):
+        Estimator(4, levels="even")
+    with pytest.raises(ValueError, match="estimator='best' is unknown"):
+        design("best")

@@ -5,8 +5,8 @@
     sloppy     um 4=x, eh 7=k, um 3=v, um 0=q, eh 2=z.!?~      other words, one to three wrong letters, a longer tail
 
 Demonstrations are of both manners, so a model writes both; preferring the careful one changes its words, its letters
-and its tail. Words and tails are random: their log-probabilities depend on what else is visible, which is what makes the
-variance of an ELBO.
+and its tail. Words and tails are random: their log-probabilities depend on what else is visible, which is what gives
+an ELBO its variance.
 """
 
 import random

@@ -30,8 +30,8 @@ from vrpo import VRPOConfig, VRPOTrainer
 from vrpo.pairs import SamplingSettings, answers, pair_up
 from vrpo.report import draw_report, print_report
 
-DEMONSTRATIONS, SFT_STEPS, SFT_BATCH = 40_000, 2400, 96
-PAIR_PROMPTS, SAMPLES = 800, 6
+DEMONSTRATIONS, SFT_STEPS, SFT_BATCH = 40_000, 2800, 96
+PAIR_PROMPTS, SAMPLES = 1000, 4
 VRPO_STEPS, VRPO_BATCH, DRAWS = 60, 32, 4
 HELD_OUT = 1000
 # Sequences that VRPO forwards: chosen and rejected, DRAWS of each, through policy, reference and replay.
@@ -114,15 +114,14 @@ def fine_tune(folder: Path, seed: int, rng: random.Random, held_out: list[str]):
     rows = [{"prompt": p, "completion": demonstration(p, rng)} for p in rows if not is_held_out(p)]
     ids = special_ids(TOKENIZER)
     config = LLaDAConfig(
-        d_model=96, n_layers=4, n_heads=4, mlp_hidden_size=256, max_sequence_length=64, rope_theta=10000.0,
+        d_model=96, n_layers=4, n_heads=4, mlp_hidden_size=256, max_sequence_length=64, rope_theta=100.0,
         vocab_size=len(TOKENIZER), mask_token_id=ids.mask, eos_token_id=ids.eos, pad_token_id=ids.pad,
         eot_token_id=ids.eot,
     )  # fmt: skip
     set_seed(seed)
     settings = common(
-        folder, "sft", seed, max_steps=SFT_STEPS, per_device_train_batch_size=SFT_BATCH, learning_rate=2e-3,
-        warmup_steps=100, decay_steps=0.5, lr_scheduler_kwargs={"min_lr_ratio": 0.02}, masks="exact_count",
-        adam_beta2=0.98,
+        folder, "sft", seed, max_steps=SFT_STEPS, per_device_train_batch_size=SFT_BATCH, learning_rate=2.5e-3,
+        warmup_steps=100, lr_scheduler_type="cosine", masks="exact_count", adam_beta2=0.98,
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(
         LLaDAModelLM(config), MaskedDiffusionConfig(**settings), Dataset.from_list(rows), processing_class=TOKENIZER
@@ -159,7 +158,7 @@ def align(model, folder: Path, seed: int, pairs: list[dict]):
     settings = common(
         folder, "vrpo", seed, max_steps=VRPO_STEPS, per_device_train_batch_size=VRPO_BATCH,
         gradient_accumulation_steps=1,
-        learning_rate=2.5e-5, warmup_steps=10, lr_scheduler_type="linear", n_t=DRAWS,
+        learning_rate=5e-5, warmup_steps=10, lr_scheduler_type="linear", n_t=DRAWS,
         loss_weights=[1.0, 0.05 * (ANSWER_LENGTH + 1)], logging_steps=2,
     )  # fmt: skip
     trainer = VRPOTrainer(

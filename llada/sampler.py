@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from llada.guidance import Predictor, guided
 
-REMASKING = ("low_confidence", "random")
+REMASKING = ("low_confidence", "top_probability", "random")
 
 
 @dataclass
@@ -56,13 +56,14 @@ class TokenChoice:
         """Tokens [N] and confidences [N] in [0, 1]."""
         logits_NV = without(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), self.removed)
         choice_NV = without(logits_NV, self.forbidden)
+        greedy_N = tokens_N = choice_NV.argmax(-1)
         if self.temperature > 0:
-            choice_NV = self._perturbed(choice_NV)
-        tokens_N = choice_NV.argmax(-1)
+            tokens_N = self._perturbed(choice_NV).argmax(-1)
         if self.remasking == "random":
             return tokens_N, torch.rand(len(tokens_N), device=logits_NV.device, generator=self.generator)
         confidence_NV = without(logits_NV, self.unconfident).softmax(-1)
-        return tokens_N, confidence_NV.gather(-1, tokens_N[:, None])[:, 0]
+        judged_N = tokens_N if self.remasking == "low_confidence" else greedy_N
+        return tokens_N, confidence_NV.gather(-1, judged_N[:, None])[:, 0]
 
     def _perturbed(self, logits_NV: Tensor) -> Tensor:
         # Gumbel-max in float64: argmax(logit - T log(-log u)) is a draw from softmax(logit / T); in low precision the
@@ -125,7 +126,10 @@ def generate(
         steps: denoising steps in all, shared evenly by the gen_length / block_length blocks.
         temperature: 0 is greedy; above it, tokens are drawn from softmax(logits / temperature).
         cfg_scale: guidance scale w of `llada.guidance`.
-        remasking: "low_confidence" keeps the most probable tokens of a step, "random" keeps random ones.
+        remasking: what a step keeps. "low_confidence": the most probable of the drawn tokens, as the papers do, which
+            above temperature 0 draws unlikely tokens again until they are likely; "top_probability": the positions
+            whose most probable token is most probable, whatever was drawn, so that samples keep the model's diversity
+            (the same at temperature 0); "random": random positions.
         logits_eos_inf: EOS is never predicted.
         confidence_eos_eot_inf: EOS and end-of-turn are committed last.
         eos_token_id, eot_token_id: default to the model config's.

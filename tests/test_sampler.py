@@ -13,7 +13,7 @@ MODELS = {name: reference_model(name) for name in ("dense_mha", "dense_gqa")}
 
 
 def deterministic(run: dict) -> bool:
-    return not run["settings"].get("temperature") and run["settings"].get("remasking", "low_confidence") != "random"
+    return not run["settings"].get("temperature") and run["settings"].get("remasking") != "random"
 
 
 def replay(run: dict, model, **changes):
@@ -110,6 +110,27 @@ def test_tempered_tokens_follow_the_softmax_of_logits_over_temperature(temperatu
     exact = (logits / temperature).softmax(-1)
     frequency = torch.bincount(tokens, minlength=4) / 20_000
     assert ((frequency - exact).abs() / (exact * (1 - exact) / 20_000).sqrt()).max() < 4
+
+
+def test_top_probability_keeps_the_diversity_that_low_confidence_draws_away():
+    """Four positions with an unlikely token (p = 0.3): one is committed a step; the other three are drawn again.
+
+    Ordered by what was drawn, a step commits the unlikely token only if all open positions drew it; ordered by the most
+    probable token, the committed tokens are draws of the model, 0.3 of them unlikely.
+    """
+    logits = torch.tensor([0.7, 0.3]).log().repeat(4, 1)
+    generator = torch.Generator().manual_seed(0)
+    shares = {}
+    for remasking in ("low_confidence", "top_probability"):
+        choose, unlikely = choice(remasking=remasking, temperature=1.0, generator=generator), 0
+        for _ in range(2000):
+            for left in (4, 3, 2, 1):
+                tokens, confidence = choose(logits[:left])
+                unlikely += tokens[confidence.argmax()].item()
+        shares[remasking] = unlikely / 8000
+    assert abs(shares["top_probability"] - 0.3) < 4 * (0.3 * 0.7 / 8000) ** 0.5
+    expected = (0.3**4 + 0.3**3 + 0.3**2 + 0.3) / 4
+    assert abs(shares["low_confidence"] - expected) < 4 * (expected * (1 - expected) / 8000) ** 0.5
 
 
 def test_random_remasking_commits_every_position_equally_often():

@@ -8,11 +8,11 @@ guesses d_i from the draws that are independent of draw k, the *others* O_k:
     c_i^k = ( sum_{j in O_k, i in M_j} d_i(M_j) + kappa b_k ) / ( #{j in O_k : i in M_j} + kappa ),
     b_k   = mean of d over all masked tokens of O_k.
 
-Given its count and the others, M_k is a uniform subset of l_k tokens, so 1[i in M_k] - l_k / L has mean 0 while c_i^k is
-fixed: nothing is added on average, for any kappa > 0 (a control variate; leave-one-out baselines are those of VIMCO,
-arXiv 1602.06725, and RLOO, arXiv 1901.08746, here for tokens). What it removes is the noise of *which* tokens a mask
-happened to hit. It is linear in d, so it is a change of the weights alone: one plan serves policy, reference and the
-gradient. Draws whose masks depend on each other (complementary pairs) form a group and are never each other's others.
+Given its count and the others, M_k is a uniform subset of l_k tokens, so 1[i in M_k] - l_k / L has mean 0 while c_i^k
+is fixed: nothing is added on average, for any kappa > 0 (a control variate; leave-one-out baselines are those of
+VIMCO, arXiv 1602.06725, here for tokens). What it removes is the noise of *which* tokens a mask happened to hit. It is
+linear in d, so it is a change of the weights alone: one plan serves policy, reference and the gradient. Draws whose
+masks depend on each other (complementary pairs) form a group and are never each other's others.
 
 Shapes: S draws, G groups of them, B responses, L tokens.
 """
@@ -26,8 +26,9 @@ from llada.masking import MaskPlan
 def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float) -> MaskPlan:
     """The plan with the weights of the baseline, in O(S L) for each response.
 
-    With a_ki = w_k (1[i in M_k] - l_k/L) / (#_ki + kappa) and A_k = sum_i a_ki, the weight of token i in draw j loses the
-    sum over the k of other groups of a_ki + kappa A_k / N_k, N_k the masked tokens of O_k: a total minus j's own group.
+    With a_ki = w_k (1[i in M_k] - l_k/L) / (#_ki + kappa) and A_k = sum_i a_ki, the weight of token i in draw j loses
+    the sum over the k of other groups of a_ki + kappa A_k / N_k, N_k the masked tokens of O_k: a total minus j's own
+    group.
 
     Args:
         plan: exact-count masks with one weight for each draw and response, as drawn.

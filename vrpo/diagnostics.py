@@ -149,7 +149,7 @@ def second_order_bias(
     """
     sides = [side.detach().double().requires_grad_() for side in (chosen_P, rejected_P)]
     with torch.enable_grad():
-        loss = loss_of(*sides, length_B.double(), loss_type, beta, label_smoothing)
+        loss = loss_of(sides[0], sides[1], length_B.double(), loss_type, beta, label_smoothing)
         slopes = torch.autograd.grad(loss.sum(), sides, create_graph=True)
         curvatures = [
             torch.autograd.grad(slope.sum(), side, retain_graph=True)[0] if slope.requires_grad else 0 * side

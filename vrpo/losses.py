@@ -62,7 +62,7 @@ def exo_pair(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_
 
 
 def nca_pair(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_P, beta, label_smoothing) -> Tensor:
-    """l(a) + l(-a) / 2 + l(-b) / 2, a = beta r_w, b = beta r_l, l = -log sigmoid (NCA, arXiv 2402.05369, two responses).
+    """l(a) + l(-a) / 2 + l(-b) / 2, a = beta r_w, b = beta r_l, l = -log sigmoid (NCA, arXiv 2402.05369).
 
     Worked: a = 0.4, b = -0.2: 0.513015 + 0.913015 / 2 + 0.598139 / 2 = 1.268592.
     """
@@ -71,7 +71,7 @@ def nca_pair(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_
 
 
 def bco_pair(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_P, beta, label_smoothing) -> Tensor:
-    """l(a) + l(-b), a = beta r_w, b = beta r_l: a classifier of good and bad (BCO, arXiv 2404.04656, without its shift).
+    """l(a) + l(-b), a = beta r_w, b = beta r_l: tells good from bad (BCO, arXiv 2404.04656, without its shift).
 
     Worked: a = 0.4, b = -0.2: 0.513015 + 0.598139 = 1.111154.
     """
@@ -104,7 +104,7 @@ def apo_down(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_
 
 
 def sigmoid_norm(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_P, beta, label_smoothing) -> Tensor:
-    """-log sigmoid(beta (r_w / L_w - r_l / L_l)): log-ratios per token (length-normalised DPO, Tulu 3, arXiv 2411.15124).
+    """-log sigmoid(beta (r_w / L_w - r_l / L_l)): DPO per token (length-normalised, Tulu 3, arXiv 2411.15124).
 
     Worked: r_w = 2, L_w = 4, r_l = -1, L_l = 5, beta = 0.2: -log sigmoid(0.14) = 0.625595.
     """
@@ -121,7 +121,7 @@ def sft(chosen_elbo_P: Tensor, chosen_length_P: Tensor) -> Tensor:
 
 PairLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
 LOSSES: dict[str, PairLoss] = {
-    loss.__name__: loss  # type: ignore[attr-defined]
+    loss.__name__: loss
     for loss in (
         sigmoid, robust, ipo, hinge, exo_pair, nca_pair, bco_pair, sppo_hard, apo_zero, apo_down, sigmoid_norm,
     )

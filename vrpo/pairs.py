@@ -22,7 +22,8 @@ class SamplingSettings:
     steps: int = 128
     block_length: int = 128
     temperature: float = 1.0
-    remasking: str = "low_confidence"
+    # The papers' low_confidence would draw unlikely tokens again: hardly a wrong answer would be left to learn from.
+    remasking: str = "top_probability"
 
 
 def answers(

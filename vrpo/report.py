@@ -1,4 +1,4 @@
-"""The figures of a run: a table of its arms, and a picture of its course."""
+"""Tables and pictures: the arms and the course of a run, and the variance of a checkpoint's scores."""
 
 from pathlib import Path
 from typing import Any
@@ -72,5 +72,65 @@ def draw_report(
         axes[3].text(place, 0.02, f"{value:.1%}", ha="center", color="white")
     axes[3].set(title=f"accuracy on {results['prompts']} held-out prompts", ylim=(0, 1), xticks=range(len(ARMS)))
     axes[3].set_xticklabels(["SFT", "control", "VRPO"])
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def print_variance(results: dict[str, Any]) -> None:
+    """The variance table (`vrpo.variance.measure`) on the terminal, and below it what the draws are made of."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Variance over redrawn masks [95% interval]")
+    for heading in ("design", "n_t", "n_y", "coupled", "Var score", "Var loss", "Var gradient", "loss bias", "|s| > 6"):
+        table.add_column(heading, justify="left" if heading == "design" else "right")
+    for row in results["rows"]:
+        cells = [bounded(row[key]) for key in ("score", "loss", "gradient", "bias")]
+        coupled = "yes" if row["coupled"] else "no"
+        saturated = f"{row['saturated']['value']:.0%}"
+        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), coupled, *cells, saturated)
+    console = Console(width=160)
+    console.print(table)
+    console.print(
+        f"Correlation of policy and reference ELBOs over coupled draws, n = 4: {bounded(results['correlation'])}"
+    )
+    for form, parts in (results["sources"] or {}).items():
+        shares = ", ".join(f"{name} {parts[name]:.0%}" for name in ("level", "count", "pattern"))
+        console.print(f"One coupled draw, {form} form: Var score {parts['variance']:.3g}, of it {shares}")
+    for name in ("vrpo", "cpl"):
+        by_n = {row["n"]: row["score"]["value"] for row in results["rows"] if is_plotted(row, name)}
+        doubled = [f"{n} -> {2 * n}: x{by_n[2 * n] / by_n[n]:.2f}" for n in sorted(by_n) if 2 * n in by_n and by_n[n]]
+        console.print(f"Var score of {name} with twice the forward passes: {', '.join(doubled)}")
+
+
+def bounded(cell: dict[str, float] | None) -> str:
+    return "" if cell is None else f"{cell['value']:.2g} [{cell['low']:.2g}, {cell['high']:.2g}]"
+
+
+def is_plotted(row: dict[str, Any], name: str) -> bool:
+    """Rows of a budget curve: coupled, one mask at each timestep."""
+    return row["name"] == name and row["coupled"] and row["n_y"] == 1
+
+
+def draw_variance(results: dict[str, Any], path: Path) -> None:
+    """Variance of score, loss and gradient against forward passes, with the 1/n line of the paper's design."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    keys = [key for key in ("score", "loss", "gradient") if results["rows"][0][key] is not None]
+    figure, axes = pyplot.subplots(1, len(keys), figsize=(5 * len(keys), 4), constrained_layout=True, squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        for name in ("vrpo", "cpl"):
+            rows = sorted((row for row in results["rows"] if is_plotted(row, name)), key=lambda row: row["n"])
+            n, value = [row["n"] for row in rows], [row[key]["value"] for row in rows]
+            below = [max(row[key]["value"] - row[key]["low"], 0) for row in rows]
+            above = [max(row[key]["high"] - row[key]["value"], 0) for row in rows]
+            axis.errorbar(n, value, yerr=[below, above], marker="o", capsize=3, label=name)
+            if name == "vrpo":
+                axis.plot(n, [value[0] * n[0] / m for m in n], "k--", linewidth=0.8, label="1/n")
+        axis.set(title=f"variance of the {key}", xlabel="forward passes of each response", xscale="log", yscale="log")
+        axis.legend()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -21,12 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import EvalPrediction
 
 from llada.keyed_trainer import EVAL_EPOCH, KeyedTrainer, load
-from llada.likelihood import elbo_draws
 from llada.masking import MaskPlan
 from vrpo.config import VRPOConfig
 from vrpo.data import PairCollator, prepare_pairs
 from vrpo.estimators import DESIGNS, Estimator, draw_pair_plans, log_ratios, score_variance
 from vrpo.losses import total_loss
+from vrpo.redraw import elbos
 from vrpo.reference import make_reference, prepare_reference
 
 logger = logging.getLogger(__name__)
@@ -138,10 +138,7 @@ class VRPOTrainer(KeyedTrainer):
         return Scores(policy_SB, reference_SB, policy_plan, estimator)
 
     def elbos(self, model: nn.Module, inputs: dict[str, Tensor], plan: MaskPlan) -> Tensor:
-        def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
-            return model(input_ids=noisy_BL, attention_mask=inputs["attention_mask"], target_ids=target_BL).log_probs
-
-        return elbo_draws(log_probs, inputs["input_ids"], plan, self.ids.mask)
+        return elbos(model, inputs, plan, self.ids.mask)
 
     @contextlib.contextmanager
     def reference_model(self, model: nn.Module):

@@ -1,0 +1,106 @@
+"""Redraw the masks of a batch of pairs again and again: scores, gradients and banks for `vrpo.diagnostics`.
+
+Redraw r takes the plans of epoch r, so it is what a training run with that seed would have drawn. Models are in
+evaluation mode; nothing here trains.
+
+Shapes: R redraws, B = 2P responses (chosen, then rejected), L tokens.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from llada.likelihood import elbo_draws
+from llada.masking import MaskPlan, exact_count_masks, keyed_generator
+from vrpo.diagnostics import Bank, GradientNoise
+from vrpo.estimators import Estimator, draw_pair_plans
+
+BANK = 1_000_003  # the epoch in a bank's mask keys, apart from every redraw's
+Batch = dict[str, Tensor]
+
+
+def elbos(model: nn.Module, batch: Batch, plan: MaskPlan, mask_id: int) -> Tensor:
+    """ELBO draws [S, B] of a batch from `vrpo.data.PairCollator`, nats."""
+
+    def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
+        return model(input_ids=noisy_BL, attention_mask=batch["attention_mask"], target_ids=target_BL).log_probs
+
+    return elbo_draws(log_probs, batch["input_ids"], plan, mask_id)
+
+
+def redrawn_elbos(
+    policy: nn.Module, reference: nn.Module, batch: Batch, estimator: Estimator, redraws: Iterable[int], seed: int,
+    mask_id: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """ELBOs of policy and reference for each redraw, [R, B] each, float64: means over the design's draws."""
+    values = []
+    with torch.no_grad():
+        for redraw in redraws:
+            plans = draw_pair_plans(batch["scored"], batch["example_id"].tolist(), estimator, seed, redraw)
+            pair = (
+                elbos(model, batch, plan, mask_id).double().mean(0).cpu()
+                for model, plan in zip((policy, reference), plans, strict=True)
+            )
+            values.append(torch.stack(list(pair)))
+    both_RMB = torch.stack(values)
+    return both_RMB[:, 0], both_RMB[:, 1]
+
+
+def redrawn_gradients(
+    policy: nn.Module, batch: Batch, estimator: Estimator, redraws: Iterable[int], seed: int, mask_id: int,
+    parameters: list[nn.Parameter], slope_RB: Tensor,
+) -> GradientNoise:  # fmt: skip
+    """Noise of the gradient of a function of the policy's ELBOs with respect to some parameters.
+
+    Args:
+        slope_RB: d function / d ELBO of each response at each redraw, such as the loss's at that redraw's scores, or
+            (1/P, -1/P) for the mean margin. Draws are replayed one at a time, as in training.
+    """
+    noise = GradientNoise()
+    for redraw, slope_B in zip(redraws, slope_RB, strict=True):
+        plan, _ = draw_pair_plans(batch["scored"], batch["example_id"].tolist(), estimator, seed, redraw)
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for draw in range(estimator.n):
+            one = MaskPlan(plan.masked_SBL[draw : draw + 1], plan.weight_SBL[draw : draw + 1])
+            value_B = elbos(policy, batch, one, mask_id)[0]
+            value = (slope_B.to(value_B) * value_B).sum() / estimator.n
+            total = [a + b for a, b in zip(total, torch.autograd.grad(value, parameters), strict=True)]
+        noise.add(total)
+    return noise
+
+
+def count_grid(length: int, most: int) -> list[int]:
+    """At most `most` counts from 1 to length: all of them, or evenly spread in log l."""
+    if length <= most:
+        return list(range(1, length + 1))
+    return sorted({round(length ** (step / (most - 1))) for step in range(most)})
+
+
+@torch.no_grad()
+def banks(
+    policy: nn.Module, reference: nn.Module | None, batch: Batch, counts: int, masks: int, seed: int, mask_id: int
+) -> list[Bank]:
+    """A bank for each response: S(M) of policy minus reference (or of the policy alone) at up to `counts` counts."""
+    lengths = batch["scored"].sum(-1).tolist()
+    grids = [count_grid(length, counts) for length in lengths]
+    ids = batch["example_id"].tolist()
+    generators = [keyed_generator(seed, BANK, ids[b % len(ids)], b // len(ids)) for b in range(len(lengths))]
+    values: list[list[Tensor]] = [[] for _ in lengths]
+    scored_BL = batch["scored"].cpu()
+    for step in range(max(map(len, grids))):
+        masked_SBL = torch.zeros(masks, *scored_BL.shape, dtype=torch.bool)
+        for row, grid in enumerate(grids):
+            count = torch.full((masks,), grid[min(step, len(grid) - 1)])
+            masked_SBL[:, row, scored_BL[row]] = exact_count_masks(count, lengths[row], generators[row])
+        plan = MaskPlan(masked_SBL, masked_SBL.double())
+        value_SB = elbos(policy, batch, plan, mask_id).double()
+        if reference is not None:
+            value_SB = value_SB - elbos(reference, batch, plan, mask_id).double()
+        for row, grid in enumerate(grids):
+            if step < len(grid):
+                values[row].append(value_SB[:, row].cpu())
+    return [
+        Bank(torch.tensor(grid), torch.stack(value), length)
+        for grid, value, length in zip(grids, values, lengths, strict=True)
+    ]

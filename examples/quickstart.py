@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from addition import ANSWER_LENGTH, PROMPT_LENGTH, demonstration, is_held_out, is_right, prompts
+from addition import ANSWER_LENGTH, demonstration, is_held_out, is_right, prompts
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from tqdm import tqdm
@@ -226,11 +226,14 @@ def main() -> None:
         "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1))
-    vrpo.save_pretrained(folder / "model")
-    TOKENIZER.save_pretrained(folder / "model")
+    for name, model in (("sft_model", sft), ("model", vrpo)):
+        model.save_pretrained(folder / name)
+        TOKENIZER.save_pretrained(folder / name)
+    with open(folder / "pairs.jsonl", "w") as file:
+        file.writelines(json.dumps(pair) + "\n" for pair in pairs)
     print_report(results)
     draw_report(results, sft_log, steps, folder / "report.png")
-    print(f"\nWritten: {folder}/results.json, report.png, model/ ({PROMPT_LENGTH} + {ANSWER_LENGTH} characters)")
+    print(f"\nWritten: {folder}/results.json, report.png, pairs.jsonl, sft_model/, model/")
 
 
 def versus(treated: np.ndarray, base: np.ndarray, seed: int) -> dict:

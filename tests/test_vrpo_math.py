@@ -8,7 +8,15 @@ from test_likelihood import MASK, Table, subsets
 from test_masking import standard_errors
 
 from llada.likelihood import elbo_draws, exact_elbo
-from vrpo.estimators import DESIGNS, Estimator, budget_variance, draw_pair_plans, log_ratios, score_variance
+from vrpo.estimators import (
+    DESIGNS,
+    Estimator,
+    budget_variance,
+    draw_pair_plans,
+    log_ratios,
+    ratio_variance,
+    score_variance,
+)
 from vrpo.losses import LOSSES, sft, total_loss
 
 LENGTH, BETA = 5, 0.2
@@ -104,10 +112,10 @@ def test_the_reported_variance_of_the_score_is_unbiased(coupled):
     """The mean over pairs of the within-pair estimate against the variance between pairs (both sides random)."""
     estimator = Estimator(4, 1, coupled, "exact_count")
     policy_SB, reference_SB = sampled_scores(estimator, 4000)
-    reported = score_variance(policy_SB, reference_SB, BETA)
+    reported = score_variance(ratio_variance(policy_SB, reference_SB), BETA)
     assert standard_errors(reported, variance_of_score(estimator)) < 6  # both numbers are estimates
     with pytest.raises(ValueError, match="at least two draws"):
-        score_variance(policy_SB[:1], reference_SB[:1], BETA)
+        ratio_variance(policy_SB[:1], reference_SB[:1])
 
 
 def test_the_loss_of_a_mean_score_is_not_the_mean_loss():

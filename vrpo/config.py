@@ -52,6 +52,13 @@ class VRPOConfig(TrainingArguments):
     )
     masks: str | None = field(default=None, metadata={"help": "'exact_count' or 'bernoulli'; default: the design's."})
     eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})
+    variance_steps: int = field(
+        default=50,
+        metadata={
+            "help": "Where the draws of a design depend on each other, redraw the scores of every such step, without "
+            "gradients, for the variance that is logged (0: never); about 0.4 of a step's time each."
+        },
+    )
     max_length: int | None = field(
         default=None, metadata={"help": "Prompt, response and EOS tail; default: the context."}
     )

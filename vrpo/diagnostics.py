@@ -187,7 +187,7 @@ class GradientNoise:
     """Running total variance (trace of the covariance) of redrawn gradients; keeps one sum and two numbers."""
 
     def __init__(self):
-        self.total: list[Tensor] = []
+        self.total = list[Tensor]()
         self.squares, self.redraws = 0.0, 0
 
     def add(self, gradients: list[Tensor]) -> None:

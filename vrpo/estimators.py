@@ -120,8 +120,8 @@ def draw_pair_plans(
     return policy, policy if estimator.coupled else plan(REFERENCE)
 
 
-def score_variance(policy_SB: Tensor, reference_SB: Tensor, beta: float) -> Tensor:
-    """Estimated variance of each pair's score s, [P]: beta^2 (sample variance over draws / n), the two sides added.
+def ratio_variance(policy_SB: Tensor, reference_SB: Tensor) -> Tensor:
+    """Estimated variance of each response's log-ratio, nats^2, [B]: sample variance over draws / n.
 
     For independent draws only (`Estimator.independent`), and at least two of them. Unbiased for coupled and for
     uncoupled designs: draw by draw, the difference of policy and reference is one sample of the log-ratio.
@@ -130,8 +130,12 @@ def score_variance(policy_SB: Tensor, reference_SB: Tensor, beta: float) -> Tens
         ValueError: fewer than two draws.
     """
     if len(policy_SB) < 2:
-        raise ValueError("the variance of the score needs at least two draws")
-    variance_B = (policy_SB - reference_SB).var(0) / len(policy_SB)
+        raise ValueError("the variance of a log-ratio needs at least two draws")
+    return (policy_SB - reference_SB).var(0) / len(policy_SB)
+
+
+def score_variance(variance_B: Tensor, beta: float) -> Tensor:
+    """Variance of each pair's score s, [P], from that of its two log-ratios, which are drawn apart."""
     chosen_P, rejected_P = variance_B.chunk(2)
     return beta**2 * (chosen_P + rejected_P)
 

@@ -24,13 +24,15 @@ from llada.keyed_trainer import EVAL_EPOCH, KeyedTrainer, load
 from llada.masking import MaskPlan
 from vrpo.config import VRPOConfig
 from vrpo.data import PairCollator, prepare_pairs
-from vrpo.estimators import DESIGNS, Estimator, draw_pair_plans, log_ratios, score_variance
+from vrpo.diagnostics import second_order_bias
+from vrpo.estimators import DESIGNS, Estimator, draw_pair_plans, log_ratios, ratio_variance, score_variance
 from vrpo.losses import total_loss
 from vrpo.redraw import elbos
 from vrpo.reference import make_reference, prepare_reference
 
 logger = logging.getLogger(__name__)
 
+REDRAWN = -2  # the epoch of a redraw's mask keys is this minus the epoch: below every epoch and below evaluation's
 SATURATED = 6.0  # |s| above which the sigmoid's slope is below 0.25%: a pair that no longer teaches
 
 
@@ -184,7 +186,7 @@ class VRPOTrainer(KeyedTrainer):
                 with self.compute_loss_context_manager():
                     replayed = (slope_B * self.elbos(model, inputs, one)[0]).sum() * share
                 self.accelerator.backward(replayed, **self.backward_options())
-        self.add_metrics(self.pair_metrics(scores, inputs))
+        self.add_metrics(self.pair_metrics(scores, inputs, self.redrawn_variance(model, inputs, scores)))
         return loss_P.detach().mean() / self.current_gradient_accumulation_steps
 
     @contextlib.contextmanager
@@ -207,9 +209,27 @@ class VRPOTrainer(KeyedTrainer):
 
     # Metrics, under TRL's names
 
+    def redrawn_variance(self, model: nn.Module, inputs: dict[str, Tensor], scores: Scores) -> Tensor | None:
+        """Variance of each log-ratio from one other draw of the whole design, [2P]; None unless it is due.
+
+        For designs whose draws depend on each other: half of the squared difference is an unbiased estimate.
+        """
+        every = self.args.variance_steps
+        if scores.estimator.independent or not every or self.state.global_step % every:
+            return None
+        with torch.no_grad(), self.compute_loss_context_manager():
+            other = self.scores(model, inputs, REDRAWN - self.epoch)
+        ratios = ((each.policy_SB - each.reference_SB).mean(0) for each in (scores, other))
+        return (next(ratios) - next(ratios)).square() / 2
+
     @torch.no_grad()
-    def pair_metrics(self, scores: Scores, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One value for each pair, [P]; rewards are beta times log-ratios, logps are ELBOs in nats."""
+    def pair_metrics(
+        self, scores: Scores, inputs: dict[str, Tensor], variance_B: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """One value for each pair, [P]; rewards are beta times log-ratios, logps are ELBOs in nats.
+
+        variance_B: of the log-ratios, where the draws are not independent and cannot tell it.
+        """
         beta = self.args.beta
         chosen_P, rejected_P = log_ratios(scores.policy_SB, scores.reference_SB)
         policy_P = scores.policy_SB.mean(0).chunk(2)
@@ -228,8 +248,23 @@ class VRPOTrainer(KeyedTrainer):
             "score/saturated": (score_P.abs() > SATURATED).to(score_P),
         }
         if scores.estimator.independent and scores.estimator.n > 1:
-            metrics["score/variance"] = score_variance(scores.policy_SB, scores.reference_SB, beta)
+            variance_B = ratio_variance(scores.policy_SB, scores.reference_SB)
+        if variance_B is not None:
+            metrics["score/variance"] = score_variance(variance_B, beta)
+            metrics["loss/bias"] = self.bias_of_noise(chosen_P, rejected_P, variance_B, inputs)
         return metrics
+
+    def bias_of_noise(self, chosen_P, rejected_P, variance_B, inputs) -> Tensor:
+        """What the noise of the scores adds to the preference losses, to second order (docs/losses.md), [P]."""
+        args, length_B = self.args, inputs["scored"].sum(-1)
+        terms = [
+            weight * second_order_bias(
+                chosen_P, rejected_P, variance_B, length_B, name, args.beta, args.label_smoothing
+            )
+            for name, weight in zip(args.loss_type, args.loss_weights, strict=True)
+            if name != "sft"
+        ]  # fmt: skip
+        return torch.stack(terms).sum(0) if terms else torch.zeros_like(chosen_P)
 
     def add_metrics(self, metrics: dict[str, Tensor]) -> None:
         for name, values_P in metrics.items():

@@ -1,0 +1,55 @@
+"""How noisy are preference scores? The paper's variance table, and cpl beside it, for a small model trained here.
+
+    python examples/compare_estimators.py
+
+Trains a reference and a policy on a made-up task (`lookup.py`), then redraws masks on fresh pairs: a table, and
+variance.json, .csv and .png in runs/compare_estimators. For your own models and pairs: `python -m vrpo.variance`.
+"""
+
+import argparse
+import logging
+import random
+import time
+from pathlib import Path
+
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+from lookup import MAX_LENGTH, TOKENIZER, preferences, small_models
+from tqdm import tqdm
+
+from llada.tokenizer import special_ids
+from vrpo.data import PairCollator, prepare_pairs
+from vrpo.report import print_variance
+from vrpo.variance import Settings, measure, write
+
+
+def batches_of(number: int, size: int, seed: int) -> list:
+    """Fresh pairs of the task, tokenized and collated."""
+    ids = special_ids(TOKENIZER)
+    rows = Dataset.from_list(preferences(number, random.Random(seed)))
+    pairs = list(prepare_pairs(rows, TOKENIZER, ids, MAX_LENGTH))
+    collate = PairCollator(ids.pad, ids.eos, 1)
+    return [collate(pairs[i : i + size]) for i in range(0, number, size)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--output", type=Path, default=Path("runs/compare_estimators"))
+    args = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()
+    start = time.perf_counter()
+    reference, policy = small_models(args.output, args.seed)
+    settings = Settings(pairs=args.pairs, batch_size=8, repeats=8, budgets=[1, 2, 4, 8], seed=args.seed)
+    batches = batches_of(args.pairs, settings.batch_size, seed=args.seed + 1000)
+    with tqdm(total=len(batches) * len(settings.rows()), desc="variance") as bar:
+        results = measure(policy, reference, batches, settings, special_ids(TOKENIZER).mask, bar.update)
+    write(results, args.output)
+    print_variance(results)
+    print(f"{time.perf_counter() - start:.0f} s. Written: {args.output}/variance.json, .csv, .png")
+
+
+if __name__ == "__main__":
+    main()

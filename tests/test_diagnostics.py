@@ -1,0 +1,141 @@
+"""Diagnostics against closed forms: jackknife, sources of variance by enumeration, bias of every loss."""
+
+import math
+
+import pytest
+import torch
+from test_likelihood import MASK, Table, all_masks, subsets
+from test_masking import standard_errors
+
+from llada.likelihood import elbo_draws, exact_elbo
+from vrpo.diagnostics import (
+    Bank,
+    GradientNoise,
+    correlation,
+    jackknife,
+    loss_bias,
+    loss_of,
+    ratio_of_means,
+    second_order_bias,
+    split_bernoulli,
+    split_exact_count,
+)
+from vrpo.losses import LOSSES
+
+LENGTH, EPS = 5, 1e-3
+MODEL, TOKENS = Table(LENGTH), torch.arange(LENGTH)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
+    found = jackknife(torch.mean, values)
+    assert found.value == 4.0
+    assert found.high - found.value == pytest.approx(1.96 * values.std().item() / 2)
+    same = jackknife(ratio_of_means, values, 2 * values)
+    assert (same.value, same.low, same.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def sampled_banks(number: int, masks: int) -> list[Bank]:
+    generator = torch.Generator().manual_seed(0)
+    sums = []
+    for count in range(1, LENGTH + 1):
+        choices = torch.stack([
+            MODEL(TOKENS.masked_fill(mask, MASK)[None], TOKENS[None]).sum().detach() for mask in subsets(LENGTH, count)
+        ])  # fmt: skip
+        sums.append(choices[torch.randint(len(choices), (number, masks), generator=generator)])
+    return [Bank(torch.arange(1, LENGTH + 1), values, LENGTH) for values in torch.stack(sums, 1)]
+
+
+def test_banks_give_the_variance_of_both_forms():
+    """The mean over 1,000 banks of 6 masks a count against enumeration: (L/l) S and (1/t) S, variance of one draw."""
+    plan, probability = all_masks(LENGTH, lambda count: 1.0)
+    sum_S = elbo_draws(MODEL, TOKENS[None], plan, MASK)[:, 0].detach()
+    count_S = plan.masked_SBL.sum((1, 2)).double()
+    exact_count = (probability / LENGTH * (LENGTH / count_S * sum_S).square()).sum()
+    exact_count -= exact_elbo(MODEL, TOKENS, torch.ones(LENGTH, dtype=torch.bool), MASK).detach().square()
+    edge = torch.linspace(math.log(EPS), 0, 400_001, dtype=torch.float64).exp()
+    t = (edge[1:] + edge[:-1]) / 2
+    square = torch.stack([(t ** (c - 2) * (1 - t) ** (LENGTH - c) * edge.diff()).sum() / (1 - EPS) for c in count_S])
+    bernoulli = (square * sum_S.square()).sum()
+    bernoulli -= exact_elbo(MODEL, TOKENS, torch.ones(LENGTH, dtype=torch.bool), MASK, eps=EPS).detach().square()
+    banks = sampled_banks(1000, 6)
+    for split, exact in ((split_exact_count, exact_count), (split_bernoulli, bernoulli)):
+        total = torch.tensor([split(bank).of(1) for bank in banks], dtype=torch.float64)
+        assert standard_errors(total, exact.item()) < 4
+        one = split(banks[0])
+        assert one.of(4) == pytest.approx(one.of(1) / 4)
+        assert one.of(1, 4) == pytest.approx(one.level + (one.count + one.pattern) / 4)
+
+
+def test_counts_between_the_banked_ones_are_interpolated():
+    bank = Bank(torch.tensor([1, 3, 5]), torch.tensor([[1.0, 1.0], [3.0, 3.0], [9.0, 9.0]], dtype=torch.float64), 5)
+    assert bank.moments()[0].tolist() == [1, 2, 3, 6, 9]
+
+
+RATIOS = torch.tensor([2.0, -1.5, 0.3]), torch.tensor([-1.0, 0.5, 2.0])
+LENGTHS = torch.tensor([4.0, 3, 6, 5, 2, 7])
+NOISE = torch.tensor([0.7, 0.2, 0.4, 0.3, 0.9, 0.5])
+BETA, EPSILON = 0.2, 0.1
+
+
+def q(x):
+    return torch.sigmoid(x) * torch.sigmoid(-x)
+
+
+def documented_bias(a, b, v_w, v_l, length_w, length_l) -> dict[str, torch.Tensor]:
+    """The last column of docs/losses.md."""
+    s, v, half = a - b, v_w + v_l, BETA**2 / 2
+    target, per_token = math.log((1 - EPSILON) / EPSILON), v_w / length_w**2 + v_l / length_l**2
+    up = torch.sigmoid
+    return {
+        "sigmoid": half * q(s) * v,
+        "robust": half * q(s) * v,
+        "hinge": 0 * s,
+        "ipo": per_token,
+        "exo_pair": half * q(s) * (1 + (1 - 2 * up(s)) * (s - target)) * v,
+        "nca_pair": half * (1.5 * q(a) * v_w + 0.5 * q(b) * v_l),
+        "bco_pair": half * (q(a) * v_w + q(b) * v_l),
+        "sppo_hard": v,
+        "apo_zero": half * (q(a) * (2 * up(a) - 1) * v_w + q(b) * (1 - 2 * up(b)) * v_l),
+        "apo_down": half * (q(a) * (1 - 2 * up(a)) * v_w + q(s) * (2 * up(s) - 1) * v),
+        "sigmoid_norm": half * q(a / length_w - b / length_l) * per_token,
+    }
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_bias_of_noise_is_what_the_docs_say(name):
+    """The documented formula, the second derivative, and small two-point noise on either side agree."""
+    chosen, rejected = (side.double() for side in RATIOS)
+    documented = documented_bias(BETA * chosen, BETA * rejected, *NOISE.chunk(2), *LENGTHS.chunk(2))[name]
+    computed = second_order_bias(chosen, rejected, NOISE, LENGTHS, name, BETA, EPSILON)
+    assert torch.allclose(computed, documented.double(), rtol=1e-5, atol=1e-7)
+
+    def loss(to_chosen, to_rejected):
+        return loss_of(chosen + to_chosen, rejected + to_rejected, LENGTHS.double(), name, BETA, EPSILON)
+
+    step_w, step_l = ((1e-4 * side).sqrt().double() for side in NOISE.chunk(2))
+    zero = torch.zeros(3, dtype=torch.float64)
+    moved = (loss(step_w, zero) + loss(-step_w, zero) + loss(zero, step_l) + loss(zero, -step_l)) / 2
+    assert torch.allclose((moved - 2 * loss(zero, zero)) / 1e-4, documented.double(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_bias_over_redraws_is_unbiased_for_a_quadratic():
+    """sppo_hard with noise of variance 0.7 and 0.3 on its two sides: bias 1.0, from 8 redraws of 4,000 pairs."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 8, 4000, generator=generator, dtype=torch.float64)
+    found = loss_bias(2 + 0.7**0.5 * noise[0], -1 + 0.3**0.5 * noise[1], torch.ones(8000), "sppo_hard", BETA)
+    assert standard_errors(found, 1.0) < 4
+
+
+def test_correlation_of_a_line_and_its_reverse():
+    line = torch.arange(5.0)[:, None]
+    assert correlation(torch.cat([line, line], 1), torch.cat([3 * line, -line], 1)).tolist() == pytest.approx([1, -1])
+
+
+def test_gradient_noise_is_the_total_variance():
+    draws = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = GradientNoise()
+    for draw in draws:
+        noise.add([draw[:2], draw[2:]])
+    assert noise.variance == pytest.approx(draws.var(0).sum().item())
+    assert noise.squared_mean == pytest.approx(draws.mean(0).square().sum().item())

@@ -1,0 +1,111 @@
+"""Redraws and the variance table: the trainer's own plans, gradients by replay, and what the table must show."""
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import tiny_model
+from test_trainer import IDS, TOKENIZER
+from test_vrpo_trainer import PAIRS, first_batch, moved, trainer
+
+from llada.masking import MaskPlan
+from vrpo import variance
+from vrpo.estimators import draw_pair_plans, log_ratios
+from vrpo.redraw import banks, count_grid, elbos, redrawn_elbos, redrawn_gradients
+from vrpo.variance import Settings, measure
+
+
+@pytest.fixture
+def run(tmp_path):
+    return moved(trainer(tmp_path, estimator="cpl", n_t=4))
+
+
+def test_a_redraw_is_what_training_would_have_drawn(run):
+    batch = first_batch(run)
+    with torch.no_grad():
+        scores = run.scores(run.model, batch, epoch=2)
+    policy, reference = redrawn_elbos(run.model, run.reference, batch, run.estimator, [2], run.args.seed, run.ids.mask)
+    assert torch.equal(policy[0], scores.policy_SB.mean(0))
+    assert torch.equal(reference[0], scores.reference_SB.mean(0))
+
+
+def test_redrawn_gradients_are_those_of_one_graph(run):
+    batch, weight = first_batch(run), run.model.model.transformer.ff_out.weight
+    slope = torch.linspace(-1, 1, len(batch["scored"]), dtype=torch.float64)
+    noise = redrawn_gradients(run.model, batch, run.estimator, range(3), 5, run.ids.mask, [weight], slope.expand(3, -1))
+    naive = []
+    for redraw in range(3):
+        plan, _ = draw_pair_plans(batch["scored"], batch["example_id"].tolist(), run.estimator, 5, redraw)
+        value = (slope * elbos(run.model, batch, plan, run.ids.mask).mean(0)).sum()
+        naive.append(torch.autograd.grad(value, weight)[0])
+    assert noise.variance == pytest.approx(torch.stack(naive).var(0).sum().item(), rel=1e-10)
+
+
+def test_a_bank_holds_masked_sums_of_the_log_ratio(run):
+    """At the full count there is one mask, so its value is the ratio of the fully masked responses."""
+    batch = first_batch(run)
+    found = banks(run.model, run.reference, batch, counts=4, masks=3, seed=0, mask_id=run.ids.mask)
+    plan = MaskPlan(batch["scored"][None], batch["scored"][None].double())
+    with torch.no_grad():
+        full = elbos(run.model, batch, plan, run.ids.mask) - elbos(run.reference, batch, plan, run.ids.mask)
+    for row, bank in enumerate(found):
+        assert bank.count_K[-1] == bank.length == batch["scored"][row].sum()
+        assert torch.allclose(bank.value_KM[-1], full[0, row].expand(3), atol=1e-12)
+    assert count_grid(3, 8) == [1, 2, 3]
+    assert count_grid(512, 4) == [1, 8, 64, 512]
+
+
+def test_the_table_of_a_policy_and_of_the_reference_itself(run):
+    batches = [first_batch(run)]
+    settings = Settings(repeats=6, budgets=[1, 4], gradient="up", bank_pairs=4)
+    table = measure(run.model, run.reference, batches, settings, run.ids.mask)
+    rows = {(row["name"], row["n_t"], row["n_y"], row["coupled"]): row for row in table["rows"]}
+    assert len(rows) == len(table["rows"]) == 7
+    assert rows["vrpo", 4, 1, False]["score"]["value"] > rows["vrpo", 4, 1, True]["score"]["value"]
+    assert rows["vrpo", 1, 1, True]["gradient"]["value"] > rows["vrpo", 8, 1, True]["gradient"]["value"]
+    assert sum(table["sources"]["1/t"][part] for part in ("level", "count", "pattern")) == pytest.approx(1)
+    assert table["sources"]["L/l"]["count"] == 0
+    scores_only = Settings(repeats=6, budgets=[1, 4], gradient="none", bank_pairs=0)
+    same = measure(run.reference, run.reference, batches, scores_only, run.ids.mask)
+    for row in same["rows"]:
+        assert (row["score"]["value"] == 0) == row["coupled"]
+
+
+def test_the_command_writes_its_table(tmp_path, capsys):
+    for seed in (0, 1):
+        tiny_model(seed=seed, dtype=torch.float32, **IDS).save_pretrained(tmp_path / str(seed))
+        TOKENIZER.save_pretrained(tmp_path / str(seed))
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    names = ["--model", str(tmp_path / "0"), "--ref_model", str(tmp_path / "1"), "--data", str(data)]
+    names += ["--batch_size", "4", "--repeats", "2", "--budgets", "1", "4", "--output", str(tmp_path / "out")]
+    variance.main([*names, "--pairs", "8"])
+    rows = json.loads((tmp_path / "out" / "variance.json").read_text())["rows"]
+    with open(tmp_path / "out" / "variance.csv") as file:
+        assert [float(row["score_value"]) for row in csv.DictReader(file)] == [row["score"]["value"] for row in rows]
+    assert (tmp_path / "out" / "variance.png").stat().st_size > 10_000
+    assert "Var gradient" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="16 pairs fit max_length=.*, but pairs=128: ask for fewer"):
+        variance.main(names)
+    with pytest.raises(SystemExit, match="missing: --model, --ref_model"):
+        variance.main(["--data", str(data)])
+
+
+def test_training_logs_the_variance_of_dependent_draws_by_redrawing(tmp_path):
+    """Half the squared difference of two draws of the design, at its interval; its mean is the variance."""
+    run = moved(trainer(tmp_path, estimator="cpl", n_t=4, variance_steps=2))
+    batch = first_batch(run)
+    with torch.no_grad():
+        scores = run.scores(run.model, batch, 0)
+    run.state.global_step = 1
+    assert run.redrawn_variance(run.model, batch, scores) is None
+    run.state.global_step = 2
+    variance_B = run.redrawn_variance(run.model, batch, scores)
+    metrics = run.pair_metrics(scores, batch, variance_B)
+    with torch.no_grad():
+        other = run.scores(run.model, batch, -2)
+    first, second = (torch.stack(log_ratios(each.policy_SB, each.reference_SB)) for each in (scores, other))
+    expected = run.args.beta**2 * ((first - second).square() / 2).sum(0)
+    assert torch.allclose(metrics["score/variance"], expected, rtol=1e-10)
+    assert (metrics["loss/bias"] > 0).all()

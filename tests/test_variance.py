@@ -12,7 +12,7 @@ from test_vrpo_trainer import PAIRS, first_batch, moved, trainer
 from llada.masking import MaskPlan
 from vrpo import variance
 from vrpo.estimators import draw_pair_plans, log_ratios
-from vrpo.redraw import banks, count_grid, elbos, redrawn_elbos, redrawn_gradients
+from vrpo.redraw import banks, count_grid, elbos, planner, redrawn_elbos, redrawn_gradients
 from vrpo.variance import Settings, measure
 
 
@@ -25,7 +25,9 @@ def test_a_redraw_is_what_training_would_have_drawn(run):
     batch = first_batch(run)
     with torch.no_grad():
         scores = run.scores(run.model, batch, epoch=2)
-    policy, reference = redrawn_elbos(run.model, run.reference, batch, run.estimator, [2], run.args.seed, run.ids.mask)
+    policy, reference = redrawn_elbos(
+        run.model, run.reference, batch, planner(batch, run.estimator, run.args.seed), [2], run.ids.mask
+    )
     assert torch.equal(policy[0], scores.policy_SB.mean(0))
     assert torch.equal(reference[0], scores.reference_SB.mean(0))
 
@@ -33,7 +35,8 @@ def test_a_redraw_is_what_training_would_have_drawn(run):
 def test_redrawn_gradients_are_those_of_one_graph(run):
     batch, weight = first_batch(run), run.model.model.transformer.ff_out.weight
     slope = torch.linspace(-1, 1, len(batch["scored"]), dtype=torch.float64)
-    noise = redrawn_gradients(run.model, batch, run.estimator, range(3), 5, run.ids.mask, [weight], slope.expand(3, -1))
+    draw = planner(batch, run.estimator, 5)
+    noise = redrawn_gradients(run.model, batch, draw, range(3), run.ids.mask, [weight], slope.expand(3, -1))
     naive = []
     for redraw in range(3):
         plan, _ = draw_pair_plans(batch["scored"], batch["example_id"].tolist(), run.estimator, 5, redraw)

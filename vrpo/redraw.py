@@ -6,7 +6,7 @@ evaluation mode; nothing here trains.
 Shapes: R redraws, B = 2P responses (chosen, then rejected), L tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from vrpo.estimators import Estimator, draw_pair_plans
 
 BANK = 1_000_003  # the epoch in a bank's mask keys, apart from every redraw's
 Batch = dict[str, Tensor]
+Draw = Callable[[int], tuple[MaskPlan, MaskPlan]]  # redraw -> plans of policy and reference
 
 
 def elbos(model: nn.Module, batch: Batch, plan: MaskPlan, mask_id: int) -> Tensor:
@@ -29,26 +30,28 @@ def elbos(model: nn.Module, batch: Batch, plan: MaskPlan, mask_id: int) -> Tenso
     return elbo_draws(log_probs, batch["input_ids"], plan, mask_id)
 
 
+def planner(batch: Batch, estimator: Estimator, seed: int) -> Draw:
+    """The plans of policy and reference for each redraw of a batch."""
+    return lambda redraw: draw_pair_plans(batch["scored"], batch["example_id"].tolist(), estimator, seed, redraw)
+
+
+@torch.no_grad()
 def redrawn_elbos(
-    policy: nn.Module, reference: nn.Module, batch: Batch, estimator: Estimator, redraws: Iterable[int], seed: int,
-    mask_id: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    policy: nn.Module, reference: nn.Module, batch: Batch, draw: Draw, redraws: Iterable[int], mask_id: int
+) -> tuple[Tensor, Tensor]:
     """ELBOs of policy and reference for each redraw, [R, B] each, float64: means over the design's draws."""
-    values = []
-    with torch.no_grad():
-        for redraw in redraws:
-            plans = draw_pair_plans(batch["scored"], batch["example_id"].tolist(), estimator, seed, redraw)
-            pair = (
-                elbos(model, batch, plan, mask_id).double().mean(0).cpu()
-                for model, plan in zip((policy, reference), plans, strict=True)
-            )
-            values.append(torch.stack(list(pair)))
-    both_RMB = torch.stack(values)
-    return both_RMB[:, 0], both_RMB[:, 1]
+    values = [
+        [
+            elbos(model, batch, plan, mask_id).double().mean(0).cpu()
+            for model, plan in zip((policy, reference), draw(redraw), strict=True)
+        ]
+        for redraw in redraws
+    ]
+    return torch.stack([pair[0] for pair in values]), torch.stack([pair[1] for pair in values])
 
 
 def redrawn_gradients(
-    policy: nn.Module, batch: Batch, estimator: Estimator, redraws: Iterable[int], seed: int, mask_id: int,
+    policy: nn.Module, batch: Batch, draw: Draw, redraws: Iterable[int], mask_id: int,
     parameters: list[nn.Parameter], slope_RB: Tensor,
 ) -> GradientNoise:  # fmt: skip
     """Noise of the gradient of a function of the policy's ELBOs with respect to some parameters.
@@ -59,12 +62,12 @@ def redrawn_gradients(
     """
     noise = GradientNoise()
     for redraw, slope_B in zip(redraws, slope_RB, strict=True):
-        plan, _ = draw_pair_plans(batch["scored"], batch["example_id"].tolist(), estimator, seed, redraw)
+        plan, _ = draw(redraw)
+        draws = len(plan.masked_SBL)
         total = [torch.zeros_like(parameter) for parameter in parameters]
-        for draw in range(estimator.n):
-            one = MaskPlan(plan.masked_SBL[draw : draw + 1], plan.weight_SBL[draw : draw + 1])
-            value_B = elbos(policy, batch, one, mask_id)[0]
-            value = (slope_B.to(value_B) * value_B).sum() / estimator.n
+        for masked_BL, weight_BL in zip(plan.masked_SBL, plan.weight_SBL, strict=True):
+            value_B = elbos(policy, batch, MaskPlan(masked_BL[None], weight_BL[None]), mask_id)[0]
+            value = (slope_B.to(value_B) * value_B).sum() / draws
             total = [a + b for a, b in zip(total, torch.autograd.grad(value, parameters), strict=True)]
         noise.add(total)
     return noise

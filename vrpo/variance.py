@@ -36,7 +36,7 @@ from vrpo.diagnostics import (
     split_exact_count,
 )
 from vrpo.estimators import Estimator, design
-from vrpo.redraw import Batch, banks, redrawn_elbos, redrawn_gradients
+from vrpo.redraw import Batch, banks, planner, redrawn_elbos, redrawn_gradients
 from vrpo.report import draw_variance, print_variance
 
 # The paper's rows, its default first.
@@ -99,7 +99,8 @@ def measure(
     for name, estimator in settings.rows():
         scores, losses, bias, saturated, gradients = [], [], [], [], []
         for batch in batches:
-            values = redrawn_elbos(policy, reference, batch, estimator, range(settings.repeats), settings.seed, mask_id)
+            draw, redraws = planner(batch, estimator, settings.seed), range(settings.repeats)
+            values = redrawn_elbos(policy, reference, batch, draw, redraws, mask_id)
             if (name, estimator) == ("vrpo", Estimator(4)):
                 coupled_correlation.append(correlation(*values))
             chosen_RP, rejected_RP = (values[0] - values[1]).chunk(2, dim=1)
@@ -112,10 +113,7 @@ def measure(
             saturated.append((score_RP.abs() > 6).double().mean(0))
             if parameters:
                 slope = slopes(chosen_RP, rejected_RP, lengths, *loss)
-                noise = redrawn_gradients(
-                    policy, batch, estimator, range(settings.repeats), settings.seed, mask_id, parameters,
-                    slope,
-                )  # fmt: skip
+                noise = redrawn_gradients(policy, batch, draw, redraws, mask_id, parameters, slope)
                 gradients.append(noise.variance)
             tick()
         row: dict = {"name": name, **asdict(estimator), "n": estimator.n}

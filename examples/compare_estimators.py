@@ -23,10 +23,10 @@ from vrpo.report import print_variance
 from vrpo.variance import Settings, measure, write
 
 
-def batches_of(number: int, size: int, seed: int) -> list:
+def batches_of(number: int, size: int, seed: int, one_manner: bool = False) -> list:
     """Fresh pairs of the task, tokenized and collated."""
     ids = special_ids(TOKENIZER)
-    rows = Dataset.from_list(preferences(number, random.Random(seed)))
+    rows = Dataset.from_list(preferences(number, random.Random(seed), one_manner))
     pairs = list(prepare_pairs(rows, TOKENIZER, ids, MAX_LENGTH))
     collate = PairCollator(ids.pad, ids.eos, 1)
     return [collate(pairs[i : i + size]) for i in range(0, number, size)]

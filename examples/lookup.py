@@ -1,12 +1,13 @@
-"""A task made by code whose answers have entropy: a table looked up digit by digit, in one of two manners.
+"""A task made by code whose answers have entropy: a table looked up digit by digit, by a writer who slips now and then.
 
-    prompt     47302?
-    careful    so 4=x, then 7=m, so 3=v, now 0=q, so 2=z.
-    sloppy     um 4=x, eh 7=k, um 3=v, um 0=q, eh 2=z.!?~      other words, one to three wrong letters, a longer tail
+    prompt     47302816?
+    answer     S4x T7m S3v U0k N2z T8b E1g S6w~
 
-Demonstrations are of both manners, so a model writes both; preferring the careful one changes its words, its letters
-and its tail. Words and tails are random: their log-probabilities depend on what else is visible, which is what gives
-an ELBO its variance.
+For each digit a mark, the digit and its letter in the table. A part is written well (mark S, T or N) or carelessly
+(mark U, E or H; every second letter wrong), part by part: one part in ten of a careful answer slips, seven in ten of a
+sloppy one, which has a longer tail too. So what is wrong with an answer is local, and a mark is one token, as words are
+in a real vocabulary. `one_manner=True` makes all parts of an answer alike: then one visible mark tells all, and nearly
+all of a preference lies in the masks that hide everything, the hard case for any estimator.
 """
 
 import random
@@ -21,42 +22,45 @@ from vrpo import VRPOConfig, VRPOTrainer
 
 TOKENIZER = byte_tokenizer()
 TABLE = "qkzvxjwmbf"
-WORDS = {True: ("so", "then", "now"), False: ("um", "eh", "hm")}
-DIGITS = 5
+MARKS = {True: "STN", False: "UEH"}
+DIGITS = 8
 MAX_LENGTH = 80
 VRPO_RATE = 5e-5  # 20 steps of it move the policy 6 to 10 nats of margin away from its reference
 
 
-def answer(prompt: str, careful: bool, rng: random.Random) -> str:
-    """An answer in one manner, about 40 characters."""
-    digits = prompt.removesuffix("?")
-    wrong = set() if careful else set(rng.sample(range(DIGITS), rng.randint(1, 3)))
-    chunks = []
-    for place, digit in enumerate(digits):
-        letter = rng.choice(TABLE.replace(TABLE[int(digit)], "")) if place in wrong else TABLE[int(digit)]
-        chunks.append(f"{rng.choice(WORDS[careful])} {digit}={letter}")
-    tail = rng.choices("!?~", k=rng.randint(0, 2) if careful else rng.randint(2, 6))
-    return ", ".join(chunks) + "." + "".join(tail)
+def answer(prompt: str, careful: bool, rng: random.Random, one_manner: bool = False) -> str:
+    """An answer, about 34 characters."""
+    slips = (not careful) if one_manner else (0.1 if careful else 0.7)
+    parts = []
+    for digit in prompt.removesuffix("?"):
+        well = rng.random() >= slips
+        wrong = not well and rng.random() < 0.5
+        letter = rng.choice(TABLE.replace(TABLE[int(digit)], "")) if wrong else TABLE[int(digit)]
+        parts.append(rng.choice(MARKS[well]) + digit + letter)
+    return " ".join(parts) + "".join(rng.choices("!?~", k=rng.randint(0, 2) if careful else rng.randint(1, 5)))
 
 
 def prompt(rng: random.Random) -> str:
     return "".join(rng.choices("0123456789", k=DIGITS)) + "?"
 
 
-def demonstrations(number: int, rng: random.Random, sloppy: float = 0.4) -> list[dict[str, str]]:
-    """Prompts and answers, a share of them sloppy."""
+def demonstrations(number: int, rng: random.Random, one_manner: bool = False) -> list[dict[str, str]]:
+    """Prompts and answers, four in ten of them sloppy."""
     asked = [prompt(rng) for _ in range(number)]
-    return [{"prompt": text, "completion": answer(text, rng.random() >= sloppy, rng)} for text in asked]
+    return [{"prompt": text, "completion": answer(text, rng.random() >= 0.4, rng, one_manner)} for text in asked]
 
 
-def preferences(number: int, rng: random.Random) -> list[dict[str, str]]:
+def preferences(number: int, rng: random.Random, one_manner: bool = False) -> list[dict[str, str]]:
     """Careful over sloppy, drawn apart for the same prompt."""
-    asked = [prompt(rng) for _ in range(number)]
-    return [{"prompt": text, "chosen": answer(text, True, rng), "rejected": answer(text, False, rng)} for text in asked]
+    sides = {"chosen": True, "rejected": False}
+    return [
+        {"prompt": text} | {side: answer(text, careful, rng, one_manner) for side, careful in sides.items()}
+        for text in (prompt(rng) for _ in range(number))
+    ]
 
 
 def small_models(
-    folder: Path, seed: int = 0, sft_steps: int = 500, vrpo_steps: int = 20
+    folder: Path, seed: int = 0, sft_steps: int = 500, vrpo_steps: int = 20, one_manner: bool = False
 ) -> tuple[LLaDAModelLM, LLaDAModelLM]:
     """A reference fine-tuned on demonstrations and a policy aligned from it with VRPO: half a million parameters."""
     from datasets import Dataset
@@ -74,7 +78,7 @@ def small_models(
         str(folder / "sft"), max_steps=sft_steps, per_device_train_batch_size=64, learning_rate=2e-3, warmup_steps=50,
         lr_scheduler_type="cosine", masks="exact_count", adam_beta2=0.98, **common,
     )  # fmt: skip
-    rows = Dataset.from_list(demonstrations(20_000, rng))
+    rows = Dataset.from_list(demonstrations(20_000, rng, one_manner))
     trainer = MaskedDiffusionTrainer(LLaDAModelLM(config), sft, rows, processing_class=TOKENIZER)
     trainer.train()
     reference = LLaDAModelLM(config)
@@ -83,6 +87,6 @@ def small_models(
         str(folder / "vrpo"), max_steps=vrpo_steps, per_device_train_batch_size=16, gradient_accumulation_steps=1,
         learning_rate=VRPO_RATE, warmup_steps=5, lr_scheduler_type="constant_with_warmup", n_t=4, **common,
     )  # fmt: skip
-    pairs = Dataset.from_list(preferences(16 * vrpo_steps, rng))
+    pairs = Dataset.from_list(preferences(16 * vrpo_steps, rng, one_manner))
     VRPOTrainer(trainer.model, args=align, train_dataset=pairs, processing_class=TOKENIZER).train()
     return reference.eval(), trainer.model.eval()

@@ -5,9 +5,9 @@ python benchmarks/estimators.py --policy DIR --reference DIR --data PAIRS.jsonl 
 
 Trains a reference and a policy on a made-up task (`examples/lookup.py`), or takes two models and pairs (with --length,
 those whose responses are nearest to it). Values are of the margin M = s / beta, nats^2. Both paper's forms come from
-per-count moments (`vrpo.diagnostics.Bank`), the 1/t form with a floor of 1e-3; everything else is redrawn. "gain" is the
-form's variance over the design's at the same number of forward passes, a ratio of means over pairs with its jackknife
-95% interval.
+per-count moments (`vrpo.diagnostics.Bank`), the 1/t form with a floor of 1e-3; everything else is redrawn. "gain" is
+the form's variance over the design's at the same number of forward passes, a ratio of means over pairs with its
+jackknife 95% interval.
 """
 
 import argparse

@@ -12,7 +12,7 @@ import random
 import zlib
 
 # How often the writer hurries, by the number of carries that are written in the careful answer (columns 2 and 3).
-HURRY = {0: 0.0, 1: 0.2, 2: 0.65}
+HURRY = {0: 0.0, 1: 0.1, 2: 0.7}
 PROMPT_LENGTH, ANSWER_LENGTH = 8, 31
 
 

@@ -30,7 +30,7 @@ from vrpo import VRPOConfig, VRPOTrainer
 from vrpo.pairs import SamplingSettings, answers, pair_up
 from vrpo.report import draw_report, print_report
 
-DEMONSTRATIONS, SFT_STEPS, SFT_BATCH = 40_000, 2800, 96
+DEMONSTRATIONS, SFT_STEPS, SFT_BATCH = 40_000, 3000, 96
 PAIR_PROMPTS, SAMPLES = 1000, 4
 VRPO_STEPS, VRPO_BATCH, DRAWS = 60, 32, 4
 HELD_OUT = 1000
@@ -38,7 +38,8 @@ HELD_OUT = 1000
 FORWARDS = VRPO_STEPS * VRPO_BATCH * 2 * DRAWS * 3
 CONTROL_BATCH = 64
 GREEDY = SamplingSettings(gen_length=ANSWER_LENGTH + 1, steps=16, block_length=ANSWER_LENGTH + 1, temperature=0.0)
-SAMPLED = SamplingSettings(gen_length=ANSWER_LENGTH + 1, steps=16, block_length=ANSWER_LENGTH + 1, temperature=1.0)
+# Two tokens a step at first, then one: the tokens that are left to the end are those that depend on each other.
+SAMPLED = SamplingSettings(gen_length=ANSWER_LENGTH + 1, steps=24, block_length=ANSWER_LENGTH + 1, temperature=1.0)
 TOKENIZER = byte_tokenizer()
 
 
@@ -120,8 +121,9 @@ def fine_tune(folder: Path, seed: int, rng: random.Random, held_out: list[str]):
     )  # fmt: skip
     set_seed(seed)
     settings = common(
-        folder, "sft", seed, max_steps=SFT_STEPS, per_device_train_batch_size=SFT_BATCH, learning_rate=2.5e-3,
-        warmup_steps=100, lr_scheduler_type="cosine", masks="exact_count", adam_beta2=0.98,
+        folder, "sft", seed, max_steps=SFT_STEPS, per_device_train_batch_size=SFT_BATCH, learning_rate=3e-3,
+        warmup_steps=100, lr_scheduler_type="polynomial", lr_scheduler_kwargs={"power": 2.0, "lr_end": 1e-6},
+        masks="exact_count", adam_beta2=0.98,
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(
         LLaDAModelLM(config), MaskedDiffusionConfig(**settings), Dataset.from_list(rows), processing_class=TOKENIZER

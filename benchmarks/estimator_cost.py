@@ -1,0 +1,91 @@
+"""What cpl costs beside vrpo: the time of its plan, and of a training step, interleaved in one run.
+
+python benchmarks/estimator_cost.py [--quick] [--json PATH]
+
+A plan for n = 16 and 64 responses of 1,024 tokens, on one core; and steps of a model of width 256 with 6 layers and a
+vocabulary of 32k on 2 pairs of prompt 64 and response 192, n = 4, alternating between the two designs. The ratio of step
+times is the median of the ratios of neighbouring steps, with the 95% interval of a bootstrap over them.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from llada import LLaDAConfig, LLaDAModelLM
+from llada.tokenizer import byte_tokenizer
+from vrpo import VRPOConfig, VRPOTrainer
+from vrpo.estimators import design, draw_pair_plans
+
+
+def plan_seconds(name: str, repeats: int) -> float:
+    """Fastest of several draws of one plan, seconds."""
+    scored = torch.ones(64, 1024, dtype=torch.bool)
+    times = []
+    for repeat in range(repeats):
+        start = time.perf_counter()
+        draw_pair_plans(scored, list(range(32)), design(name, n_t=16), 0, repeat)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def trainers(folder: str) -> dict[str, VRPOTrainer]:
+    from datasets import Dataset
+
+    config = LLaDAConfig(
+        d_model=256, n_layers=6, n_heads=4, mlp_hidden_size=688, vocab_size=32_000, max_sequence_length=320,
+        rope_theta=1e4, mask_token_id=258, eos_token_id=257, pad_token_id=257, eot_token_id=261,
+    )  # fmt: skip
+    rows = [{"prompt": "q" * 60, "chosen": f"{i}a" * 95, "rejected": f"{i}b" * 95} for i in range(2)]
+    found = {}
+    for name in ("vrpo", "cpl"):
+        torch.manual_seed(0)
+        args = VRPOConfig(
+            folder, use_cpu=True, report_to="none", per_device_train_batch_size=2, gradient_accumulation_steps=1,
+            estimator=name, n_t=4, variance_steps=0,
+        )  # fmt: skip
+        found[name] = VRPOTrainer(
+            LLaDAModelLM(config), args=args, train_dataset=Dataset.from_list(rows), processing_class=byte_tokenizer()
+        )
+        found[name].current_gradient_accumulation_steps = 1
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="5 steps instead of 20")
+    parser.add_argument("--json", help="write rows {name, value, unit, low, high} here")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for name in ("vrpo", "cpl"):
+        milliseconds = 1000 * plan_seconds(name, 5 if args.quick else 20)
+        print(f"plan of {name}, n = 16, 64 responses of 1,024 tokens: {milliseconds:.1f} ms")
+        rows.append({"name": f"plan of {name}", "value": milliseconds, "unit": "ms", "low": None, "high": None})
+    with tempfile.TemporaryDirectory() as folder:
+        both = trainers(folder)
+        batches = {name: next(iter(trainer.get_train_dataloader())) for name, trainer in both.items()}
+        times: dict[str, list[float]] = {name: [] for name in both}
+        for step in range((5 if args.quick else 20) + 1):
+            for name, trainer in both.items():
+                start = time.perf_counter()
+                trainer.training_step(trainer.model, batches[name])
+                trainer.model.zero_grad()
+                if step:  # the first one warms up
+                    times[name].append(time.perf_counter() - start)
+    ratio = torch.tensor(times["cpl"]) / torch.tensor(times["vrpo"])
+    resampled = ratio[torch.randint(len(ratio), (2000, len(ratio)), generator=torch.Generator().manual_seed(0))]
+    low, high = resampled.median(1).values.quantile(torch.tensor([0.025, 0.975])).tolist()
+    value = ratio.median().item()
+    seconds = torch.tensor(times["vrpo"]).median().item()
+    print(f"step of cpl over step of vrpo ({seconds:.2f} s): {value:.3f} [{low:.3f}, {high:.3f}]")
+    rows.append({"name": "step of cpl over step of vrpo", "value": value, "unit": "ratio", "low": low, "high": high})
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

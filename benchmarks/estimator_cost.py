@@ -3,7 +3,7 @@
 python benchmarks/estimator_cost.py [--quick] [--json PATH]
 
 A plan for n = 16 and 64 responses of 1,024 tokens, on one core; and steps of a model of width 256 with 6 layers and a
-vocabulary of 32k on 2 pairs of prompt 64 and response 192, n = 4, alternating between the two designs. The ratio of step
+vocabulary of 32k on 2 pairs of prompt 64 and response 192, n = 4, alternating between the designs. The ratio of step
 times is the median of the ratios of neighbouring steps, with the 95% interval of a bootstrap over them.
 """
 

@@ -19,20 +19,23 @@ def plan_of(mask_SBL, weight_SB) -> MaskPlan:
 
 
 @pytest.mark.parametrize(("draws", "group"), [(2, 1), (3, 1), (4, 2), (5, 2), (8, 2)])
-def test_the_weights_are_the_definition(draws, group):
+@pytest.mark.parametrize("growth", [0.0, 0.3])
+def test_the_weights_are_the_definition(draws, group, growth):
     """B_hat with the weights = plain B_hat minus the centred masks times c_i^k, written out draw by draw."""
     length, kappa = 6, 0.7
     scored = torch.ones(1, length, dtype=torch.bool)
     plan = draw_plan(scored, [keyed_generator(3)], draws, levels="antithetic", complementary=group == 2, tilt=0.25)
     mask, weight = plan.masked_SBL[:, 0].double(), plan.weight_SBL[:, 0].amax(-1)
+    hidden = mask.sum(-1) / length
     values = torch.randn(draws, length, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * mask
     expected = (weight * values.sum(-1)).sum()
     for k in range(draws):
         others = [j for j in range(draws) if j // group != k // group]
-        mean = values[others].sum() / mask[others].sum()
-        baseline = (values[others].sum(0) + kappa * mean) / (mask[others].sum(0) + kappa)
+        scaled = values[others] / hidden[others, None] ** growth
+        mean = scaled.sum() / mask[others].sum()
+        baseline = hidden[k] ** growth * (scaled.sum(0) + kappa * mean) / (mask[others].sum(0) + kappa)
         expected -= weight[k] * ((mask[k] - mask[k].sum() / length) * baseline).sum()
-    got = (leave_one_out(plan, scored, group, kappa).weight_SBL[:, 0] * values).sum()
+    got = (leave_one_out(plan, scored, group, kappa, growth).weight_SBL[:, 0] * values).sum()
     assert got.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
@@ -66,7 +69,7 @@ def test_independent_draws_are_unbiased_exactly(draws, length, tilt):
     count_SB = mask_SBL.sum(-1)
     chance_SB = density_L[count_SB - 1] / torch.tensor([math.comb(length, c) for c in range(length + 1)])[count_SB]
     plan = plan_of(mask_SBL, 1 / (count_SB * density_L[count_SB - 1]))
-    plan = leave_one_out(plan, torch.ones(mask_SBL.shape[1:], dtype=torch.bool), 1, 0.5)
+    plan = leave_one_out(plan, torch.ones(mask_SBL.shape[1:], dtype=torch.bool), 1, 0.5, 0.3)
     assert (mean_weights(plan, chance_SB.prod(0)) - exact_coefficients(length)).abs().max() < 1e-12
 
 
@@ -100,7 +103,7 @@ def test_cpl_with_two_complementary_pairs_is_unbiased_exactly(length):
             counts.append([*first, *second])
     mask_SBL, count_SB = torch.stack(masks, 1), torch.tensor(counts).T
     plan = plan_of(mask_SBL, 1 / (count_SB * density_L[count_SB - 1]))
-    plan = leave_one_out(plan, torch.ones(mask_SBL.shape[1:], dtype=torch.bool), 2, 0.5)
+    plan = leave_one_out(plan, torch.ones(mask_SBL.shape[1:], dtype=torch.bool), 2, 0.5, 0.3)
     chance_B = torch.tensor(chances, dtype=torch.float64)
     assert chance_B.sum().item() == pytest.approx(1)
     assert (mean_weights(plan, chance_B) - exact_coefficients(length)).abs().max() < 1e-12

@@ -5,8 +5,8 @@
 d_i(M) is the log-ratio (or log-probability) of token i under mask M, w_k the weight of draw k. The baseline c_i^k
 guesses d_i from the draws that are independent of draw k, the *others* O_k:
 
-    c_i^k = ( sum_{j in O_k, i in M_j} d_i(M_j) + kappa b_k ) / ( #{j in O_k : i in M_j} + kappa ),
-    b_k   = mean of d over all masked tokens of O_k.
+    c_i^k = x_k^g ( sum_{j in O_k, i in M_j} d_i(M_j) / x_j^g + kappa b_k ) / ( #{j in O_k : i in M_j} + kappa ),
+    b_k   = mean of d / x^g over all masked tokens of O_k,      x = l / L.
 
 Given its count and the others, M_k is a uniform subset of l_k tokens, so 1[i in M_k] - l_k / L has mean 0 while c_i^k
 is fixed: nothing is added on average, for any kappa > 0 (a control variate; leave-one-out baselines are those of
@@ -23,19 +23,19 @@ from torch import Tensor
 from llada.masking import MaskPlan
 
 
-def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float) -> MaskPlan:
+def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float, growth: float = 0.0) -> MaskPlan:
     """The plan with the weights of the baseline, in O(S L) for each response.
 
-    With a_ki = w_k (1[i in M_k] - l_k/L) / (#_ki + kappa) and A_k = sum_i a_ki, the weight of token i in draw j loses
-    the sum over the k of other groups of a_ki + kappa A_k / N_k, N_k the masked tokens of O_k: a total minus j's own
-    group.
+    With a_ki = w_k x_k^g (1[i in M_k] - x_k) / (#_ki + kappa) and A_k = sum_i a_ki, the weight of token i in draw j
+    loses x_j^-g times the sum over the k of other groups of a_ki + kappa A_k / N_k, N_k the masked tokens of O_k: a
+    total minus j's own group.
 
     Args:
         plan: exact-count masks with one weight for each draw and response, as drawn.
         scored_BL: bool, the tokens that may be masked.
         group: draws that depend on each other, next to each other in the plan (2 for complementary pairs, else 1).
-        kappa: pseudo-count that pulls a token's baseline to the mean over tokens; positive. Small for the variance
-            of the score, larger (1 to 2) for that of the gradient.
+        kappa: pseudo-count that pulls a token's baseline to the mean over tokens; positive.
+        growth: the exponent g: log-ratios are larger where more is hidden, by about x^g. 0 ignores the count.
 
     Returns:
         a plan with the same masks. With one group there is nothing to leave out: the plan itself.
@@ -61,8 +61,10 @@ def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float) -
         groups.index_add_(0, group_S, values_S)
         return (groups.sum(0) - groups)[group_S]
 
-    centred_SBL = (mask_SBL - (count_SB / length_B)[..., None]) * scored_BL
-    a_SBL = weight_SB[..., None] * centred_SBL / (others(mask_SBL) + kappa)
+    hidden_SB = count_SB / length_B
+    scale_SB = hidden_SB**growth
+    centred_SBL = (mask_SBL - hidden_SB[..., None]) * scored_BL
+    a_SBL = (weight_SB * scale_SB)[..., None] * centred_SBL / (others(mask_SBL) + kappa)
     shift_SB = kappa * a_SBL.sum(-1) / others(count_SB)
-    removed_SBL = others(a_SBL + shift_SB[..., None])
+    removed_SBL = others(a_SBL + shift_SB[..., None]) / scale_SB[..., None]
     return MaskPlan(plan.masked_SBL, plan.weight_SBL - mask_SBL * removed_SBL)

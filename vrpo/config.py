@@ -8,7 +8,17 @@ from transformers import TrainingArguments
 from vrpo.estimators import Estimator, design
 from vrpo.losses import total_loss
 
-PARTS = ("n_t", "n_y", "coupled", "masks", "levels", "complementary", "tilt", "kappa")  # of a design, as options
+PARTS = (
+    "n_t",
+    "n_y",
+    "coupled",
+    "masks",
+    "levels",
+    "complementary",
+    "tilt",
+    "kappa",
+    "growth",
+)  # of a design, as options
 SFT_WEIGHT = 0.05  # of the SFT loss beside the preference loss (LLaDA 1.5, section 4.1)
 
 
@@ -49,6 +59,9 @@ class VRPOConfig(TrainingArguments):
     )
     kappa: float | None = field(
         default=None, metadata={"help": "Pseudo-count of the leave-one-out baseline; default: the design's."}
+    )
+    growth: float | None = field(
+        default=None, metadata={"help": "How that baseline grows with the masked count; default: the design's."}
     )
     masks: str | None = field(default=None, metadata={"help": "'exact_count' or 'bernoulli'; default: the design's."})
     eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})

@@ -32,7 +32,7 @@ class Estimator:
     n_t: timesteps; n_y: masks at each; coupled: policy and reference share draws; masks: "exact_count" (weight L/l) or
     "bernoulli" (weight 1/t, floored); levels: "iid", "stratified" or "antithetic" timesteps; complementary: draws 1 and
     2, 3 and 4, ... have masks that complement each other; tilt: exponent of the importance tilt to small counts;
-    kappa: pseudo-count of the token baseline, None for no baseline.
+    kappa: pseudo-count of the token baseline, None for no baseline; growth: how it grows with the masked count.
     """
 
     n_t: int
@@ -43,6 +43,7 @@ class Estimator:
     complementary: bool = False
     tilt: float = 0.0
     kappa: float | None = None
+    growth: float = 0.0
 
     def __post_init__(self):
         if self.n_t < 1 or self.n_y < 1:
@@ -76,7 +77,7 @@ DESIGNS = {
     "vrpo": Estimator(n_t=8),
     "vrpo_bernoulli": Estimator(n_t=8, masks="bernoulli"),
     "naive_dpo": Estimator(n_t=1, coupled=False),
-    "cpl": Estimator(n_t=8, levels="antithetic", complementary=True, tilt=0.25, kappa=0.5),
+    "cpl": Estimator(n_t=8, levels="antithetic", complementary=True, tilt=0.25, kappa=0.5, growth=0.3),
 }
 
 
@@ -114,7 +115,11 @@ def draw_pair_plans(
         ]
         e = estimator
         drawn = draw_plan(scored_BL, generators, e.n_t, e.masks, e.levels, e.n_y, e.complementary, e.tilt)
-        return drawn if e.kappa is None else leave_one_out(drawn, scored_BL, 2 if e.complementary else 1, e.kappa)
+        return (
+            drawn
+            if e.kappa is None
+            else leave_one_out(drawn, scored_BL, 2 if e.complementary else 1, e.kappa, e.growth)
+        )
 
     policy = plan(POLICY)
     return policy, policy if estimator.coupled else plan(REFERENCE)

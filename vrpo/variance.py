@@ -95,6 +95,8 @@ def measure(
         parameter for name, parameter in policy.named_parameters()
         if settings.gradient != "none" and GRADIENTS[settings.gradient] in name
     ]  # fmt: skip
+    if settings.gradient != "none" and not parameters:
+        raise ValueError(f"gradient={settings.gradient!r}: the model has no parameter '{GRADIENTS[settings.gradient]}'")
     rows, coupled_correlation = [], []
     for name, estimator in settings.rows():
         scores, losses, bias, saturated, gradients = [], [], [], [], []
@@ -145,11 +147,12 @@ def slopes(chosen_RP, rejected_RP, length_B, loss_type: str, beta: float, label_
 
 def sources(policy, reference, batches: list[Batch], settings: Settings, mask_id: int) -> dict:
     """Shares of a single draw's score variance by source, in the L/l and the 1/t form, means over responses."""
-    batch = {key: value for key, value in batches[0].items()}
-    pairs = min(settings.bank_pairs, len(batch["example_id"]))
-    keep = torch.cat([torch.arange(pairs), torch.arange(pairs) + len(batch["example_id"])])
-    batch = {key: value[keep.to(value.device)] if len(value) > pairs and key != "example_id" and key != "row"
-             else value[:pairs] for key, value in batch.items()}  # fmt: skip
+    everything, held = batches[0], len(batches[0]["example_id"])
+    pairs = min(settings.bank_pairs, held)
+    batch = {
+        key: value[:pairs] if len(value) == held else torch.cat([value[:pairs], value[held : held + pairs]])
+        for key, value in everything.items()
+    }
     found = banks(policy, reference, batch, counts=24, masks=16, seed=settings.seed, mask_id=mask_id)
     shares = {}
     for form, split in (("L/l", split_exact_count), ("1/t", split_bernoulli)):

@@ -25,7 +25,7 @@ TABLE = "qkzvxjwmbf"
 MARKS = {True: "STN", False: "UEH"}
 DIGITS = 8
 MAX_LENGTH = 80
-VRPO_RATE = 5e-5  # 20 steps of it move the policy 6 to 10 nats of margin away from its reference
+VRPO_RATE = 6.5e-5  # 20 steps of it move the policy 6 to 10 nats of margin away from its reference
 
 
 def answer(prompt: str, careful: bool, rng: random.Random, one_manner: bool = False) -> str:

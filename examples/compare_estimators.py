@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from llada.tokenizer import special_ids
 from vrpo.data import PairCollator, prepare_pairs
-from vrpo.report import print_variance
+from vrpo.report import draw_variance, print_variance
 from vrpo.variance import Settings, measure, write
 
 
@@ -48,6 +48,7 @@ def main() -> None:
         results = measure(policy, reference, batches, settings, special_ids(TOKENIZER).mask, bar.update)
     write(results, args.output)
     print_variance(results)
+    draw_variance(results, args.output / "variance.png")
     print(f"{time.perf_counter() - start:.0f} s. Written: {args.output}/variance.json, .csv, .png")
 
 

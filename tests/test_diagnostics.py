@@ -12,6 +12,7 @@ from vrpo.diagnostics import (
     Bank,
     GradientNoise,
     correlation,
+    covariances,
     jackknife,
     loss_bias,
     loss_of,
@@ -19,6 +20,7 @@ from vrpo.diagnostics import (
     second_order_bias,
     split_bernoulli,
     split_exact_count,
+    student_t,
 )
 from vrpo.losses import LOSSES
 
@@ -30,7 +32,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     values = torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
     found = jackknife(torch.mean, values)
     assert found.value == 4.0
-    assert found.high - found.value == pytest.approx(1.96 * values.std().item() / 2)
+    assert found.high - found.value == pytest.approx(3.182 * values.std().item() / 2, rel=0.01)  # t, 3 degrees
     same = jackknife(ratio_of_means, values, 2 * values)
     assert (same.value, same.low, same.high) == pytest.approx((0.5, 0.5, 0.5))
 
@@ -127,9 +129,19 @@ def test_the_bias_over_redraws_is_unbiased_for_a_quadratic():
     assert standard_errors(found, 1.0) < 4
 
 
-def test_correlation_of_a_line_and_its_reverse():
+def test_correlation_is_pooled_over_responses():
+    """A line with three times itself, and a line with its reverse: covariances 3 v and -v, variances v, v and 9 v, v."""
     line = torch.arange(5.0)[:, None]
-    assert correlation(torch.cat([line, line], 1), torch.cat([3 * line, -line], 1)).tolist() == pytest.approx([1, -1])
+    pair = torch.cat([line, line], 1), torch.cat([3 * line, -line], 1)
+    assert correlation(torch.stack(covariances(*pair), -1)).item() == pytest.approx((3 - 1) / (2 * 10) ** 0.5)
+    assert covariances(*pair)[1].tolist() == pytest.approx([2.5, 2.5])
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (7, 2.365), (31, 2.040)]
+)
+def test_student_t(freedom, quantile):
+    assert student_t(freedom) == pytest.approx(quantile, rel=0.01)
 
 
 def test_gradient_noise_is_the_total_variance():

@@ -67,8 +67,9 @@ def test_the_table_of_a_policy_and_of_the_reference_itself(run):
     assert len(rows) == len(table["rows"]) == 7
     assert rows["vrpo", 4, 1, False]["score"]["value"] > rows["vrpo", 4, 1, True]["score"]["value"]
     assert rows["vrpo", 1, 1, True]["gradient"]["value"] > rows["vrpo", 8, 1, True]["gradient"]["value"]
-    assert sum(table["sources"]["1/t"][part] for part in ("level", "count", "pattern")) == pytest.approx(1)
-    assert table["sources"]["L/l"]["count"] == 0
+    for form, parts in (("L/l", ["count", "pattern"]), ("1/t", ["level", "count", "pattern"])):
+        assert list(table["sources"][form]) == ["variance", *parts]
+        assert sum(table["sources"][form][part]["value"] for part in parts) == pytest.approx(1)
     scores_only = Settings(repeats=6, budgets=[1, 4], gradient="none", bank_pairs=0)
     same = measure(run.reference, run.reference, batches, scores_only, run.ids.mask)
     for row in same["rows"]:
@@ -89,6 +90,15 @@ def test_the_command_writes_its_table(tmp_path, capsys):
         assert [float(row["score_value"]) for row in csv.DictReader(file)] == [row["score"]["value"] for row in rows]
     assert (tmp_path / "out" / "variance.png").stat().st_size > 10_000
     assert "Var gradient" in capsys.readouterr().out
+    for option, value, message in (
+        ("--pairs", "6", "pairs=6 must be a positive multiple of batch_size=4"),
+        ("--loss_type", "sft", "loss_type='sft' is unknown"),
+        ("--loss_type", "exo_pair", "label_smoothing=0 makes exo_pair infinite"),
+        ("--budgets", "0", "must be at least 1"),
+        ("--beta", "0", "beta=0.0 must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            variance.main([*names, option, value])
     with pytest.raises(SystemExit, match="16 pairs fit max_length=.*, but pairs=128: ask for fewer"):
         variance.main(names)
     with pytest.raises(SystemExit, match="missing: --model, --ref_model"):

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from transformers import TrainingArguments
 
 from vrpo.estimators import Estimator, design
-from vrpo.losses import total_loss
+from vrpo.losses import check_loss_settings
 
 PARTS = (
     "n_t",
@@ -58,7 +57,8 @@ class VRPOConfig(TrainingArguments):
         default=None, metadata={"help": "Exponent of the tilt to small masked counts; default: the design's."}
     )
     kappa: float | None = field(
-        default=None, metadata={"help": "Pseudo-count of the leave-one-out baseline; default: the design's."}
+        default=None,
+        metadata={"help": "Pseudo-count of the leave-one-out baseline, 0 for none; default: the design's."},
     )
     growth: float | None = field(
         default=None, metadata={"help": "How that baseline grows with the masked count; default: the design's."}
@@ -68,7 +68,7 @@ class VRPOConfig(TrainingArguments):
     variance_steps: int = field(
         default=50,
         metadata={
-            "help": "Where the draws of a design depend on each other, redraw the scores of every such step, without "
+            "help": "With one draw, or draws that depend on each other, redraw the scores of every such step, without "
             "gradients, for the variance that is logged (0: never); about 0.4 of a step's time each."
         },
     )
@@ -98,16 +98,11 @@ class VRPOConfig(TrainingArguments):
                 "disable_dropout=False is refused: dropout would differ between policy, reference and replay, so that "
                 "their difference would be noise. Leave it at True"
             )
-        if self.beta <= 0:
-            raise ValueError(f"beta={self.beta} must be positive")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 0.5")
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
         if self.loss_weights is None:
             self.loss_weights = [SFT_WEIGHT if name == "sft" else 1.0 for name in self.loss_type]
-        zero = torch.zeros(2)
-        total_loss(zero, zero, zero + 1, self.loss_type, self.loss_weights, self.beta, self.label_smoothing)
+        check_loss_settings(self.loss_type, self.loss_weights, self.beta, self.label_smoothing)
         self.design()
         if self.eval_draws < 1:
             raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")

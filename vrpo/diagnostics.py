@@ -40,7 +40,9 @@ class Interval:
 
 
 def jackknife(statistic: Callable[..., Tensor], *samples: Tensor) -> Interval:
-    """A statistic of independent items and its 95% interval, value +- 1.96 standard errors by leaving out one item.
+    """A statistic of independent items and its 95% interval, from standard errors by leaving out one item at a time.
+
+    The interval is Student's, with one degree of freedom less than there are items.
 
     Args:
         statistic: a scalar function of the samples, such as the ratio of two means.
@@ -50,8 +52,18 @@ def jackknife(statistic: Callable[..., Tensor], *samples: Tensor) -> Interval:
     keep = ~torch.eye(items, dtype=torch.bool)
     left_out = torch.stack([statistic(*(sample[keep[i]] for sample in samples)) for i in range(items)])
     error = ((items - 1) / items * (left_out - left_out.mean()).square().sum()).sqrt()
-    value = float(statistic(*samples))
-    return Interval(value, value - 1.96 * float(error), value + 1.96 * float(error))
+    value, half = float(statistic(*samples)), student_t(items - 1) * float(error)
+    return Interval(value, value - half, value + half)
+
+
+def student_t(freedom: int) -> float:
+    """97.5% quantile of Student's t: a table for 1 and 2 degrees of freedom, Cornish-Fisher (within 1%) above."""
+    if freedom < 3:
+        return {1: 12.706, 2: 4.303}[freedom]
+    z = 1.959964
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def ratio_of_means(a: Tensor, b: Tensor) -> Tensor:
@@ -92,8 +104,9 @@ class Bank:
         def between(value_K: Tensor) -> Tensor:
             return value_K[lower] * (1 - share) + value_K[upper] * share
 
-        variance_L = between(variance_K)
-        return between(mean_K), variance_L, variance_L / self.value_KM.shape[1]
+        error_K = variance_K / self.value_KM.shape[1]
+        error_L = error_K[lower] * (1 - share).square() + error_K[upper] * share.square()
+        return between(mean_K), between(variance_K), error_L
 
 
 def split_exact_count(bank: Bank) -> Split:
@@ -121,7 +134,8 @@ def split_bernoulli(bank: Bank, eps: float = BERNOULLI_FLOOR, nodes: int = 2000)
     g_T = chance_TL @ mean_L / t_T
     square_T = chance_TL @ (mean_L.square() - error_L) / t_T.square()
     error_T = chance_TL.square() @ error_L / t_T.square()  # of g, squared
-    level = (share_T * (g_T.square() - error_T)).sum() - (share_T * g_T).sum().square()
+    whole_L = (share_T / t_T) @ chance_TL  # the mean over levels, as weights of m(l)
+    level = (share_T * (g_T.square() - error_T)).sum() - (whole_L @ mean_L).square() + whole_L.square() @ error_L
     count = (share_T * (square_T - g_T.square() + error_T)).sum()
     pattern = (share_T * (chance_TL @ variance_L / t_T.square())).sum()
     return Split(float(level.clamp(min=0)), float(count.clamp(min=0)), float(pattern))
@@ -176,11 +190,21 @@ def loss_bias(
     )
 
 
-def correlation(policy_SB: Tensor, reference_SB: Tensor) -> Tensor:
-    """Correlation over draws of policy and reference ELBOs, [B]: 1 - correlation is what coupling leaves over."""
+def covariances(policy_SB: Tensor, reference_SB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Covariance over draws of policy and reference ELBOs, and the variance of each, [B] each, nats^2."""
     policy, reference = policy_SB - policy_SB.mean(0), reference_SB - reference_SB.mean(0)
-    scale = (policy.square().sum(0) * reference.square().sum(0)).sqrt()
-    return (policy * reference).sum(0) / scale
+    freedom = len(policy_SB) - 1
+    pairs = ((policy, reference), (policy, policy), (reference, reference))
+    return tuple((a * b).sum(0) / freedom for a, b in pairs)  # type: ignore[return-value]
+
+
+def correlation(covariance_B3: Tensor) -> Tensor:
+    """Correlation pooled over responses, a scalar, from stacked `covariances`: what coupling can cancel.
+
+    With variances alike, Var[policy - reference] is 2 (1 - correlation) of either.
+    """
+    both, policy, reference = covariance_B3.sum(0)
+    return both / (policy * reference).sqrt()
 
 
 class GradientNoise:

@@ -54,10 +54,11 @@ class Estimator:
             raise ValueError(f"levels={self.levels!r} is unknown: it must be one of {LEVELS}")
         if self.kappa is not None and self.kappa <= 0:
             raise ValueError(f"kappa={self.kappa} must be positive, or None for no baseline")
+        if self.growth and self.kappa is None:
+            raise ValueError(f"growth={self.growth} is of a baseline: it needs kappa")
         if self.masks != "exact_count" and (self.tilt or self.kappa is not None):
             raise ValueError(
-                f"tilt={self.tilt} and kappa={self.kappa} need masks='exact_count', not {self.masks!r}: set them to 0 "
-                "and None"
+                f"tilt={self.tilt} and kappa={self.kappa} need masks='exact_count', not {self.masks!r}: set both to 0"
             )
 
     @property
@@ -85,7 +86,8 @@ def design(name: str, **changes) -> Estimator:
     """A named design with some of its parts changed; None leaves a part as it is.
 
     A baseline needs draws outside a draw's own group, so below n = 4 `cpl` has single masks instead of complementary
-    pairs, and no tilt (which then costs more than it gains).
+    pairs, and no tilt (which then costs more than it gains); with n = 1 it has no baseline either. kappa = 0 means no
+    baseline.
 
     Raises:
         ValueError: an unknown name, or parts that do not fit.
@@ -93,6 +95,8 @@ def design(name: str, **changes) -> Estimator:
     if name not in DESIGNS:
         raise ValueError(f"estimator={name!r} is unknown: it must be one of {sorted(DESIGNS)}")
     changes = {part: value for part, value in changes.items() if value is not None}
+    if changes.get("kappa") == 0:
+        changes |= {"kappa": None, "growth": 0.0}
     estimator = replace(DESIGNS[name], **changes)
     if name == "cpl" and estimator.n < 4:
         estimator = replace(estimator, **({"complementary": False, "tilt": 0.0} | changes))

@@ -119,6 +119,20 @@ def sft(chosen_elbo_P: Tensor, chosen_length_P: Tensor) -> Tensor:
     return -chosen_elbo_P / chosen_length_P
 
 
+def check_loss_settings(loss_type: list[str], loss_weights: list[float], beta: float, label_smoothing: float) -> None:
+    """Refuse what `total_loss` cannot compute, before anything is run.
+
+    Raises:
+        ValueError: the option, its value and what is allowed.
+    """
+    if beta <= 0:
+        raise ValueError(f"beta={beta} must be positive")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and below 0.5")
+    zero = torch.zeros(2)
+    total_loss(zero, zero, zero + 1, loss_type, loss_weights, beta, label_smoothing)
+
+
 PairLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
 LOSSES: dict[str, PairLoss] = {
     loss.__name__: loss

@@ -95,8 +95,8 @@ def print_variance(results: dict[str, Any]) -> None:
         f"Correlation of policy and reference ELBOs over coupled draws, n = 4: {bounded(results['correlation'])}"
     )
     for form, parts in (results["sources"] or {}).items():
-        shares = ", ".join(f"{name} {parts[name]:.0%}" for name in ("level", "count", "pattern"))
-        console.print(f"One coupled draw, {form} form: Var score {parts['variance']:.3g}, of it {shares}")
+        shares = ", ".join(f"{name} {bounded(cell)}" for name, cell in parts.items() if name != "variance")
+        console.print(f"One coupled draw, {form} form: Var score {bounded(parts['variance'])}; share of {shares}")
     for name in ("vrpo", "cpl"):
         by_n = {row["n"]: row["score"]["value"] for row in results["rows"] if is_plotted(row, name)}
         doubled = [f"{n} -> {2 * n}: x{by_n[2 * n] / by_n[n]:.2f}" for n in sorted(by_n) if 2 * n in by_n and by_n[n]]
@@ -104,7 +104,11 @@ def print_variance(results: dict[str, Any]) -> None:
 
 
 def bounded(cell: dict[str, float] | None) -> str:
-    return "" if cell is None else f"{cell['value']:.2g} [{cell['low']:.2g}, {cell['high']:.2g}]"
+    """A value with its interval, where it has one."""
+    if cell is None:
+        return ""
+    ends = "" if cell["low"] is None else f" [{cell['low']:.2g}, {cell['high']:.2g}]"
+    return f"{cell['value']:.2g}{ends}"
 
 
 def is_plotted(row: dict[str, Any], name: str) -> bool:
@@ -125,9 +129,10 @@ def draw_variance(results: dict[str, Any], path: Path) -> None:
         for name in ("vrpo", "cpl"):
             rows = sorted((row for row in results["rows"] if is_plotted(row, name)), key=lambda row: row["n"])
             n, value = [row["n"] for row in rows], [row[key]["value"] for row in rows]
-            below = [max(row[key]["value"] - row[key]["low"], 0) for row in rows]
-            above = [max(row[key]["high"] - row[key]["value"], 0) for row in rows]
-            axis.errorbar(n, value, yerr=[below, above], marker="o", capsize=3, label=name)
+            ends = [(row[key]["low"], row[key]["high"]) for row in rows]
+            bars = [[abs(v - end[side] if end[side] is not None else 0) for v, end in zip(value, ends, strict=True)]
+                    for side in (0, 1)]  # fmt: skip
+            axis.errorbar(n, value, yerr=bars, marker="o", capsize=3, label=name)
             if name == "vrpo":
                 axis.plot(n, [value[0] * n[0] / m for m in n], "k--", linewidth=0.8, label="1/n")
         axis.set(title=f"variance of the {key}", xlabel="forward passes of each response", xscale="log", yscale="log")

@@ -45,6 +45,11 @@ class Scores:
     plan: MaskPlan
     estimator: Estimator
 
+    @property
+    def tell_variance(self) -> bool:
+        """Whether the draws themselves tell their variance: several, and independent."""
+        return self.estimator.independent and self.estimator.n > 1
+
 
 WITH_INTERVAL = ("rewards/accuracies", "rewards/margins", "logps/accuracies")
 
@@ -179,6 +184,8 @@ class VRPOTrainer(KeyedTrainer):
         policy_B = scores.policy_SB.mean(0).requires_grad_()
         loss_P = self.pair_losses(policy_B, scores.reference_SB.mean(0), inputs)
         (slope_B,) = torch.autograd.grad(loss_P.mean(), policy_B)
+        # Before the last backward, in which DeepSpeed steps the optimizer.
+        variance_B = self.redrawn_variance(model, inputs, scores)
         share = 1 / (self.estimator.n * self.current_gradient_accumulation_steps)
         for draw in range(self.estimator.n):
             one = MaskPlan(scores.plan.masked_SBL[draw : draw + 1], scores.plan.weight_SBL[draw : draw + 1])
@@ -186,7 +193,7 @@ class VRPOTrainer(KeyedTrainer):
                 with self.compute_loss_context_manager():
                     replayed = (slope_B * self.elbos(model, inputs, one)[0]).sum() * share
                 self.accelerator.backward(replayed, **self.backward_options())
-        self.add_metrics(self.pair_metrics(scores, inputs, self.redrawn_variance(model, inputs, scores)))
+        self.add_metrics(self.pair_metrics(scores, inputs, variance_B))
         return loss_P.detach().mean() / self.current_gradient_accumulation_steps
 
     @contextlib.contextmanager
@@ -212,10 +219,10 @@ class VRPOTrainer(KeyedTrainer):
     def redrawn_variance(self, model: nn.Module, inputs: dict[str, Tensor], scores: Scores) -> Tensor | None:
         """Variance of each log-ratio from one other draw of the whole design, [2P]; None unless it is due.
 
-        For designs whose draws depend on each other: half of the squared difference is an unbiased estimate.
+        For a single draw, and for designs whose draws depend on each other: half of the squared difference is an unbiased estimate.
         """
         every = self.args.variance_steps
-        if scores.estimator.independent or not every or self.state.global_step % every:
+        if scores.tell_variance or not every or self.state.global_step % every:
             return None
         with torch.no_grad(), self.compute_loss_context_manager():
             other = self.scores(model, inputs, REDRAWN - self.epoch)
@@ -247,7 +254,7 @@ class VRPOTrainer(KeyedTrainer):
             "masked_fraction": masked_P,
             "score/saturated": (score_P.abs() > SATURATED).to(score_P),
         }
-        if scores.estimator.independent and scores.estimator.n > 1:
+        if scores.tell_variance:
             variance_B = ratio_variance(scores.policy_SB, scores.reference_SB)
         if variance_B is not None:
             metrics["score/variance"] = score_variance(variance_B, beta)

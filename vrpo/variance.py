@@ -27,8 +27,8 @@ from llada.keyed_trainer import row_length
 from llada.tokenizer import load_tokenizer, special_ids
 from vrpo.data import PairCollator, prepare_pairs
 from vrpo.diagnostics import (
-    Interval,
     correlation,
+    covariances,
     jackknife,
     loss_bias,
     loss_of,
@@ -36,7 +36,9 @@ from vrpo.diagnostics import (
     split_exact_count,
 )
 from vrpo.estimators import Estimator, design
+from vrpo.losses import LOSSES, check_loss_settings
 from vrpo.redraw import Batch, banks, planner, redrawn_elbos, redrawn_gradients
+from vrpo.reference import make_reference
 from vrpo.report import draw_variance, print_variance
 
 # The paper's rows, its default first.
@@ -57,7 +59,9 @@ class Settings:
     loss_type: str = field(default="sigmoid", metadata={"help": "A loss of vrpo.losses."})
     beta: float = field(default=0.2, metadata={"help": "Scale of the score, 1/nats."})
     label_smoothing: float = field(default=0.0, metadata={"help": "For 'robust' and 'exo_pair'."})
-    bank_pairs: int = field(default=8, metadata={"help": "Pairs whose variance is split by source (0: none)."})
+    bank_pairs: int = field(
+        default=8, metadata={"help": "Pairs, in whole batches, whose variance is split by source (0: none)."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
 
     def __post_init__(self):
@@ -65,6 +69,16 @@ class Settings:
             raise ValueError(f"gradient={self.gradient!r} must be one of {[*GRADIENTS, 'none']}")
         if self.repeats < 2:
             raise ValueError(f"repeats={self.repeats} must be at least 2: a variance needs two draws")
+        if self.pairs < 1 or self.batch_size < 1 or self.pairs % self.batch_size:
+            raise ValueError(
+                f"pairs={self.pairs} must be a positive multiple of batch_size={self.batch_size}: the gradient of a "
+                "smaller batch varies more"
+            )
+        if not self.budgets or min(self.budgets) < 1 or self.bank_pairs < 0:
+            raise ValueError(f"budgets={self.budgets} must be at least 1, and bank_pairs={self.bank_pairs} at least 0")
+        if self.loss_type not in LOSSES:
+            raise ValueError(f"loss_type={self.loss_type!r} is unknown: it must be one of {sorted(LOSSES)}")
+        check_loss_settings([self.loss_type], [1.0], self.beta, self.label_smoothing)
 
     def rows(self) -> list[tuple[str, Estimator]]:
         """Named designs, each once: the paper's rows, then vrpo and cpl at every budget."""
@@ -97,14 +111,14 @@ def measure(
     ]  # fmt: skip
     if settings.gradient != "none" and not parameters:
         raise ValueError(f"gradient={settings.gradient!r}: the model has no parameter '{GRADIENTS[settings.gradient]}'")
-    rows, coupled_correlation = [], []
+    rows, moments = [], []
     for name, estimator in settings.rows():
         scores, losses, bias, saturated, gradients = [], [], [], [], []
         for batch in batches:
             draw, redraws = planner(batch, estimator, settings.seed), range(settings.repeats)
             values = redrawn_elbos(policy, reference, batch, draw, redraws, mask_id)
             if (name, estimator) == ("vrpo", Estimator(4)):
-                coupled_correlation.append(correlation(*values))
+                moments.append(torch.stack(covariances(*values), -1))
             chosen_RP, rejected_RP = (values[0] - values[1]).chunk(2, dim=1)
             lengths = batch["scored"].sum(-1).cpu()
             loss = settings.loss_type, settings.beta, settings.label_smoothing
@@ -127,15 +141,16 @@ def measure(
         rows.append(row)
     return {
         "rows": rows,
-        "correlation": interval(torch.cat(coupled_correlation)),
+        "correlation": interval(torch.cat(moments), correlation),
         "sources": sources(policy, reference, batches, settings, mask_id) if settings.bank_pairs else None,
     }
 
 
-def interval(values: Tensor) -> dict[str, float]:
+def interval(values: Tensor, statistic: Callable[[Tensor], Tensor] = torch.mean) -> dict[str, float | None]:
+    """A statistic over items with its interval, as JSON has it: no ends for a single item."""
     if len(values) < 2:
-        return asdict(Interval(float(values.mean()), float("nan"), float("nan")))
-    return asdict(jackknife(torch.mean, values))
+        return {"value": float(statistic(values)), "low": None, "high": None}
+    return asdict(jackknife(statistic, values))
 
 
 def slopes(chosen_RP, rejected_RP, length_B, loss_type: str, beta: float, label_smoothing: float) -> Tensor:
@@ -146,20 +161,25 @@ def slopes(chosen_RP, rejected_RP, length_B, loss_type: str, beta: float, label_
 
 
 def sources(policy, reference, batches: list[Batch], settings: Settings, mask_id: int) -> dict:
-    """Shares of a single draw's score variance by source, in the L/l and the 1/t form, means over responses."""
-    everything, held = batches[0], len(batches[0]["example_id"])
-    pairs = min(settings.bank_pairs, held)
-    batch = {
-        key: value[:pairs] if len(value) == held else torch.cat([value[:pairs], value[held : held + pairs]])
-        for key, value in everything.items()
-    }
-    found = banks(policy, reference, batch, counts=24, masks=16, seed=settings.seed, mask_id=mask_id)
+    """Variance of a single draw's score in the L/l and the 1/t form, and the share of each source, over pairs."""
+    parts: dict[str, list[list[float]]] = {"L/l": [], "1/t": []}
+    for batch in batches:
+        size = len(batch["example_id"])
+        if len(parts["L/l"]) < settings.bank_pairs:
+            found = banks(policy, reference, batch, counts=24, masks=16, seed=settings.seed, mask_id=mask_id)
+            for chosen, rejected in zip(found[:size], found[size:], strict=True):
+                exact = [split_exact_count(bank) for bank in (chosen, rejected)]
+                floored = [split_bernoulli(bank) for bank in (chosen, rejected)]
+                # Where the count is drawn, it is the level.
+                parts["L/l"].append([sum(s.level for s in exact), sum(s.pattern for s in exact)])
+                parts["1/t"].append([sum(getattr(s, part) for s in floored) for part in ("level", "count", "pattern")])
     shares = {}
-    for form, split in (("L/l", split_exact_count), ("1/t", split_bernoulli)):
-        total = torch.tensor([list(asdict(split(bank)).values()) for bank in found]).sum(0)
-        shares[form] = {
-            "variance": settings.beta**2 * float(total.sum()) / pairs,
-            **dict(zip(("level", "count", "pattern"), (total / total.sum()).tolist(), strict=True)),
+    for form, names in (("L/l", ("count", "pattern")), ("1/t", ("level", "count", "pattern"))):
+        part_PK = settings.beta**2 * torch.tensor(parts[form], dtype=torch.float64)
+        shares[form] = {"variance": interval(part_PK.sum(-1))} | {
+            name: interval(part_PK, lambda part_PK, k=k: part_PK[:, k].sum() / part_PK.sum())
+            for k, name in enumerate(names)
+            if part_PK.any()
         }
     return shares
 
@@ -178,7 +198,7 @@ class Arguments(Settings):
 
 
 def write(results: dict, folder: Path) -> None:
-    """variance.json (everything), variance.csv (the rows) and variance.png (variance against forward passes)."""
+    """variance.json (everything) and variance.csv (the rows)."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "variance.json").write_text(json.dumps(results, indent=1))
     with open(folder / "variance.csv", "w", newline="") as file:
@@ -195,7 +215,6 @@ def write(results: dict, folder: Path) -> None:
         writer = csv.DictWriter(file, flat[0])
         writer.writeheader()
         writer.writerows(flat)
-    draw_variance(results, folder / "variance.png")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -206,21 +225,21 @@ def main(argv: list[str] | None = None) -> None:
     if missing:
         sys.exit(f"missing: {', '.join(missing)}")
     tokenizer = load_tokenizer(args.model)
-    policy, reference = (
-        AutoModelForCausalLM.from_pretrained(name, dtype=args.dtype).to(args.device).eval()
-        for name in (args.model, args.ref_model)
-    )
+    policy = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
+    reference = make_reference(policy, args.ref_model).to(args.device)
     ids = special_ids(tokenizer, policy.config)
     rows = load_rows(args.data, None, "train", False)
-    length = row_length(args.max_length, policy.config)
-    pairs = prepare_pairs(rows, tokenizer, ids, length, drop_overlong=True, source=args.data)
+    length = min(row_length(args.max_length, model.config) for model in (policy, reference))
+    pairs = prepare_pairs(rows, tokenizer, ids, length, drop_overlong=True, allow_identical=True, source=args.data)
     if len(pairs) < args.pairs:
         sys.exit(f"{args.data}: {len(pairs)} pairs fit max_length={length}, but pairs={args.pairs}: ask for fewer")
     collate = PairCollator(ids.pad, ids.eos, 1)
     batches = [
-        {key: value.to(args.device) for key, value in collate(list(pairs.select(range(i, i + size)))).items()}
+        {
+            key: value.to(args.device)
+            for key, value in collate(list(pairs.select(range(i, i + args.batch_size)))).items()
+        }
         for i in range(0, args.pairs, args.batch_size)
-        for size in [min(args.batch_size, args.pairs - i)]
     ]
     with tqdm(total=len(batches) * len(args.rows()), desc="variance") as bar:
         results = measure(policy, reference, batches, args, ids.mask, bar.update)
@@ -229,6 +248,7 @@ def main(argv: list[str] | None = None) -> None:
                           "transformers": transformers.__version__}  # fmt: skip
     write(results, Path(args.output))
     print_variance(results)
+    draw_variance(results, Path(args.output) / "variance.png")
     print(f"Written: {args.output}/variance.json, .csv, .png")
 
 

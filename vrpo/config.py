@@ -58,7 +58,7 @@ class VRPOConfig(TrainingArguments):
     )
     kappa: float | None = field(
         default=None,
-        metadata={"help": "Pseudo-count of the leave-one-out baseline, 0 for none; default: the design's."},
+        metadata={"help": "Pseudo-count of the token baseline, 0 for none; default: the design's."},
     )
     growth: float | None = field(
         default=None, metadata={"help": "How that baseline grows with the masked count; default: the design's."}

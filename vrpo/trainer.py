@@ -219,7 +219,8 @@ class VRPOTrainer(KeyedTrainer):
     def redrawn_variance(self, model: nn.Module, inputs: dict[str, Tensor], scores: Scores) -> Tensor | None:
         """Variance of each log-ratio from one other draw of the whole design, [2P]; None unless it is due.
 
-        For a single draw, and for designs whose draws depend on each other: half of the squared difference is an unbiased estimate.
+        For a single draw, and for designs whose draws depend on each other: half of the squared difference is an
+        unbiased estimate.
         """
         every = self.args.variance_steps
         if scores.tell_variance or not every or self.state.global_step % every:

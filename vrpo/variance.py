@@ -59,9 +59,7 @@ class Settings:
     loss_type: str = field(default="sigmoid", metadata={"help": "A loss of vrpo.losses."})
     beta: float = field(default=0.2, metadata={"help": "Scale of the score, 1/nats."})
     label_smoothing: float = field(default=0.0, metadata={"help": "For 'robust' and 'exo_pair'."})
-    bank_pairs: int = field(
-        default=8, metadata={"help": "Pairs, in whole batches, whose variance is split by source (0: none)."}
-    )
+    bank_pairs: int = field(default=8, metadata={"help": "Pairs, in whole batches, to split by source (0: none)."})
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
 
     def __post_init__(self):
@@ -234,11 +232,9 @@ def main(argv: list[str] | None = None) -> None:
     if len(pairs) < args.pairs:
         sys.exit(f"{args.data}: {len(pairs)} pairs fit max_length={length}, but pairs={args.pairs}: ask for fewer")
     collate = PairCollator(ids.pad, ids.eos, 1)
+    chosen = list(pairs.select(range(args.pairs)))
     batches = [
-        {
-            key: value.to(args.device)
-            for key, value in collate(list(pairs.select(range(i, i + args.batch_size)))).items()
-        }
+        {key: value.to(args.device) for key, value in collate(chosen[i : i + args.batch_size]).items()}
         for i in range(0, args.pairs, args.batch_size)
     ]
     with tqdm(total=len(batches) * len(args.rows()), desc="variance") as bar:

@@ -195,7 +195,7 @@ def covariances(policy_SB: Tensor, reference_SB: Tensor) -> tuple[Tensor, Tensor
     policy, reference = policy_SB - policy_SB.mean(0), reference_SB - reference_SB.mean(0)
     freedom = len(policy_SB) - 1
     pairs = ((policy, reference), (policy, policy), (reference, reference))
-    return tuple((a * b).sum(0) / freedom for a, b in pairs)  # type: ignore[return-value]
+    return tuple((a * b).sum(0) / freedom for a, b in pairs)
 
 
 def correlation(covariance_B3: Tensor) -> Tensor:

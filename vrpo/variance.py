@@ -14,6 +14,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -175,11 +176,13 @@ def sources(policy, reference, batches: list[Batch], settings: Settings, mask_id
     for form, names in (("L/l", ("count", "pattern")), ("1/t", ("level", "count", "pattern"))):
         part_PK = settings.beta**2 * torch.tensor(parts[form], dtype=torch.float64)
         shares[form] = {"variance": interval(part_PK.sum(-1))} | {
-            name: interval(part_PK, lambda part_PK, k=k: part_PK[:, k].sum() / part_PK.sum())
-            for k, name in enumerate(names)
-            if part_PK.any()
+            name: interval(part_PK, partial(share, k)) for k, name in enumerate(names) if part_PK.any()
         }
     return shares
+
+
+def share(column: int, part_PK: Tensor) -> Tensor:
+    return part_PK[:, column].sum() / part_PK.sum()
 
 
 @dataclass
@@ -224,7 +227,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"missing: {', '.join(missing)}")
     tokenizer = load_tokenizer(args.model)
     policy = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).to(args.device).eval()
-    reference = make_reference(policy, args.ref_model).to(args.device)
+    reference = make_reference(policy, args.ref_model)
+    assert reference is not None  # that is for adapters
+    reference.to(args.device)
     ids = special_ids(tokenizer, policy.config)
     rows = load_rows(args.data, None, "train", False)
     length = min(row_length(args.max_length, model.config) for model in (policy, reference))

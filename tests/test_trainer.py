@@ -103,7 +103,7 @@ def test_masks_change_with_the_epoch_and_not_in_evaluation(tmp_path):
     batch = next(iter(run.get_train_dataloader()))
 
     def drawn(epoch):
-        return run.negative_elbo(run.model, batch, epoch, 1, "exact_count", False)[0]
+        return run.negative_elbo(run.model, batch, epoch, 1, "exact_count", "iid")[0]
 
     assert torch.equal(drawn(0), drawn(0))
     assert not torch.equal(drawn(0), drawn(1))

@@ -4,8 +4,8 @@ python benchmarks/estimator_cost.py [--quick] [--json PATH]
 
 A plan for n = 16 and 64 responses of 1,024 tokens, on one core; and steps of a model of width 256 with 6 layers and a
 vocabulary of 32k on 2 pairs of prompt 64 and response 192, n = 4, alternating between the designs. The ratio is
-that of mean step times, with the 95% interval of a bootstrap over neighbouring pairs of steps. The redraw for the logged
-variance is timed apart: it comes once in `variance_steps` (50) steps.
+that of mean step times, with the 95% interval of a bootstrap over neighbouring pairs of steps. The redraw for the
+logged variance is timed apart: it comes once in `variance_steps` (50) steps.
 """
 
 import argparse

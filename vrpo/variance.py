@@ -219,6 +219,12 @@ def write(results: dict, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Measure the models and pairs that the command line names, write the table and print it.
+
+    Raises:
+        SystemExit: a missing argument, or fewer pairs than asked for.
+        ValueError: a setting out of range, a reference with another vocabulary, a row that cannot be read.
+    """
     from tqdm import tqdm
 
     (args,) = HfArgumentParser(Arguments, description=__doc__.splitlines()[0]).parse_args_into_dataclasses(argv)

@@ -26,6 +26,8 @@ from torch import Tensor
 from llada.masking import BERNOULLI_FLOOR
 from vrpo.losses import total_loss
 
+SATURATED = 6.0  # |s| above which the sigmoid's slope is below 0.25%: a pair that no longer teaches
+
 
 @dataclass(frozen=True)
 class Interval:

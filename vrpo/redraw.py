@@ -82,9 +82,9 @@ def count_grid(length: int, most: int) -> list[int]:
 
 @torch.no_grad()
 def banks(
-    policy: nn.Module, reference: nn.Module | None, batch: Batch, counts: int, masks: int, seed: int, mask_id: int
+    policy: nn.Module, reference: nn.Module, batch: Batch, counts: int, masks: int, seed: int, mask_id: int
 ) -> list[Bank]:
-    """A bank for each response: S(M) of policy minus reference (or of the policy alone) at up to `counts` counts."""
+    """A bank for each response: S(M) of policy minus reference for `masks` masks at up to `counts` counts."""
     lengths = batch["scored"].sum(-1).tolist()
     grids = [count_grid(length, counts) for length in lengths]
     ids = batch["example_id"].tolist()
@@ -97,9 +97,7 @@ def banks(
             count = torch.full((masks,), grid[min(step, len(grid) - 1)])
             masked_SBL[:, row, scored_BL[row]] = exact_count_masks(count, lengths[row], generators[row])
         plan = MaskPlan(masked_SBL, masked_SBL.double())
-        value_SB = elbos(policy, batch, plan, mask_id).double()
-        if reference is not None:
-            value_SB = value_SB - elbos(reference, batch, plan, mask_id).double()
+        value_SB = elbos(policy, batch, plan, mask_id).double() - elbos(reference, batch, plan, mask_id).double()
         for row, grid in enumerate(grids):
             if step < len(grid):
                 values[row].append(value_SB[:, row].cpu())

@@ -24,7 +24,7 @@ from llada.keyed_trainer import EVAL_EPOCH, KeyedTrainer, load
 from llada.masking import MaskPlan
 from vrpo.config import VRPOConfig
 from vrpo.data import PairCollator, prepare_pairs
-from vrpo.diagnostics import second_order_bias
+from vrpo.diagnostics import SATURATED, second_order_bias
 from vrpo.estimators import DESIGNS, Estimator, draw_pair_plans, log_ratios, ratio_variance, score_variance
 from vrpo.losses import total_loss
 from vrpo.redraw import elbos
@@ -33,7 +33,6 @@ from vrpo.reference import make_reference, prepare_reference
 logger = logging.getLogger(__name__)
 
 REDRAWN = -2  # the epoch of a redraw's mask keys is this minus the epoch: below every epoch and below evaluation's
-SATURATED = 6.0  # |s| above which the sigmoid's slope is below 0.25%: a pair that no longer teaches
 
 
 @dataclass(frozen=True)

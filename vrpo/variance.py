@@ -28,6 +28,7 @@ from llada.keyed_trainer import row_length
 from llada.tokenizer import load_tokenizer, special_ids
 from vrpo.data import PairCollator, prepare_pairs
 from vrpo.diagnostics import (
+    SATURATED,
     correlation,
     covariances,
     jackknife,
@@ -125,7 +126,7 @@ def measure(
             scores.append(score_RP.var(0))
             losses.append(loss_of(chosen_RP, rejected_RP, lengths, *loss).var(0))
             bias.append(loss_bias(chosen_RP, rejected_RP, lengths, *loss))
-            saturated.append((score_RP.abs() > 6).double().mean(0))
+            saturated.append((score_RP.abs() > SATURATED).double().mean(0))
             if parameters:
                 slope = slopes(chosen_RP, rejected_RP, lengths, *loss)
                 noise = redrawn_gradients(policy, batch, draw, redraws, mask_id, parameters, slope)

@@ -5,8 +5,13 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
-# The linear layers of the blocks. Not a list of names: `ff_out` is also the name of the language-model head.
-LORA_TARGETS = r".*\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)"
+# The linear layers of the blocks: not a list of names, because `ff_out` is also the name of the language-model head.
+# Of a mixture of experts, attention and dense layers: experts are stacked tensors (LoraConfig's `target_parameters`
+# reaches them: mlp.experts.gate_up_proj, mlp.experts.down_proj), and a router that moves changes who computes what.
+LORA_TARGETS = (
+    r".*\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)"
+    r"|.*\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+)
 
 
 def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:

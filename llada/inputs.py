@@ -19,12 +19,12 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from trl import ModelConfig, ScriptArguments
+from transformers.utils import is_bitsandbytes_available
+from trl import ModelConfig, ScriptArguments, get_quantization_config
 
-from llada.config import LLaDAConfig
+from llada.config import LLaDAConfig, LLaDAMoEConfig
 from llada.data import column_names, load_rows
 from llada.keyed_trainer import KeyedTrainer, row_length
-from llada.model import LLaDAModelLM
 from llada.tokenizer import load_tokenizer, special_ids
 
 SHUFFLE_BUFFER = 10_000  # rows of a stream that are shuffled together
@@ -46,7 +46,8 @@ class RecipeArguments(ScriptArguments):
         default=None, metadata={"help": "Tokenizer name or path, or 'bytes'; default: the model's."}
     )
     architecture: dict | str | None = field(
-        default=None, metadata={"help": "Fields of LLaDAConfig for a new model, instead of model_name_or_path."}
+        default=None,
+        metadata={"help": "Fields of LLaDAConfig (LLaDAMoEConfig, with num_experts) for a new model."},
     )
     expected_processes: int | None = field(
         default=None, metadata={"help": "Stop unless the launcher started this many processes."}
@@ -66,8 +67,13 @@ def load_model(
     """
     if (recipe.architecture is None) == (model_args.model_name_or_path is None):
         raise RecipeError("give either model_name_or_path (a checkpoint) or architecture (a new model)")
-    if model_args.load_in_4bit or model_args.load_in_8bit:
-        raise RecipeError("load_in_4bit and load_in_8bit are not supported: train LoRA with dtype bfloat16 instead")
+    quantization = get_quantization_config(model_args)
+    if quantization is not None and not is_bitsandbytes_available():
+        raise RecipeError(
+            "load_in_4bit and load_in_8bit need bitsandbytes: pip install bitsandbytes, or leave them out"
+        )
+    if quantization is not None and not model_args.use_peft:
+        raise RecipeError("load_in_4bit and load_in_8bit freeze the weights: train adapters with use_peft: true")
     name = recipe.tokenizer or model_args.model_name_or_path
     if name is None:
         raise RecipeError("a new model needs tokenizer: a name, a path, or 'bytes'")
@@ -82,30 +88,34 @@ def load_model(
         config = new_config(recipe.architecture, tokenizer)
         dtype = torch.float32 if dtype in ("auto", None) else dtype
         attention = model_args.attn_implementation
-        return LLaDAModelLM._from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
     path, revision = model_args.model_name_or_path, model_args.model_revision
     ids = special_ids(tokenizer, AutoConfig.from_pretrained(path, revision=revision))  # before gigabytes are read
     model = AutoModelForCausalLM.from_pretrained(
-        path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation
-    )
+        path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
+        **({} if quantization is None else {"quantization_config": quantization}),
+    )  # fmt: skip
     if getattr(model.config, "eot_token_id", None) is None:
         model.config.eot_token_id = ids.eot
     return model, tokenizer
 
 
-def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> LLaDAConfig:
+def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> LLaDAConfig | LLaDAMoEConfig:
     """The configuration of a new model: the given fields, and size and ids of the tokenizer where they are not given.
+
+    With `num_experts` it is a mixture of experts.
 
     Raises:
         RecipeError: an unknown field.
         ValueError: sizes that do not fit, or no mask or EOS token in either.
     """
     fields = json.loads(architecture) if isinstance(architecture, str) else dict(architecture)
-    unknown = set(fields) - set(LLaDAConfig.__dataclass_fields__)
+    kind = LLaDAMoEConfig if "num_experts" in fields else LLaDAConfig
+    unknown = set(fields) - set(kind.__dataclass_fields__)
     if unknown:
         raise RecipeError(f"architecture: unknown fields {sorted(unknown)}")
     fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | fields
-    config = LLaDAConfig(**fields)
+    config = kind(**fields)
     for name, value in vars(special_ids(tokenizer, config)).items():
         setattr(config, f"{name}_token_id", value)
     return config

@@ -107,6 +107,7 @@ class KeyedTrainer(Trainer):
 
         train_dataset, eval_dataset = prepared(train_dataset, "train_dataset"), prepared(eval_dataset, "eval_dataset")
         self.epoch_counter = EpochCounter()
+        self.metric_sums: dict[str, Tensor] = {}
         super().__init__(
             model=model,
             args=args,
@@ -156,6 +157,28 @@ class KeyedTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last, self.data_collator = kept
+
+    def router_penalty(self, losses: list[Tensor]) -> Tensor:
+        """Weighted router losses of the sequences of each forward pass, [B, 2] each: their mean; 0 without experts."""
+        if not losses:
+            return torch.zeros(())
+        balance_N, z_N = torch.cat(losses).unbind(-1)
+        self.add_metrics({"router/load_balance": balance_N.detach(), "router/z_loss": z_N.detach()})
+        config = self.accelerator.unwrap_model(self.model).config
+        return config.router_aux_loss_coef * balance_N.mean() + config.router_z_loss_coef * z_N.mean()
+
+    def add_metrics(self, metrics: dict[str, Tensor]) -> None:
+        """Count values of examples, [N] each, into the means that the next log line shows."""
+        for name, values_N in metrics.items():
+            entry = torch.stack([values_N.double().sum(), torch.tensor(float(len(values_N))).to(values_N.device)])
+            self.metric_sums[name] = self.metric_sums.get(name, 0) + entry
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.metric_sums:
+            sums = self.accelerator.reduce(torch.stack(list(self.metric_sums.values())), "sum")
+            logs |= dict(zip(self.metric_sums, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+            self.metric_sums = {}
+        super().log(logs, start_time)
 
     def stop_unless_finite(self, value_B: Tensor, inputs: dict[str, Tensor], what: str = "loss") -> None:
         """Raise FloatingPointError with the rows of the batch whose value [B] is nan or infinite."""

@@ -17,6 +17,15 @@ CHAT_TEMPLATE = (
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
+# LLaDA-MoE: roles in capitals, and this system line where the dialogue has none.
+MOE_CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<role>SYSTEM</role>detailed thinking off<|role_end|>' }}{% endif %}"
+    "{% for message in messages %}"
+    "{% set role = {'system': 'SYSTEM', 'user': 'HUMAN', 'assistant': 'ASSISTANT'}[message['role']] %}"
+    "{{ '<role>' + role + '</role>' + message['content'] | trim + '<|role_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<role>ASSISTANT</role>' }}{% endif %}"
+)
+TEMPLATES = {END_OF_TURN: CHAT_TEMPLATE, "<|role_end|>": MOE_CHAT_TEMPLATE}  # by the token that ends a turn
 
 Prompt = str | list[dict[str, str]]  # plain text, or messages with "role" and "content"
 
@@ -31,7 +40,7 @@ class PairError(ValueError):
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that carry meaning; `eot` is None for a tokenizer without `END_OF_TURN`."""
+    """The ids that carry meaning; `eot` ends a turn, None for a tokenizer that has no such token (`TEMPLATES`)."""
 
     mask: int
     eos: int
@@ -48,11 +57,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if name_or_path == "bytes":
         return byte_tokenizer()
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    if END_OF_TURN in tokenizer.get_vocab() and tokenizer.chat_template is None:
-        tokenizer.chat_template = CHAT_TEMPLATE
-    elif tokenizer.chat_template is not None and not honours_generation_prompt(tokenizer):
+    vocabulary = tokenizer.get_vocab()
+    template = next((template for turn_end, template in TEMPLATES.items() if turn_end in vocabulary), None)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = template
+    elif not honours_generation_prompt(tokenizer):
         published = render(tokenizer, _DIALOGUE, open_turn=False)
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.chat_template = template or CHAT_TEMPLATE
         if published != render(tokenizer, _DIALOGUE, open_turn=True):
             raise ValueError(
                 f"the chat template of {name_or_path} ignores add_generation_prompt and is not LLaDA's: "
@@ -122,7 +133,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | N
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {rows} (embedding_size)")
     vocabulary = tokenizer.get_vocab()
     eot = getattr(config, "eot_token_id", None)
-    eot = vocabulary.get(END_OF_TURN) if eot is None else eot
+    eot = next((vocabulary[end] for end in TEMPLATES if end in vocabulary), None) if eot is None else eot
     assert ids["mask"] is not None
     assert ids["eos"] is not None
     return SpecialIds(ids["mask"], ids["eos"], ids["eos"] if ids["pad"] is None else ids["pad"], eot)

@@ -122,9 +122,13 @@ class MaskedDiffusionTrainer(KeyedTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def negative_elbo(
-        self, model: nn.Module, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, levels: str
-    ) -> tuple[Tensor, Tensor]:
-        """Minus the mean over n draws of each row's ELBO, nats, and its number of scored tokens, both [B]."""
+        self, model: nn.Module, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, levels: str,
+        router_losses: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Minus the mean over n draws of each row's ELBO, nats, and its number of scored tokens, both [B].
+
+        router_losses: where those of a mixture of experts in training are put, [B, 2] for each draw.
+        """
         generators = [keyed_generator(self.args.seed, epoch, key) for key in inputs["example_id"].tolist()]
         attention_BL, scored_BL = inputs["attention_mask"], inputs["scored"]
         if epoch != EVAL_EPOCH and self.args.random_length_probability:
@@ -134,15 +138,20 @@ class MaskedDiffusionTrainer(KeyedTrainer):
         plan = draw_plan(scored_BL, generators, n, masks, levels)
 
         def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
-            return model(input_ids=noisy_BL, attention_mask=attention_BL, target_ids=target_BL).log_probs
+            output = model(input_ids=noisy_BL, attention_mask=attention_BL, target_ids=target_BL)
+            if router_losses is not None and output.router_losses is not None:
+                router_losses.append(output.router_losses)
+            return output.log_probs
 
         return -elbo_draws(log_probs, inputs["input_ids"], plan, self.ids.mask).mean(0), scored_BL.sum(-1)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        nelbo_B, length_B = self.negative_elbo(model, inputs, self.epoch, 1, self.args.masks, levels="iid")
+        routers: list[Tensor] = []
+        nelbo_B, length_B = self.negative_elbo(model, inputs, self.epoch, 1, self.args.masks, "iid", routers)
         loss_B = nelbo_B / length_B
         self.stop_unless_finite(loss_B, inputs)
-        return (loss_B.mean(), {"nelbo": nelbo_B}) if return_outputs else loss_B.mean()
+        loss = loss_B.mean() + self.router_penalty(routers)
+        return (loss, {"nelbo": nelbo_B}) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple:
         inputs = self._prepare_inputs(inputs)

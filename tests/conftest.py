@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llada import LLaDAConfig, LLaDAModelLM
+from llada import LLaDAConfig, LLaDAModelLM, LLaDAMoEConfig, LLaDAMoEModelLM
 
 torch.set_num_threads(1)
 
@@ -46,6 +46,14 @@ def tiny_config(**changes) -> LLaDAConfig:
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> LLaDAModelLM:
     torch.manual_seed(seed)
     return LLaDAModelLM(tiny_config(**changes)).to(dtype).eval()
+
+
+def tiny_moe(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> LLaDAMoEModelLM:
+    fields = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=40, rope_theta=1e4)
+    fields |= dict(num_experts=4, num_experts_per_tok=2, expert_intermediate_size=24, dense_intermediate_size=48)
+    fields |= dict(max_position_embeddings=64, mask_token_id=39, eos_token_id=1, pad_token_id=0, eot_token_id=2)
+    torch.manual_seed(seed)
+    return LLaDAMoEModelLM(LLaDAMoEConfig(**(fields | changes))).to(dtype).eval()
 
 
 def load_script(name: str):

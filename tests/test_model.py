@@ -6,7 +6,7 @@ from conftest import FIXTURES, reference_model, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-import llada.model
+import llada.layers
 from llada import LLaDAConfig, LLaDAModelLM
 from llada.masking import NOT_SCORED
 
@@ -48,7 +48,7 @@ def test_masked_only_chunked_head_equals_the_full_head(weight_tying, monkeypatch
     log_probs = full(tokens).logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * scored
     (log_probs * torch.arange(11)).sum().backward()
     for chunk in (4, int(scored.sum()), 1024):
-        monkeypatch.setattr(llada.model, "HEAD_CHUNK", chunk)
+        monkeypatch.setattr(llada.layers, "HEAD_CHUNK", chunk)
         model = tiny_model(weight_tying=weight_tying)
         fast = model(tokens, target_ids=tokens.masked_fill(~scored, NOT_SCORED)).log_probs
         (fast * torch.arange(11)).sum().backward()
@@ -186,7 +186,7 @@ def test_new_models_start_with_their_documented_scales():
         ({"scale_logits": True}, "scale_logits"),
         ({"activation_type": "gelu"}, "activation_type='gelu'"),
         ({"residual_dropout": 0.1}, "residual_dropout=0.1"),
-        ({"num_experts": 8}, "num_experts=8 describes a LLaDA-MoE checkpoint"),
+        ({"num_experts": 8}, "num_experts is of a mixture of experts"),
         ({"d_model": 30}, "d_model=30 must be n_heads=4 times an even head size"),
         ({"n_kv_heads": 3}, "n_kv_heads=3 must divide n_heads=4"),
         ({"embedding_size": 39}, "embedding_size=39 must be at least vocab_size=40"),
@@ -199,7 +199,7 @@ def test_configs_that_would_change_the_numbers_are_refused_by_name(fields, messa
 
 def test_calls_that_cannot_work_are_refused():
     model, tokens = tiny_model(), some_tokens(1, 5)
-    with pytest.raises(ValueError, match="65 tokens does not fit the model's context: max_sequence_length=64"):
+    with pytest.raises(ValueError, match="65 tokens does not fit the model's context of 64"):
         model(some_tokens(1, 65))
     with pytest.raises(ValueError, match="target_ids .* or logits_at"):
         model(tokens, target_ids=tokens, logits_at=tokens > 0)

@@ -1,5 +1,6 @@
 import pytest
 from conftest import tiny_config
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llada.tokenizer import CHAT_TEMPLATE, SpecialIds, byte_tokenizer, encode_pair, load_tokenizer, render, special_ids
@@ -39,6 +40,25 @@ def test_the_template_of_the_published_file_is_the_one_repaired(shared):
     messages = [SYSTEM, QUESTION, ANSWER, QUESTION]
     assert render(theirs, messages, open_turn=True) == render(ours, messages, open_turn=True)
     assert render(theirs, messages, open_turn=False) != render(ours, messages, open_turn=False)
+
+
+def test_the_template_and_ids_of_a_mixture_of_experts(tmp_path):
+    """Letters, and the special tokens of LLaDA-MoE, without a template; the ids are the tokenizer's own."""
+    alphabet = {letter: index for index, letter in enumerate("aqs")}
+    published = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(alphabet, [])), eos_token="<|endoftext|>", pad_token="<|endoftext|>",
+        mask_token="<|mask|>", extra_special_tokens=["<role>", "</role>", "<|role_end|>"],
+    )  # fmt: skip
+    published.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    system = "<role>SYSTEM</role>detailed thinking off<|role_end|>"
+    opened = system + "<role>HUMAN</role>q<|role_end|><role>ASSISTANT</role>"
+    assert render(tokenizer, [QUESTION], open_turn=True) == opened
+    assert render(tokenizer, [QUESTION, ANSWER], open_turn=False) == opened + "a<|role_end|>"
+    assert render(tokenizer, [SYSTEM, QUESTION], open_turn=True).startswith("<role>SYSTEM</role>s<|role_end|>")
+    ids = special_ids(tokenizer)
+    names = ["<|mask|>", "<|endoftext|>", "<|endoftext|>", "<|role_end|>"]
+    assert [ids.mask, ids.eos, ids.pad, ids.eot] == tokenizer.convert_tokens_to_ids(names)
 
 
 def test_a_foreign_template_that_ignores_the_flag_is_refused(tmp_path):

@@ -21,11 +21,19 @@ Batch = dict[str, Tensor]
 Draw = Callable[[int], tuple[MaskPlan, MaskPlan]]  # redraw -> plans of policy and reference
 
 
-def elbos(model: nn.Module, batch: Batch, plan: MaskPlan, mask_id: int) -> Tensor:
-    """ELBO draws [S, B] of a batch from `vrpo.data.PairCollator`, nats."""
+def elbos(
+    model: nn.Module, batch: Batch, plan: MaskPlan, mask_id: int, router_losses: list[Tensor] | None = None
+) -> Tensor:
+    """ELBO draws [S, B] of a batch from `vrpo.data.PairCollator`, nats.
+
+    router_losses: where those of a mixture of experts in training are put, [B, 2] for each draw.
+    """
 
     def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
-        return model(input_ids=noisy_BL, attention_mask=batch["attention_mask"], target_ids=target_BL).log_probs
+        output = model(input_ids=noisy_BL, attention_mask=batch["attention_mask"], target_ids=target_BL)
+        if router_losses is not None and output.router_losses is not None:
+            router_losses.append(output.router_losses)
+        return output.log_probs
 
     return elbo_draws(log_probs, batch["input_ids"], plan, mask_id)
 

@@ -101,7 +101,6 @@ class VRPOTrainer(KeyedTrainer):
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks, optimizers)
         self.disable_dropout()
         self.estimator = args.design()
-        self.metric_sums: dict[str, Tensor] = {}
         if self.reference is not None:
             self.reference = prepare_reference(self.reference, self.accelerator)
 
@@ -130,21 +129,23 @@ class VRPOTrainer(KeyedTrainer):
 
     # The loss, with a graph over all draws: the naive form of `training_step`
 
-    def scores(self, model: nn.Module, inputs: dict[str, Tensor], epoch: int) -> Scores:
-        """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without)."""
+    def scores(
+        self, model: nn.Module, inputs: dict[str, Tensor], epoch: int, router_losses: list[Tensor] | None = None
+    ) -> Scores:
+        """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without).
+
+        router_losses: where those of the policy are put, if it is a mixture of experts.
+        """
         ids = inputs["example_id"].tolist()
         # Evaluation has one design, whatever training has: its curves are to show the model, and to compare.
         estimator = DESIGNS["vrpo"] if epoch == EVAL_EPOCH else self.estimator
         if epoch == EVAL_EPOCH:
             estimator = replace(estimator, n_t=self.args.eval_draws)
         policy_plan, reference_plan = draw_pair_plans(inputs["scored"], ids, estimator, self.args.seed, epoch)
-        policy_SB = self.elbos(model, inputs, policy_plan)
+        policy_SB = elbos(model, inputs, policy_plan, self.ids.mask, router_losses)
         with torch.no_grad(), self.reference_model(model) as reference:
-            reference_SB = self.elbos(reference, inputs, reference_plan)
+            reference_SB = elbos(reference, inputs, reference_plan, self.ids.mask)
         return Scores(policy_SB, reference_SB, policy_plan, estimator)
-
-    def elbos(self, model: nn.Module, inputs: dict[str, Tensor], plan: MaskPlan) -> Tensor:
-        return elbos(model, inputs, plan, self.ids.mask)
 
     @contextlib.contextmanager
     def reference_model(self, model: nn.Module):
@@ -167,8 +168,10 @@ class VRPOTrainer(KeyedTrainer):
         return loss_P
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        scores = self.scores(model, inputs, self.epoch)
+        routers: list[Tensor] = []
+        scores = self.scores(model, inputs, self.epoch, routers)
         loss = self.pair_losses(scores.policy_SB.mean(0), scores.reference_SB.mean(0), inputs).mean()
+        loss = loss + self.router_penalty(routers)
         return (loss, self.pair_metrics(scores, inputs)) if return_outputs else loss
 
     # Training: scores without a graph, then the draws replayed one at a time
@@ -186,14 +189,19 @@ class VRPOTrainer(KeyedTrainer):
         # Before the last backward, in which DeepSpeed steps the optimizer.
         variance_B = self.redrawn_variance(model, inputs, scores)
         share = 1 / (self.estimator.n * self.current_gradient_accumulation_steps)
+        penalty = torch.zeros(())
         for draw in range(self.estimator.n):
             one = MaskPlan(scores.plan.masked_SBL[draw : draw + 1], scores.plan.weight_SBL[draw : draw + 1])
             with self.synchronised_at(model, last=draw == self.estimator.n - 1):
                 with self.compute_loss_context_manager():
-                    replayed = (slope_B * self.elbos(model, inputs, one)[0]).sum() * share
+                    routers: list[Tensor] = []
+                    value_B = elbos(model, inputs, one, self.ids.mask, routers)[0]
+                    router_penalty = self.router_penalty(routers)
+                    replayed = ((slope_B * value_B).sum() + router_penalty) * share
+                    penalty = penalty + router_penalty.detach() * share
                 self.accelerator.backward(replayed, **self.backward_options())
         self.add_metrics(self.pair_metrics(scores, inputs, variance_B))
-        return loss_P.detach().mean() / self.current_gradient_accumulation_steps
+        return loss_P.detach().mean() / self.current_gradient_accumulation_steps + penalty
 
     @contextlib.contextmanager
     def synchronised_at(self, model: nn.Module, last: bool):
@@ -272,18 +280,6 @@ class VRPOTrainer(KeyedTrainer):
             if name != "sft"
         ]  # fmt: skip
         return torch.stack(terms).sum(0) if terms else torch.zeros_like(chosen_P)
-
-    def add_metrics(self, metrics: dict[str, Tensor]) -> None:
-        for name, values_P in metrics.items():
-            entry = torch.stack([values_P.double().sum(), torch.tensor(float(len(values_P))).to(values_P.device)])
-            self.metric_sums[name] = self.metric_sums.get(name, 0) + entry
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.metric_sums:
-            sums = self.accelerator.reduce(torch.stack(list(self.metric_sums.values())), "sum")
-            logs |= dict(zip(self.metric_sums, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
-            self.metric_sums = {}
-        super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)

@@ -5,7 +5,7 @@ diffusion; several: semi-autoregressive). Each step predicts every masked positi
 and commits some of them: as many as the step's share of the block's masks, by rank of a confidence score.
 
 Departures from the released code, all of them repairs: MASK is never emitted (`allow_mask=True` restores it), ties
-commit the leftmost position, guidance works without an attention mask, and `confidence_eos_eot_inf` holds for EOS at
+commit the leftmost position (but see `commit_as_official`), guidance works without an attention mask, and `confidence_eos_eot_inf` holds for EOS at
 every temperature.
 
 Shapes: B rows, L canvas positions, N candidate positions, V vocabulary.
@@ -92,6 +92,21 @@ def commit(canvas_BL: Tensor, at_BL: Tensor, tokens_N: Tensor, confidence_N: Ten
     return torch.where(chosen_BL, canvas_BL.masked_scatter(at_BL, tokens_N), canvas_BL)
 
 
+def commit_as_official(
+    canvas_BL: Tensor, at_BL: Tensor, tokens_N: Tensor, confidence_N: Tensor, quota_B: Tensor, pads_B: Tensor
+) -> Tensor:
+    """`commit` with the official tie order, which is that of `torch.topk` over a row, here without its left padding.
+
+    For `confidence_eos_eot_inf`, where ties are the rule: every EOS has confidence 0, and which comes first decides what
+    is written around it.
+    """
+    score_BL = torch.full(canvas_BL.shape, -torch.inf, device=canvas_BL.device, dtype=confidence_N.dtype)
+    score_BL, chosen_BL = score_BL.masked_scatter(at_BL, confidence_N), torch.zeros_like(at_BL)
+    for row, (quota, pads) in enumerate(zip(quota_B.tolist(), pads_B.tolist(), strict=True)):
+        chosen_BL[row, pads + score_BL[row, pads:].topk(quota).indices] = True
+    return torch.where(chosen_BL & at_BL, canvas_BL.masked_scatter(at_BL, tokens_N), canvas_BL)
+
+
 def finished_rows(response_BL: Tensor, mask_id: int, eos_id: int) -> Tensor:
     """Rows [B] whose first EOS has no MASK before it: their visible text cannot change any more."""
     is_eos, is_mask = response_BL == eos_id, response_BL == mask_id
@@ -163,6 +178,7 @@ def generate(
     canvas_BL = torch.cat([input_ids, input_ids.new_full((len(input_ids), gen_length), mask_id)], -1)
     attention_BL = torch.cat([attention_mask.bool(), attention_mask.new_ones(len(input_ids), gen_length).bool()], -1)
     position_L = torch.arange(canvas_BL.shape[1], device=canvas_BL.device)
+    pads_B = (~attention_BL).sum(-1)
     predict = model_predictor(model, stats)
     if cfg_scale > 0:
         predict = guided(predict, (position_L < prompt_length).expand_as(canvas_BL), cfg_scale, mask_id)
@@ -184,7 +200,8 @@ def generate(
             if quota_B.max() == 0 or not at_BL.any():
                 continue
             tokens_N, confidence_N = choose(predict(canvas_BL, attention_BL, at_BL))
-            canvas_BL = commit(canvas_BL, at_BL, tokens_N, confidence_N, quota_B)
+            decided = (canvas_BL, at_BL, tokens_N, confidence_N, quota_B)
+            canvas_BL = commit_as_official(*decided, pads_B) if confidence_eos_eot_inf else commit(*decided)
         if stop_at_eos:
             finished_B = finished_rows(canvas_BL[:, prompt_length:end], mask_id, eos_id)
             if finished_B.all():

@@ -5,8 +5,8 @@ diffusion; several: semi-autoregressive). Each step predicts every masked positi
 and commits some of them: as many as the step's share of the block's masks, by rank of a confidence score.
 
 Departures from the released code, all of them repairs: MASK is never emitted (`allow_mask=True` restores it), ties
-commit the leftmost position (but see `commit_as_official`), guidance works without an attention mask, and `confidence_eos_eot_inf` holds for EOS at
-every temperature.
+commit the leftmost position (`commit_as_official` says where not), guidance works without an attention mask, and
+`confidence_eos_eot_inf` holds for EOS at every temperature.
 
 Shapes: B rows, L canvas positions, N candidate positions, V vocabulary.
 """
@@ -97,8 +97,8 @@ def commit_as_official(
 ) -> Tensor:
     """`commit` with the official tie order, which is that of `torch.topk` over a row, here without its left padding.
 
-    For `confidence_eos_eot_inf`, where ties are the rule: every EOS has confidence 0, and which comes first decides what
-    is written around it.
+    For `confidence_eos_eot_inf`, where ties are the rule: every EOS has confidence 0, and which comes first decides
+    what is written around it.
     """
     score_BL = torch.full(canvas_BL.shape, -torch.inf, device=canvas_BL.device, dtype=confidence_N.dtype)
     score_BL, chosen_BL = score_BL.masked_scatter(at_BL, confidence_N), torch.zeros_like(at_BL)

@@ -9,7 +9,7 @@ from conftest import FIXTURES, tiny_moe
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from llada import LLaDAMoEConfig, LLaDAMoEModelLM
+from llada import LLaDAMoEConfig, LLaDAMoEModelLM, generate
 from llada.moe import MoE, router_losses
 
 
@@ -44,6 +44,19 @@ def test_logits_and_router_logits_of_the_reference(tmp_path, experts):
     assert (padded - golden["logits_leftpad"])[real].abs().max() <= 2e-5
     for index, logits in routers.items():
         assert (logits.flatten(0, 1) - golden[f"router_logits.{index}"]).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("logits_eos_inf", [False, True])
+def test_sampling_of_the_reference_where_eos_ties(tmp_path, logits_eos_inf):
+    """`confidence_eos_eot_inf` with frequent EOS (92) and end-of-turn (69): tokens of the official sampler."""
+    prompt = [146, 59, 126, 8, 123, 13, 27, 64, 17]
+    answer = [141, 141, 69, 18, 69, 69, 69, 18, 18, 69, 69, 69, 69, 69, 38, 18, 18, 18, 38, 38, 38, 38, 18, 9]
+    settings = dict(gen_length=24, steps=12, block_length=24, eos_token_id=92, eot_token_id=69, stop_at_eos=False)
+    settings |= dict(confidence_eos_eot_inf=True, logits_eos_inf=logits_eos_inf)
+    model = AutoModel.from_pretrained(reference_directory(tmp_path)).eval()
+    assert generate(model, torch.tensor([prompt]), **settings)[0].tolist() == prompt + answer
+    padded, mask = torch.tensor([[0, 0, *prompt]]), torch.tensor([[0, 0] + [1] * 9])
+    assert generate(model, padded, mask, **settings)[0, 2:].tolist() == prompt + answer
 
 
 def test_bfloat16_logits_stay_as_close_to_fp32_as_the_reference_does(tmp_path):

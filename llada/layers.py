@@ -85,8 +85,14 @@ def eager_attention(module, query, key, value, attention_mask, scaling, **_) -> 
     return (weights @ value).transpose(1, 2), weights
 
 
-class ResidualLinear(nn.Linear):
-    """A projection back into the residual stream; only its initialisation differs from `nn.Linear`."""
+def residual_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A projection back into the residual stream; only its initialisation differs from that of others.
+
+    A mark, not a subclass: quantization replaces plain `nn.Linear` only.
+    """
+    linear = nn.Linear(inputs, outputs, bias=False)
+    linear.into_residual_stream = True
+    return linear
 
 
 def log_probs_of(hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor) -> Tensor:
@@ -134,7 +140,8 @@ class Places:
     def to(self, *args, **kwargs) -> "Places":
         """What accelerate calls where the layers of a model are on several devices (`device_map`)."""
         mask = self.mask.to(*args, **kwargs) if isinstance(self.mask, Tensor) else self.mask
-        return Places(*(x.to(*args, **kwargs) for x in (self.positions_BL, self.cos, self.sin)), mask)
+        positions_BL, cos, sin = (x.to(*args, **kwargs) for x in (self.positions_BL, self.cos, self.sin))
+        return Places(positions_BL, cos, sin, mask)
 
 
 def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
@@ -227,7 +234,8 @@ class MaskedLM(PreTrainedModel):
         # Fan-in scaling; projections back into the residual stream shrink with depth, so that its variance does not
         # grow with the number of layers. (`init_*` fields of published configs matter to new models only.)
         if isinstance(module, nn.Linear):
-            depth = 2 * self.config.num_hidden_layers if isinstance(module, ResidualLinear) else 1
+            into_residual = getattr(module, "into_residual_stream", False)
+            depth = 2 * self.config.num_hidden_layers if into_residual else 1
             init.normal_(module.weight, 0.0, (depth * module.in_features) ** -0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llada.config import LLaDAConfig
-from llada.layers import Head, MaskedLM, Places, ResidualLinear, RMSNorm, attend, heads_of, places_of
+from llada.layers import Head, MaskedLM, Places, RMSNorm, attend, heads_of, places_of, residual_linear
 
 
 class LLaDABlock(GradientCheckpointingLayer):
@@ -35,10 +35,10 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.q_proj = nn.Linear(width, width, bias=bias)
         self.k_proj = nn.Linear(width, kv_width, bias=bias)
         self.v_proj = nn.Linear(width, kv_width, bias=bias)
-        self.attn_out = ResidualLinear(width, width, bias=False)
+        self.attn_out = residual_linear(width, width)
         self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
-        self.ff_out = ResidualLinear(config.mlp_hidden_size, width, bias=False)
+        self.ff_out = residual_linear(self.up_proj.out_features, width)
 
     def forward(self, x_BLD: Tensor, places: Places) -> Tensor:
         h_BLD = self.attn_norm(x_BLD)

@@ -26,7 +26,7 @@ from transformers.integrations.moe import use_experts_implementation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llada.config import LLaDAMoEConfig
-from llada.layers import Head, MaskedLM, Places, ResidualLinear, RMSNorm, at_least_fp32, attend, heads_of, places_of
+from llada.layers import Head, MaskedLM, Places, RMSNorm, at_least_fp32, attend, heads_of, places_of, residual_linear
 
 # Published: one matrix for each expert. In memory: gate and up of all experts in one tensor, down in another.
 register_checkpoint_conversion_mapping(
@@ -75,13 +75,17 @@ class Experts(nn.Module):
         return experts_by_slices(self, h_ND, chosen_NK, weight_NK)
 
 
+class Router(nn.Linear):
+    """Scores of the experts; a class of its own, so that quantization leaves it alone."""
+
+
 class MoE(nn.Module):
     """Router and experts of one layer."""
 
     def __init__(self, config: LLaDAMoEConfig):
         super().__init__()
         self.k = config.num_experts_per_tok
-        self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.gate = Router(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config)
 
     def forward(self, h_BLD: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +124,7 @@ class FeedForward(nn.Module):
         width, inner = config.hidden_size, config.dense_intermediate_size
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = ResidualLinear(inner, width, bias=False)
+        self.down_proj = residual_linear(inner, width)
 
     def forward(self, h_BLD: Tensor) -> tuple[Tensor, None]:
         return self.down_proj(F.silu(self.gate_proj(h_BLD)) * self.up_proj(h_BLD)), None
@@ -141,7 +145,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, kv_width, bias=False)
         self.v_proj = nn.Linear(width, kv_width, bias=False)
-        self.o_proj = ResidualLinear(width, width, bias=False)
+        self.o_proj = residual_linear(width, width)
         self.q_norm = RMSNorm(self.head_size, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps)
 

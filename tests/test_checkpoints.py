@@ -123,3 +123,23 @@ def test_adapters_on_the_experts_through_target_parameters(tmp_path):
     wrapped = wrap_with_adapters(base, LoraConfig(r=2, lora_dropout=0.0, target_parameters=experts))
     assert [name for name, p in wrapped.named_parameters() if p.requires_grad and "experts" in name]
     wrapped(input_ids=TOKENS).logits.sum().backward()
+
+
+WIDE = {"dense": dict(d_model=64, mlp_hidden_size=128), "moe": dict(hidden_size=64, expert_intermediate_size=64)}
+
+
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_four_bit_weights_leave_head_router_and_experts_alone_and_take_adapters(name, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    PUBLISHED[name][0](dtype=torch.float32, **WIDE[name]).save_pretrained(tmp_path)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModel.from_pretrained(tmp_path, quantization_config=four, dtype=torch.float32)
+    four_bit = {n.split(".")[-2] for n, p in model.named_parameters() if not p.dtype.is_floating_point}
+    dense = {"q_proj", "k_proj", "v_proj", "attn_out", "ff_proj", "up_proj", "ff_out"}
+    assert four_bit == (dense if name == "dense" else {"q_proj", "k_proj", "v_proj", "o_proj"})
+    assert model.get_output_embeddings().weight.dtype is torch.float32
+    wrapped = wrap_with_adapters(model, LoraConfig(r=2))
+    wrapped(input_ids=TOKENS, target_ids=TOKENS).log_probs.sum().backward()
+    assert all(p.grad is not None for p in wrapped.parameters() if p.requires_grad)

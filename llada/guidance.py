@@ -6,26 +6,49 @@ The sampler and the likelihood never learn of it: they see one `Predictor`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llada.masking import NOT_SCORED
 
-# (canvas_BL, attention_BL, at_BL) -> logits_NV at the N positions where `at_BL` is True, in row-major order.
-Predictor = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+@dataclass(frozen=True)
+class Step:
+    """What a predictor is asked: a canvas, and where to predict.
 
-def guided(predict: Predictor, given_BL: Tensor, scale: float, mask_id: int) -> Predictor:
-    """Guide `predict` by `scale` (w above; the official samplers' `cfg_scale`; 0 changes nothing).
-
-    given_BL: bool, the prompt and its padding: what the unconditional half has masked. One forward of twice the rows.
+    canvas_BL: tokens; attention_BL: bool, False on padding; at_BL: bool, the N candidates. The rest is for predictors
+    that remember earlier steps (`llada.cache`), one entry for each row: its `name`, the same in all steps; the first
+    position of its current block and the one after it; and whether it enters that block with this step.
     """
 
-    def predict_guided(canvas_BL: Tensor, attention_BL: Tensor, at_BL: Tensor) -> Tensor:
-        blind_BL = canvas_BL.masked_fill(given_BL, mask_id)
-        both = predict(torch.cat([canvas_BL, blind_BL]), attention_BL.repeat(2, 1), at_BL.repeat(2, 1))
-        conditional_NV, unconditional_NV = both.chunk(2)
+    canvas_BL: Tensor
+    attention_BL: Tensor
+    at_BL: Tensor
+    names: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    entered: tuple[bool, ...] = ()
+
+
+Predictor = Callable[[Step], Tensor]  # logits_NV at the candidates, in row-major order
+
+
+def guided(predict: Predictor, given_of: Callable[[Step], Tensor], scale: float, mask_id: int) -> Predictor:
+    """Guide `predict` by `scale` (w above; the official samplers' `cfg_scale`; 0 changes nothing).
+
+    given_of: bool [B, L] of a step, the prompt and its padding: what the unconditional half has masked. One forward of
+    twice the rows.
+    """
+
+    def predict_guided(step: Step) -> Tensor:
+        blind_BL = step.canvas_BL.masked_fill(given_of(step), mask_id)
+        both = Step(
+            torch.cat([step.canvas_BL, blind_BL]), step.attention_BL.repeat(2, 1), step.at_BL.repeat(2, 1),
+            (*step.names, *(-1 - name for name in step.names)), step.starts * 2, step.ends * 2, step.entered * 2,
+        )  # fmt: skip
+        conditional_NV, unconditional_NV = predict(both).chunk(2)
         return unconditional_NV + (scale + 1) * (conditional_NV - unconditional_NV)
 
     return predict_guided
@@ -36,7 +59,7 @@ def log_probs_from(predict: Predictor) -> Callable[[Tensor, Tensor], Tensor]:
 
     def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
         at_BL = target_BL != NOT_SCORED
-        logits_NV = predict(noisy_BL, torch.ones_like(at_BL), at_BL)
+        logits_NV = predict(Step(noisy_BL, torch.ones_like(at_BL), at_BL))
         logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         values_N = logits_NV.gather(-1, target_BL[at_BL][:, None])[:, 0] - logits_NV.logsumexp(-1)
         return values_N.new_zeros(target_BL.shape).masked_scatter(at_BL, values_N)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
@@ -22,11 +21,10 @@ from transformers.masking_utils import create_bidirectional_mask, packed_sequenc
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
+from llada.cache import KeyValueCache
 from llada.checkpoints import failures_explained, refuse_incomplete
+from llada.head import Head, at_least_fp32, chunked_log_probs
 from llada.masking import NOT_SCORED
-
-# Rows of the head evaluated at once in training: 1024 x 126464 fp32 logits are 0.5 GB, recomputed in the backward.
-HEAD_CHUNK = 1024
 
 
 @dataclass
@@ -41,11 +39,6 @@ class MaskedLMOutput(ModelOutput):
     logits: Tensor | None = None
     log_probs: Tensor | None = None
     router_losses: Tensor | None = None
-
-
-def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the steps that checkpoints compute in fp32; a float64 model stays float64 throughout."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 class RMSNorm(nn.Module):
@@ -95,34 +88,6 @@ def residual_linear(inputs: int, outputs: int) -> nn.Linear:
     return linear
 
 
-def log_probs_of(hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor) -> Tensor:
-    logits_NV = F.linear(hidden_ND, weight_VD)
-    logits_NV = logits_NV.to(at_least_fp32(logits_NV.dtype))
-    return logits_NV.gather(-1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
-
-
-def chunked_log_probs(hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor) -> Tensor:
-    """Log-probability of each target under softmax(W h), [N], `HEAD_CHUNK` rows at a time, recomputed in the backward.
-
-    One chunk at least, if an empty one: every process must use the head in every step.
-    """
-    chunks = zip(hidden_ND.split(HEAD_CHUNK), targets_N.split(HEAD_CHUNK), strict=True)
-    if torch.is_grad_enabled():
-        return torch.cat([checkpoint(log_probs_of, h, t, weight_VD, use_reentrant=False) for h, t in chunks])
-    return torch.cat([log_probs_of(h, t, weight_VD) for h, t in chunks])
-
-
-class Head(nn.Linear):
-    """The language-model head: logits, or log-probabilities of targets.
-
-    The loop over chunks is inside one call of the module: processes have different numbers of targets, and engines that
-    shard parameters (ZeRO-3) gather the weight once for each call, so all must make the same number of calls.
-    """
-
-    def forward(self, hidden: Tensor, targets_N: Tensor | None = None) -> Tensor:
-        return super().forward(hidden) if targets_N is None else chunked_log_probs(hidden, targets_N, self.weight)
-
-
 def heads_of(x_BLD: Tensor, head_size: int) -> Tensor:
     """[B, L, H C] as [B, H, L, C]."""
     return x_BLD.view(*x_BLD.shape[:2], -1, head_size).transpose(1, 2)
@@ -136,21 +101,25 @@ class Places:
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
+    cache: KeyValueCache | None = None
 
     def to(self, *args, **kwargs) -> "Places":
         """What accelerate calls where the layers of a model are on several devices (`device_map`)."""
         mask = self.mask.to(*args, **kwargs) if isinstance(self.mask, Tensor) else self.mask
         positions_BL, cos, sin = (x.to(*args, **kwargs) for x in (self.positions_BL, self.cos, self.sin))
-        return Places(positions_BL, cos, sin, mask)
+        return Places(positions_BL, cos, sin, mask, self.cache)
 
 
 def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
     """Rotate queries and keys and attend, [B, L, H C]; `block` is the `module` that attention backends inspect."""
+    q, k = (rotate(x, places.cos, places.sin) for x in (q, k))
+    if places.cache is not None:
+        k, v = places.cache.merge(block, k, v)
     backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(block.config._attn_implementation, eager_attention)
     out_BLHC, _ = backend(
         block,
-        rotate(q, places.cos, places.sin),
-        rotate(k, places.cos, places.sin),
+        q,
+        k,
         v,
         places.mask,
         scaling=q.shape[-1] ** -0.5,
@@ -169,28 +138,38 @@ def segment_positions(segment_ids_BL: Tensor) -> Tensor:
 
 
 def places_of(
-    config: PreTrainedConfig, x_BLD: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, head_size: int
-) -> Places:
+    config: PreTrainedConfig, x_BLD: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None,
+    cache: KeyValueCache | None, head_size: int,
+) -> Places:  # fmt: skip
     """Positions, rotary angles and the attention mask of a batch.
 
     Raises:
-        ValueError: segments that flash attention cannot take.
+        ValueError: segments, or padding with a cache, that the attention backend cannot take.
     """
-    if segment_ids is None:
-        positions_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device)[None]
-        same_segment = None
-    else:
-        padded = attention_mask is not None and not bool(attention_mask.all())
-        if "flash" in config._attn_implementation and (len(segment_ids) > 1 or padded):
+    backend, same_segment = config._attn_implementation, None
+    padded = attention_mask is not None and not bool(attention_mask.all())
+    positions_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device)[None]
+    if segment_ids is not None:
+        if "flash" in backend and (len(segment_ids) > 1 or padded):
             raise ValueError(
-                f"attn_implementation={config._attn_implementation!r} takes segment_ids for one row without "
-                "padding only: pack into one row, or use 'sdpa' or 'flex_attention'"
+                f"attn_implementation={backend!r} takes segment_ids for one row without padding only: pack into one "
+                "row, or use 'sdpa' or 'flex_attention'"
             )
         positions_BL = segment_positions(segment_ids)
         same_segment = packed_sequence_mask_function(segment_ids)
-    mask = create_bidirectional_mask(config, x_BLD, attention_mask, and_mask_function=same_segment)
+    if cache is not None and cache.positions_RQ is not None:
+        positions_BL, mask = cache.positions_RQ, None
+        if padded:  # queries are fewer than keys, and all see the same ones
+            if backend not in ("sdpa", "eager"):
+                raise ValueError(f"attn_implementation={backend!r} takes no padding with a cache: use 'sdpa'")
+            assert attention_mask is not None
+            mask = attention_mask[:, None, None, :].bool()
+            if backend == "eager":
+                mask = torch.zeros_like(mask, dtype=x_BLD.dtype).masked_fill(~mask, torch.finfo(x_BLD.dtype).min)
+    else:
+        mask = create_bidirectional_mask(config, x_BLD, attention_mask, and_mask_function=same_segment)
     cos, sin = rotary_angles(positions_BL, head_size, config.rope_theta, at_least_fp32(x_BLD.dtype))
-    return Places(positions_BL, cos, sin, mask)
+    return Places(positions_BL, cos, sin, mask, cache)
 
 
 class MaskedLM(PreTrainedModel):
@@ -225,7 +204,7 @@ class MaskedLM(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def body(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None
+        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
     ) -> tuple[Tensor, Tensor | None]:
         """Final normalised hidden states [B, L, D], and router losses [B, 2] or None."""
         raise NotImplementedError
@@ -258,6 +237,7 @@ class MaskedLM(PreTrainedModel):
         segment_ids: Tensor | None = None,
         target_ids: Tensor | None = None,
         logits_at: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> MaskedLMOutput:
         """Predict clean tokens.
 
@@ -271,6 +251,8 @@ class MaskedLM(PreTrainedModel):
                 at those positions only, `HEAD_CHUNK` at a time with recomputation, and `log_probs` [B, L] is returned:
                 no [B, L, V] tensor exists in training.
             logits_at: [B, L] bool, where logits are wanted; None means everywhere.
+            cache: keys and values of earlier forwards (`llada.cache`). `input_ids` are then the positions that it
+                names, `attention_mask` is of the whole canvas.
 
         Raises:
             ValueError: both `target_ids` and `logits_at`, or a sequence longer than `max_sequence_length`.
@@ -282,7 +264,7 @@ class MaskedLM(PreTrainedModel):
                 f"a sequence of {input_ids.shape[1]} tokens does not fit the model's context of "
                 f"{self.config.max_sequence_length}"
             )
-        hidden_BLD, router_losses = self.body(input_ids, attention_mask, segment_ids)
+        hidden_BLD, router_losses = self.body(input_ids, attention_mask, segment_ids, cache)
         if target_ids is None:
             logits = self.head(hidden_BLD if logits_at is None else hidden_BLD[logits_at])
             return MaskedLMOutput(logits=logits, router_losses=router_losses)

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llada.cache import KeyValueCache
 from llada.config import LLaDAConfig
-from llada.layers import Head, MaskedLM, Places, RMSNorm, attend, heads_of, places_of, residual_linear
+from llada.head import Head
+from llada.layers import MaskedLM, Places, RMSNorm, attend, heads_of, places_of, residual_linear
 
 
 class LLaDABlock(GradientCheckpointingLayer):
@@ -63,11 +65,13 @@ class LLaDAModel(nn.Module):
             modules["ff_out"] = Head(config.d_model, config.embedding_size, bias=False)
         self.transformer = nn.ModuleDict(modules)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
         """Final normalised hidden states [B, L, D]."""
         x_BLD = self.transformer.wte(input_ids)
         head_size = self.config.d_model // self.config.n_heads
-        places = places_of(self.config, x_BLD, attention_mask, segment_ids, head_size)
+        places = places_of(self.config, x_BLD, attention_mask, segment_ids, cache, head_size)
         for block in self.transformer.blocks:
             x_BLD = block(x_BLD, places)
         return self.transformer.ln_f(x_BLD)
@@ -93,5 +97,7 @@ class LLaDAModelLM(MaskedLM):
         transformer = self.model.transformer
         return transformer.wte if self.config.weight_tying else transformer.ff_out
 
-    def body(self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None) -> tuple[Tensor, None]:
-        return self.model(input_ids, attention_mask, segment_ids), None
+    def body(
+        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
+    ) -> tuple[Tensor, None]:
+        return self.model(input_ids, attention_mask, segment_ids, cache), None

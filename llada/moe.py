@@ -25,8 +25,10 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 from transformers.integrations.moe import use_experts_implementation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llada.cache import KeyValueCache
 from llada.config import LLaDAMoEConfig
-from llada.layers import Head, MaskedLM, Places, RMSNorm, at_least_fp32, attend, heads_of, places_of, residual_linear
+from llada.head import Head, at_least_fp32
+from llada.layers import MaskedLM, Places, RMSNorm, attend, heads_of, places_of, residual_linear
 
 # Published: one matrix for each expert. In memory: gate and up of all experts in one tensor, down in another.
 register_checkpoint_conversion_mapping(
@@ -181,12 +183,12 @@ class LLaDAMoEModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None
+        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
     ) -> tuple[Tensor, Tensor | None]:
         """Final normalised hidden states [B, L, D]; in training, router losses [B, 2], means over the MoE layers."""
         x_BLD = self.embed_tokens(input_ids)
         head_size = self.config.hidden_size // self.config.num_attention_heads
-        places = places_of(self.config, x_BLD, attention_mask, segment_ids, head_size)
+        places = places_of(self.config, x_BLD, attention_mask, segment_ids, cache, head_size)
         real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         losses = []
         for layer in self.layers:
@@ -218,9 +220,9 @@ class LLaDAMoEModelLM(MaskedLM):
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     def body(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None
+        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
     ) -> tuple[Tensor, Tensor | None]:
-        return self.model(input_ids, attention_mask, segment_ids)
+        return self.model(input_ids, attention_mask, segment_ids, cache)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

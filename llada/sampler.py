@@ -1,158 +1,68 @@
 """Sampling: one denoising loop over a canvas of tokens (LLaDA, arXiv 2502.09992, Alg. 4 and 5, and its released code).
 
-The canvas is the prompt followed by `gen_length` MASKs. It is filled block by block from the left (one block: pure
-diffusion; several: semi-autoregressive). Each step predicts every masked position up to the end of the current block
-and commits some of them: as many as the step's share of the block's masks, by rank of a confidence score.
+The canvas is the prompt followed by `gen_length` MASKs, or any text with MASKs in it (`infill`). It is filled block by
+block from the left (one block: pure diffusion; several: semi-autoregressive). Each step predicts every masked position
+up to the end of the current block and commits some of them (`llada.rules`). Rows of a batch go at their own pace: a row
+that has finished a block enters the next one, and a row that is done leaves the batch.
 
 Departures from the released code, all of them repairs: MASK is never emitted (`allow_mask=True` restores it), ties
-commit the leftmost position (`commit_as_official` says where not), guidance works without an attention mask, and
+commit the leftmost position (`official_top_k` says where not), guidance works without an attention mask, and
 `confidence_eos_eot_inf` holds for EOS at every temperature.
 
-Shapes: B rows, L canvas positions, N candidate positions, V vocabulary.
+Shapes: B rows, L canvas positions, N candidate positions.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 from transformers import PreTrainedModel
 
-from llada.guidance import Predictor, guided
-
-REMASKING = ("low_confidence", "top_probability", "random")
+from llada.cache import CachedPredictor, SamplerStats, model_predictor
+from llada.guidance import Predictor, Step, guided
+from llada.rules import (
+    TokenChoice,
+    above_threshold,
+    ended,
+    official_top_k,
+    step_quotas,
+    top_k,
+    within_factor,
+)
+from llada.sampler_settings import SamplerSettings
 
 
 @dataclass
-class SamplerStats:
-    """What a call cost: `forwards` is the number of times that the model was run (a guided step is one)."""
+class Row:
+    """How far a row of the batch has come: its block [start, end), and the quotas of the steps that are left in it."""
 
-    forwards: int = 0
-
-
-def model_predictor(model: PreTrainedModel, stats: SamplerStats) -> Predictor:
-    """The model as a predictor: the head runs at candidates only, and rows without one are left out."""
-
-    def predict(canvas_BL: Tensor, attention_BL: Tensor, at_BL: Tensor) -> Tensor:
-        stats.forwards += 1
-        rows = at_BL.any(-1)
-        mask = None if attention_BL.all() else attention_BL[rows]
-        return model(canvas_BL[rows], attention_mask=mask, logits_at=at_BL[rows]).logits
-
-    return predict
+    name: int
+    begin: int  # first position that may be filled
+    start: int
+    end: int
+    quotas: list[int]
+    entered: bool = True
 
 
-@dataclass(frozen=True)
-class TokenChoice:
-    """Which token each candidate would take, and how confident it is: the settings of one `generate` call."""
-
-    remasking: str
-    temperature: float
-    forbidden: list[int]  # never emitted, though they keep their probability mass in the confidence
-    removed: list[int]  # probability 0 before anything else (`logits_eos_inf`)
-    unconfident: list[int]  # emitted with confidence 0 (`confidence_eos_eot_inf`)
-    generator: Generator | None
-
-    def __call__(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [N] and confidences [N] in [0, 1]."""
-        logits_NV = without(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), self.removed)
-        choice_NV = without(logits_NV, self.forbidden)
-        greedy_N = tokens_N = choice_NV.argmax(-1)
-        if self.temperature > 0:
-            tokens_N = self._perturbed(choice_NV).argmax(-1)
-        if self.remasking == "random":
-            return tokens_N, torch.rand(len(tokens_N), device=logits_NV.device, generator=self.generator)
-        confidence_NV = without(logits_NV, self.unconfident).softmax(-1)
-        judged_N = tokens_N if self.remasking == "low_confidence" else greedy_N
-        return tokens_N, confidence_NV.gather(-1, judged_N[:, None])[:, 0]
-
-    def _perturbed(self, logits_NV: Tensor) -> Tensor:
-        # Gumbel-max in float64: argmax(logit - T log(-log u)) is a draw from softmax(logit / T); in low precision the
-        # tail of the noise is cut off and samples lose quality (arXiv 2409.02908).
-        noise = torch.rand(logits_NV.shape, dtype=torch.float64, device=logits_NV.device, generator=self.generator)
-        return logits_NV.double() - self.temperature * (-noise.log()).log()
-
-
-def without(logits_NV: Tensor, ids: list[int]) -> Tensor:
-    """The logits with probability 0 for these token ids (a copy, or the tensor itself if there are none)."""
-    return logits_NV.index_fill(-1, torch.tensor(ids, device=logits_NV.device), -torch.inf) if ids else logits_NV
-
-
-def step_quotas(masks_B: Tensor, steps: int) -> Tensor:
-    """How many tokens each step commits, [B, steps]: an even share, the first steps taking one more of the rest."""
-    step_S = torch.arange(steps, device=masks_B.device)
-    return masks_B[:, None] // steps + (step_S < masks_B[:, None] % steps)
-
-
-def commit(canvas_BL: Tensor, at_BL: Tensor, tokens_N: Tensor, confidence_N: Tensor, quota_B: Tensor) -> Tensor:
-    """Write each row's `quota_B` most confident candidates into the canvas (ties: leftmost first)."""
-    score_BL = torch.full(canvas_BL.shape, -1.0, device=canvas_BL.device, dtype=confidence_N.dtype)
-    score_BL = score_BL.masked_scatter(at_BL, confidence_N)
-    rank_BL = score_BL.sort(dim=-1, descending=True, stable=True).indices.argsort(-1)
-    chosen_BL = at_BL & (rank_BL < quota_B[:, None])
-    return torch.where(chosen_BL, canvas_BL.masked_scatter(at_BL, tokens_N), canvas_BL)
-
-
-def commit_as_official(
-    canvas_BL: Tensor, at_BL: Tensor, tokens_N: Tensor, confidence_N: Tensor, quota_B: Tensor, pads_B: Tensor
-) -> Tensor:
-    """`commit` with the official tie order, which is that of `torch.topk` over a row, here without its left padding.
-
-    For `confidence_eos_eot_inf`, where ties are the rule: every EOS has confidence 0, and which comes first decides
-    what is written around it.
-    """
-    score_BL = torch.full(canvas_BL.shape, -torch.inf, device=canvas_BL.device, dtype=confidence_N.dtype)
-    score_BL, chosen_BL = score_BL.masked_scatter(at_BL, confidence_N), torch.zeros_like(at_BL)
-    for row, (quota, pads) in enumerate(zip(quota_B.tolist(), pads_B.tolist(), strict=True)):
-        chosen_BL[row, pads + score_BL[row, pads:].topk(quota).indices] = True
-    return torch.where(chosen_BL & at_BL, canvas_BL.masked_scatter(at_BL, tokens_N), canvas_BL)
-
-
-def finished_rows(response_BL: Tensor, mask_id: int, eos_id: int) -> Tensor:
-    """Rows [B] whose first EOS has no MASK before it: their visible text cannot change any more."""
-    is_eos, is_mask = response_BL == eos_id, response_BL == mask_id
-    return is_eos.any(-1) & ((is_mask.cumsum(-1) == 0) & is_eos).any(-1)
+OnStep = Callable[[Tensor], None]
 
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    steps: int = 128,
-    gen_length: int = 128,
-    block_length: int = 128,
-    temperature: float = 0.0,
-    cfg_scale: float = 0.0,
-    remasking: str = "low_confidence",
-    logits_eos_inf: bool = False,
-    confidence_eos_eot_inf: bool = False,
-    eos_token_id: int | None = None,
-    eot_token_id: int | None = None,
-    stop_at_eos: bool = True,
-    allow_mask: bool = False,
-    return_stats: bool = False,
-    generator: Generator | None = None,
-) -> Tensor | tuple[Tensor, SamplerStats]:
-    """Fill `gen_length` tokens after each prompt; names and meaning follow the official sampler.
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None,
+    settings: SamplerSettings | None = None, *, eos_token_id: int | None = None, eot_token_id: int | None = None,
+    generator: Generator | None = None, on_step: OnStep | None = None, return_stats: bool = False, **changes,
+) -> Tensor | tuple[Tensor, SamplerStats]:  # fmt: skip
+    """Fill `gen_length` tokens after each prompt.
 
     Args:
         input_ids: [B, P] prompts; prompts of different lengths are padded on the left, with `attention_mask` [B, P].
-        steps: denoising steps in all, shared evenly by the gen_length / block_length blocks.
-        temperature: 0 is greedy; above it, tokens are drawn from softmax(logits / temperature).
-        cfg_scale: guidance scale w of `llada.guidance`.
-        remasking: what a step keeps. "low_confidence": the most probable of the drawn tokens, as the papers do, which
-            above temperature 0 draws unlikely tokens again until they are likely; "top_probability": the positions
-            whose most probable token is most probable, whatever was drawn, so that samples keep the model's diversity
-            (the same at temperature 0); "random": random positions.
-        logits_eos_inf: EOS is never predicted.
-        confidence_eos_eot_inf: EOS and end-of-turn are committed last.
+        settings: `SamplerSettings`; single ones may be given by name instead (`steps=64`).
         eos_token_id, eot_token_id: default to the model config's.
-        stop_at_eos: stop a row once a finished block holds EOS with no MASK before it, and fill the rest with EOS.
-            The text up to EOS is the same as without.
-        allow_mask: let the model emit MASK as the official code does.
-        return_stats: also return `SamplerStats`.
         generator: source of randomness on the model's device; None uses torch's default.
+        on_step: called with the canvas [B, L] after every step.
+        return_stats: also return `SamplerStats`.
 
     Returns:
         [B, P + gen_length] prompt and response ids.
@@ -161,72 +71,148 @@ def generate(
         ValueError: an argument out of range, an empty or right-padded prompt, a prompt that holds MASK, or a canvas
             longer than the model's context. The message names the argument and what is allowed.
     """
-    config = model.config
-    mask_id = config.mask_token_id
-    eos_id = config.eos_token_id if eos_token_id is None else eos_token_id
-    eot_id = getattr(config, "eot_token_id", None) if eot_token_id is None else eot_token_id
+    settings = replace(settings or SamplerSettings(), **changes)
+    settings.check_blocks()
+    mask_id, width, length = model.config.mask_token_id, input_ids.shape[1], settings.gen_length
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    _check_settings(steps, gen_length, block_length, temperature, cfg_scale, remasking)
-    _check_prompt(input_ids, attention_mask, mask_id, config.max_sequence_length - gen_length)
-    if eos_id is None and (stop_at_eos or logits_eos_inf or confidence_eos_eot_inf):
-        raise ValueError("the config has no eos_token_id: pass eos_token_id, or stop_at_eos=False and no eos option")
-    if eot_id is None and confidence_eos_eot_inf:
-        raise ValueError("confidence_eos_eot_inf needs eot_token_id, which the config does not have: pass it")
-
-    stats = SamplerStats()
-    prompt_length, blocks = input_ids.shape[1], gen_length // block_length
-    canvas_BL = torch.cat([input_ids, input_ids.new_full((len(input_ids), gen_length), mask_id)], -1)
-    attention_BL = torch.cat([attention_mask.bool(), attention_mask.new_ones(len(input_ids), gen_length).bool()], -1)
-    position_L = torch.arange(canvas_BL.shape[1], device=canvas_BL.device)
-    pads_B = (~attention_BL).sum(-1)
-    predict = model_predictor(model, stats)
-    if cfg_scale > 0:
-        predict = guided(predict, (position_L < prompt_length).expand_as(canvas_BL), cfg_scale, mask_id)
-    choose = TokenChoice(
-        remasking=remasking,
-        temperature=temperature,
-        forbidden=[] if allow_mask else [mask_id],
-        removed=[eos_id] if logits_eos_inf else [],
-        unconfident=[i for i in (eos_id, eot_id) if i is not None] if confidence_eos_eot_inf else [],
-        generator=generator,
-    )
-    finished_B = torch.zeros(len(input_ids), dtype=torch.bool, device=canvas_BL.device)
-    for block in range(blocks):
-        end = prompt_length + (block + 1) * block_length
-        open_BL = (position_L >= prompt_length) & (position_L < end) & ~finished_B[:, None]
-        masks_B = (canvas_BL == mask_id)[:, end - block_length : end].sum(-1)
-        for quota_B in step_quotas(masks_B, steps // blocks).T:
-            at_BL = (canvas_BL == mask_id) & open_BL
-            if quota_B.max() == 0 or not at_BL.any():
-                continue
-            tokens_N, confidence_N = choose(predict(canvas_BL, attention_BL, at_BL))
-            decided = (canvas_BL, at_BL, tokens_N, confidence_N, quota_B)
-            canvas_BL = commit_as_official(*decided, pads_B) if confidence_eos_eot_inf else commit(*decided)
-        if stop_at_eos:
-            finished_B = finished_rows(canvas_BL[:, prompt_length:end], mask_id, eos_id)
-            if finished_B.all():
-                break
-    canvas_BL = canvas_BL.masked_fill((canvas_BL == mask_id) & finished_B[:, None], eos_id or 0)
-    return (canvas_BL, stats) if return_stats else canvas_BL
+    _check_prompt(input_ids, attention_mask, mask_id, model.config.max_sequence_length - length)
+    canvas_BL = torch.cat([input_ids, input_ids.new_full((len(input_ids), length), mask_id)], -1)
+    real_BL = torch.cat([attention_mask, attention_mask.new_ones(len(input_ids), length)], -1).bool()
+    fill = Fill(model, settings, eos_token_id, eot_token_id, generator, on_step)
+    canvas_BL = fill(canvas_BL, real_BL, [width] * len(input_ids))
+    return (canvas_BL, fill.stats) if return_stats else canvas_BL
 
 
-def _check_settings(steps, gen_length, block_length, temperature, cfg_scale, remasking) -> None:
-    if min(steps, gen_length, block_length) < 1:
-        raise ValueError(f"steps={steps}, gen_length={gen_length} and block_length={block_length} must be at least 1")
-    if gen_length % block_length:
-        down, up = gen_length // block_length * block_length, -(-gen_length // block_length) * block_length
-        raise ValueError(
-            f"gen_length={gen_length} must be a multiple of block_length={block_length}, such as {down or up} or {up}"
+@torch.no_grad()
+def infill(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None,
+    settings: SamplerSettings | None = None, *, generator: Generator | None = None, on_step: OnStep | None = None,
+    return_stats: bool = False, **changes,
+) -> Tensor | tuple[Tensor, SamplerStats]:  # fmt: skip
+    """Fill the MASKs of a text, wherever they stand, and keep all other tokens.
+
+    Blocks of `block_length` begin at a row's first MASK, `gen_length` is not used, and each block that has a MASK takes
+    its share of `steps`. A text whose MASKs are all at its end comes out as from `generate` without `stop_at_eos`.
+
+    Args:
+        input_ids: [B, L] texts with the mask token in them, padded on the left, with `attention_mask` [B, L].
+
+    Raises:
+        ValueError: an argument out of range, a row without a MASK, or a text longer than the model's context.
+    """
+    settings = replace(settings or SamplerSettings(), **changes)
+    settings = replace(settings, stop_at_eos=False, gen_length=input_ids.shape[1])
+    mask_id = model.config.mask_token_id
+    is_mask_BL = input_ids == mask_id
+    if not is_mask_BL.any(-1).all():
+        raise ValueError(f"row {(~is_mask_BL.any(-1)).nonzero()[0].item()} has no mask token (id {mask_id}) to fill")
+    real_BL = torch.ones_like(is_mask_BL) if attention_mask is None else attention_mask.bool()
+    fill = Fill(model, settings, None, None, generator, on_step)
+    canvas_BL = fill(input_ids.clone(), real_BL, is_mask_BL.long().argmax(-1).tolist())
+    return (canvas_BL, fill.stats) if return_stats else canvas_BL
+
+
+class Fill:
+    """One call of the sampler: the model behind caches and guidance, the rule, and the loop over steps."""
+
+    def __init__(self, model, settings: SamplerSettings, eos_id, eot_id, generator, on_step: OnStep | None):
+        config, s = model.config, settings
+        self.settings, self.on_step, self.stats, self.mask_id = s, on_step, SamplerStats(), config.mask_token_id
+        self.eos_id = config.eos_token_id if eos_id is None else eos_id
+        eot_id = getattr(config, "eot_token_id", None) if eot_id is None else eot_id
+        if self.eos_id is None and (s.stop_at_eos or s.logits_eos_inf or s.confidence_eos_eot_inf):
+            raise ValueError(
+                "the config has no eos_token_id: pass eos_token_id, or stop_at_eos=False and no eos option"
+            )
+        if eot_id is None and s.confidence_eos_eot_inf:
+            raise ValueError("confidence_eos_eot_inf needs eot_token_id, which the config does not have: pass it")
+        self.predict: Predictor = (
+            CachedPredictor(model, self.stats, s.cache, s.refresh_every)
+            if s.cache
+            else model_predictor(model, self.stats)
         )
-    blocks = gen_length // block_length
-    if steps % blocks:
-        raise ValueError(
-            f"steps={steps} must be a multiple of the number of blocks, gen_length / block_length={blocks}"
+        if s.cfg_scale > 0:
+            self.predict = guided(self.predict, self.given, s.cfg_scale, self.mask_id)
+        self.choose = TokenChoice(
+            remasking=s.remasking,
+            temperature=s.temperature,
+            forbidden=[] if s.allow_mask else [self.mask_id],
+            removed=[self.eos_id] if s.logits_eos_inf else [],
+            unconfident=[i for i in (self.eos_id, eot_id) if i is not None] if s.confidence_eos_eot_inf else [],
+            generator=generator,
         )
-    if temperature < 0 or cfg_scale < 0:
-        raise ValueError(f"temperature={temperature} and cfg_scale={cfg_scale} must not be negative")
-    if remasking not in REMASKING:
-        raise ValueError(f"remasking={remasking!r} is unknown: it must be one of {REMASKING}")
+
+    def given(self, step: Step) -> Tensor:
+        """What guidance hides: everything that was not a MASK at the start."""
+        return self.given_BL[list(step.names), : step.canvas_BL.shape[1]]
+
+    def __call__(self, canvas_BL: Tensor, real_BL: Tensor, begins: list[int]) -> Tensor:
+        """Fill the MASKs of each row from its `begin` on."""
+        self.given_BL, self.real_BL = canvas_BL != self.mask_id, real_BL
+        length, block = canvas_BL.shape[1], self.settings.block_length
+        rows = [Row(i, begin, begin, min(begin + block, length), []) for i, begin in enumerate(begins)]
+        is_mask_BL = (canvas_BL == self.mask_id).cpu()
+        for row in rows:
+            self.enter(row, row.start, is_mask_BL[row.name])
+        while rows := [row for row in rows if self.advance(row, canvas_BL[row.name], is_mask_BL[row.name])]:
+            names = [row.name for row in rows]
+            seen = max(row.end for row in rows) if self.settings.grow else length
+            ends_B = torch.tensor([row.end for row in rows])
+            position_L = torch.arange(seen)
+            at_BL = is_mask_BL[names, :seen] & (position_L < ends_B[:, None])
+            if self.settings.cache:
+                at_BL &= position_L >= torch.tensor([row.start for row in rows])[:, None]
+            attention_BL = real_BL[names, :seen]
+            if self.settings.grow:
+                attention_BL = attention_BL & (position_L < ends_B[:, None]).to(attention_BL.device)
+            at_BL, part_BL = at_BL.to(canvas_BL.device), canvas_BL[names, :seen]
+            step = Step(
+                part_BL, attention_BL, at_BL, tuple(names), tuple(row.start for row in rows),
+                tuple(row.end for row in rows), tuple(row.entered for row in rows),
+            )  # fmt: skip
+            tokens_N, confidence_N = self.choose(self.predict(step))
+            chosen_BL = self.commit(at_BL, confidence_N, rows, step)
+            canvas_BL[names, :seen] = torch.where(chosen_BL, part_BL.masked_scatter(at_BL, tokens_N), part_BL)
+            is_mask_BL = (canvas_BL == self.mask_id).cpu()
+            for row in rows:
+                row.entered = False
+            if self.on_step:
+                self.on_step(canvas_BL)
+        return canvas_BL
+
+    def enter(self, row: Row, start: int, is_mask_L: Tensor) -> None:
+        """Put a row at the beginning of a block, with the quotas of its steps."""
+        length = len(is_mask_L)
+        row.start, row.end, row.entered = start, min(start + self.settings.block_length, length), True
+        blocks = -(-(length - row.begin) // self.settings.block_length)
+        steps = max(1, self.settings.steps // blocks)
+        row.quotas = [q for q in step_quotas(int(is_mask_L[row.start : row.end].sum()), steps) if q]
+
+    def advance(self, row: Row, canvas_L: Tensor, is_mask_L: Tensor) -> bool:
+        """Move a row past the blocks that it has finished. False: it is done, and after EOS nothing is left to fill."""
+        while True:
+            masks = int(is_mask_L[row.start : row.end].sum())
+            if masks and (row.quotas or not self.settings.by_quota):
+                return True
+            answer_L = canvas_L[row.begin : row.end]
+            if self.settings.stop_at_eos and ended(answer_L, self.mask_id, self.eos_id):
+                canvas_L[row.begin :].masked_fill_(canvas_L[row.begin :] == self.mask_id, self.eos_id)
+                return False
+            if row.end >= len(is_mask_L):
+                return False
+            self.enter(row, row.end, is_mask_L)
+
+    def commit(self, at_BL: Tensor, confidence_N: Tensor, rows: list[Row], step: Step) -> Tensor:
+        """Which candidates are written, [B, L] bool."""
+        settings = self.settings
+        if settings.threshold is not None:
+            return above_threshold(at_BL, confidence_N, settings.threshold)
+        if settings.factor is not None:
+            return within_factor(at_BL, confidence_N, settings.factor)
+        quota_B = torch.tensor([row.quotas.pop(0) for row in rows], device=at_BL.device)
+        if settings.confidence_eos_eot_inf:
+            return official_top_k(at_BL, confidence_N, quota_B, (~step.attention_BL).sum(-1))
+        return top_k(at_BL, confidence_N, quota_B)
 
 
 def _check_prompt(input_ids: Tensor, attention_mask: Tensor, mask_id: int | None, room: int) -> None:

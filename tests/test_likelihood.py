@@ -11,10 +11,10 @@ from conftest import FIXTURES, reference_model
 from safetensors.torch import load_file
 from test_masking import standard_errors
 
+from llada.cache import SamplerStats, model_predictor
 from llada.guidance import guided, log_probs_from
 from llada.likelihood import elbo_draws, exact_elbo, log_likelihood, official_counts, systematic_counts
 from llada.masking import MaskPlan, draw_plan, keyed_generator
-from llada.sampler import SamplerStats, model_predictor
 
 MASK = 9
 
@@ -145,7 +145,7 @@ def test_log_likelihood_of_the_reference_with_the_same_random_calls():
     model, tokens = reference_model(golden["model"]), torch.tensor(golden["prompt"] + golden["answer"])
     scored = torch.arange(len(tokens)) >= len(golden["prompt"])
     predict = model_predictor(model, SamplerStats())
-    blind = guided(predict, (~scored).expand(4, -1), 1.0, model.config.mask_token_id)
+    blind = guided(predict, lambda step: (~scored).expand(4, -1), 1.0, model.config.mask_token_id)
     for predictor, key in ((predict, ""), (blind, "_cfg1")):
         seeded = torch.Generator().manual_seed(17)
         value, _ = log_likelihood(

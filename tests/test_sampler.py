@@ -5,10 +5,11 @@ import torch
 from conftest import FIXTURES, reference_model, tiny_model
 
 import llada
-from llada.guidance import guided
-from llada.sampler import TokenChoice, commit, finished_rows, step_quotas
+from llada.guidance import Step, guided
+from llada.rules import TokenChoice, above_threshold, ended, step_quotas, top_k, within_factor
 
 GOLDEN = json.loads((FIXTURES / "generate.json").read_text())
+GOLDEN_FACTOR = json.loads((FIXTURES / "factor.json").read_text())
 MODELS = {name: reference_model(name) for name in ("dense_mha", "dense_gqa")}
 
 
@@ -73,13 +74,13 @@ def test_stopping_at_eos_keeps_the_text_and_saves_forwards():
     assert short_cost.forwards < cost.forwards == 32
 
 
-def test_a_row_with_a_mask_before_its_eos_is_not_finished():
-    response = torch.tensor([[5, 1, 39, 39], [5, 39, 1, 1], [5, 6, 7, 8]])
-    assert finished_rows(response, mask_id=39, eos_id=1).tolist() == [True, False, False]
+def test_a_row_with_a_mask_before_its_eos_has_not_ended():
+    answers = torch.tensor([[5, 1, 39, 39], [5, 39, 1, 1], [5, 6, 7, 8]])
+    assert [ended(answer, mask_id=39, eos_id=1) for answer in answers] == [True, False, False]
 
 
 def test_quotas_share_the_masks_evenly_the_first_steps_taking_the_rest():
-    assert step_quotas(torch.tensor([8, 5, 2]), 3).tolist() == [[3, 3, 2], [2, 2, 1], [1, 1, 0]]
+    assert [step_quotas(masks, 3) for masks in (8, 5, 2)] == [[3, 3, 2], [2, 2, 1], [1, 1, 0]]
 
 
 def test_a_step_that_commits_nothing_costs_nothing():
@@ -89,10 +90,23 @@ def test_a_step_that_commits_nothing_costs_nothing():
     assert stats.forwards == 4
 
 
-def test_commit_takes_the_most_confident_and_the_leftmost_of_equals():
-    canvas, at = torch.tensor([[7, 39, 39, 39, 39]]), torch.tensor([[False, True, True, True, True]])
-    tokens, confidence = torch.tensor([10, 11, 12, 13]), torch.tensor([0.2, 0.5, 0.5, 0.5])
-    assert commit(canvas, at, tokens, confidence, torch.tensor([2])).tolist() == [[7, 39, 11, 12, 39]]
+def test_top_k_takes_the_most_confident_and_the_leftmost_of_equals():
+    at, confidence = torch.tensor([[False, True, True, True, True]]), torch.tensor([0.2, 0.5, 0.5, 0.5])
+    assert top_k(at, confidence, torch.tensor([2])).tolist() == [[False, False, True, True, False]]
+
+
+def test_the_threshold_takes_all_that_are_sure_and_always_one():
+    at, sure = torch.tensor([[True, False, True, True], [True, True, False, False]]), torch.tensor([0.9, 0.95, 0.3])
+    confidence = torch.cat([sure, torch.tensor([0.1, 0.2])])
+    expected = [[True, False, True, False], [False, True, False, False]]
+    assert above_threshold(at, confidence, 0.9).tolist() == expected
+
+
+@pytest.mark.parametrize("case", GOLDEN_FACTOR, ids=lambda case: f"{case['factor']:.3f}")
+def test_the_factor_rule_of_the_reference(case):
+    logits, at = torch.tensor(case["logits"]), torch.tensor(case["mask"])
+    confidence = logits.softmax(-1).amax(-1)[at]
+    assert within_factor(at, confidence, case["factor"]).tolist() == case["transfer"]
 
 
 def choice(**changes) -> TokenChoice:
@@ -163,13 +177,13 @@ def test_guidance_extrapolates_from_the_masked_prompt():
     """logits = u + (w + 1)(c - u); by hand with c = 3, u = 1, w = 0.5: 1 + 1.5 * 2 = 4."""
     canvas, given = torch.tensor([[5, 39]]), torch.tensor([[True, False]])
 
-    def predict(canvas_BL, attention_BL, at_BL):
-        assert canvas_BL.tolist() == [[5, 39], [39, 39]]
-        assert attention_BL.shape == at_BL.shape == (2, 2)
+    def predict(step):
+        assert step.canvas_BL.tolist() == [[5, 39], [39, 39]]
+        assert step.attention_BL.shape == step.at_BL.shape == (2, 2)
         return torch.tensor([[3.0], [1.0]])
 
-    at = torch.tensor([[False, True]])
-    assert guided(predict, given, 0.5, 39)(canvas, torch.ones(1, 2), at).tolist() == [[4.0]]
+    step = Step(canvas, torch.ones(1, 2), torch.tensor([[False, True]]))
+    assert guided(predict, lambda step: given, 0.5, 39)(step).tolist() == [[4.0]]
 
 
 @pytest.mark.parametrize(

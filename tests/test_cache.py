@@ -1,0 +1,149 @@
+"""Caches, parallel rules, rows at their own pace, growing canvases and infilling."""
+
+import json
+
+import pytest
+import torch
+from conftest import FIXTURES, reference_model, tiny_model, tiny_moe
+
+import llada
+from llada.sampler import infill
+
+RUNS = json.loads((FIXTURES / "cached.json").read_text())
+CACHE = {"generate": None, "generate_with_prefix_cache": "prefix", "generate_with_dual_cache": "dual"}
+MODELS = {name: reference_model(name) for name in ("dense_mha", "dense_gqa")}
+PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16], [17]]
+BUILD = {"dense": tiny_model, "moe": tiny_moe}
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run['model']} {run['fn']} {run['settings']}")
+def test_the_reference_s_cached_and_parallel_samplers_token_for_token(run):
+    """Forwards are the reference's, less those that come after a block is complete (it tests that too late)."""
+    output, stats = llada.generate(
+        MODELS[run["model"]], torch.tensor(run["prompt"]), **run["settings"], cache=CACHE[run["fn"]],
+        stop_at_eos=False, return_stats=True,
+    )  # fmt: skip
+    assert output.tolist() == run["output"]
+    assert stats.forwards <= run["nfe"]
+    if run["fn"] == "generate" or "threshold" not in run["settings"]:
+        assert stats.forwards == run["nfe"]
+        assert stats.query_tokens == sum(run["fwd_lengths"])
+
+
+def left_padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    return ids, torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+
+
+RULES = [{}, {"threshold": 0.028}, {"factor": 1.95}]
+
+
+@pytest.mark.parametrize("kind", BUILD)
+@pytest.mark.parametrize("extra", [{}, {"cfg_scale": 1.0}, {"grow": True}, {"refresh_every": 3}])
+@pytest.mark.parametrize("cache", [None, "prefix", "dual"])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: next(iter(rule), "top_k"))
+def test_a_left_padded_batch_equals_each_prompt_alone(kind, rule, cache, extra):
+    """Rows take different numbers of steps, so that they are in different blocks, and leave one by one."""
+    if "refresh_every" in extra and cache is None:
+        pytest.skip("refresh_every is of a cache")
+    model = BUILD[kind](dtype=torch.float32)
+    settings = dict(gen_length=12, block_length=4, steps=9, cache=cache, eos_token_id=20) | rule | extra
+    ids, mask = left_padded(PROMPTS)
+    together, cost = llada.generate(model, ids, mask, return_stats=True, **settings)
+    forwards = 0
+    for index, prompt in enumerate(PROMPTS):
+        alone, stats = llada.generate(model, torch.tensor([prompt]), return_stats=True, **settings)
+        assert together[index, ids.shape[1] :].tolist() == alone[0, len(prompt) :].tolist()
+        forwards += stats.forwards
+    assert cost.forwards <= forwards
+
+
+@pytest.mark.parametrize("kind", BUILD)
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_cache_refreshed_at_every_step_is_no_cache(kind, cache):
+    model, (ids, mask) = BUILD[kind](dtype=torch.float32), left_padded(PROMPTS)
+    settings = dict(gen_length=16, block_length=8, steps=16, stop_at_eos=False)
+    plain, cost = llada.generate(model, ids, mask, return_stats=True, **settings)
+    cached, stats = llada.generate(model, ids, mask, cache=cache, refresh_every=1, return_stats=True, **settings)
+    assert torch.equal(plain, cached)
+    assert (stats.forwards, stats.query_tokens) == (cost.forwards, cost.query_tokens)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_cached_logits_are_exact_where_nothing_else_changed(attention):
+    """One forward with every position in the cache, and one of a part of them: the same logits, padding included."""
+    from llada.cache import KeyValueCache
+
+    model, (ids, mask) = tiny_model(), left_padded(PROMPTS)
+    model.set_attn_implementation(attention)
+    cache = KeyValueCache()
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask, cache=cache).logits
+        cache.positions_RQ = torch.tensor([[3, 5], [4, 5], [2, 3], [5, 5]])
+        part = model(ids.gather(1, cache.positions_RQ), attention_mask=mask, cache=cache).logits
+        cache.rows = torch.tensor([2, 0])
+        cache.positions_RQ = cache.positions_RQ[cache.rows]
+        some = model(ids[cache.rows].gather(1, cache.positions_RQ), attention_mask=mask[cache.rows], cache=cache).logits
+    expected = whole.gather(1, torch.tensor([[3, 5], [4, 5], [2, 3], [5, 5]])[..., None].expand(-1, -1, 40))
+    assert (part - expected).abs().max() < 1e-12
+    assert (some - expected[[2, 0]]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("cache", [None, "prefix", "dual"])
+def test_infilling_masks_at_the_end_is_generating(cache):
+    model, prompt = tiny_model(dtype=torch.float32), [5, 6, 7]
+    settings = dict(block_length=4, steps=8, cache=cache)
+    generated = llada.generate(model, torch.tensor([prompt]), gen_length=8, stop_at_eos=False, **settings)
+    assert torch.equal(infill(model, torch.tensor([prompt + [39] * 8]), **settings), generated)
+
+
+@pytest.mark.parametrize("cache", [None, "prefix", "dual"])
+def test_infilling_keeps_what_is_given_and_fills_the_rest(cache):
+    """Blocks that do not divide the text, rows whose first MASK differs: each as alone."""
+    model = tiny_model(dtype=torch.float32)
+    texts = [[5, 39, 7, 39, 39, 8, 9, 39, 3], [5, 6, 7, 8, 39, 39, 39, 8, 3]]
+    settings = dict(block_length=4, steps=8, cache=cache)
+    filled = infill(model, torch.tensor(texts), **settings)
+    given = torch.tensor(texts) != 39
+    assert torch.equal(filled[given], torch.tensor(texts)[given])
+    assert not (filled == 39).any()
+    for text, row in zip(texts, filled, strict=True):
+        assert infill(model, torch.tensor([text]), **settings)[0].tolist() == row.tolist()
+
+
+def test_a_growing_canvas_never_shows_a_later_block():
+    """The first block of three comes out as if it were the only one."""
+    model, prompt = tiny_model(dtype=torch.float32), torch.tensor([[5, 6, 7]])
+    settings = dict(block_length=4, grow=True, stop_at_eos=False)
+    long = llada.generate(model, prompt, gen_length=12, steps=12, **settings)
+    short = llada.generate(model, prompt, gen_length=4, steps=4, **settings)
+    assert torch.equal(long[:, :7], short)
+    fixed = llada.generate(model, prompt, gen_length=12, steps=12, block_length=4, stop_at_eos=False)
+    assert not torch.equal(long, fixed)
+
+
+def test_every_step_shows_its_canvas():
+    seen: list[int] = []
+    llada.generate(
+        tiny_model(), torch.tensor([[5, 6]]), gen_length=8, steps=4, block_length=4, stop_at_eos=False,
+        on_step=lambda canvas: seen.append(int((canvas == 39).sum())),
+    )  # fmt: skip
+    assert seen == [6, 4, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cache": "both"}, "cache='both' is unknown"),
+        ({"threshold": 0.9, "factor": 1.0}, "two rules"),
+        ({"threshold": 0.0}, "threshold=0.0 must be above 0"),
+        ({"refresh_every": 2}, "refresh_every=2 .* needs a cache"),
+        ({"factor": -1.0}, "factor=-1.0 must be positive"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        llada.generate(tiny_model(), torch.tensor([[5]]), gen_length=4, steps=4, block_length=4, **changes)
+    with pytest.raises(ValueError, match="row 0 has no mask token"):
+        infill(tiny_model(), torch.tensor([[5]]))

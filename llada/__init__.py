@@ -10,11 +10,20 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from llada.config import LLaDAConfig, LLaDAMoEConfig
 from llada.model import LLaDAModelLM
 from llada.moe import LLaDAMoEModelLM
-from llada.sampler import generate
+from llada.sampler import generate, infill
+from llada.sampler_settings import SamplerSettings
 
 AutoConfig.register("llada", LLaDAConfig)  # and LLaDAMoEConfig, which its `from_dict` tells apart
 for auto_class in (AutoModel, AutoModelForCausalLM):
     auto_class.register(LLaDAConfig, LLaDAModelLM)
     auto_class.register(LLaDAMoEConfig, LLaDAMoEModelLM)
 
-__all__ = ["LLaDAConfig", "LLaDAMoEConfig", "LLaDAMoEModelLM", "LLaDAModelLM", "generate"]
+__all__ = [
+    "LLaDAConfig",
+    "LLaDAMoEConfig",
+    "LLaDAMoEModelLM",
+    "LLaDAModelLM",
+    "SamplerSettings",
+    "generate",
+    "infill",
+]

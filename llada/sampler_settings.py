@@ -1,6 +1,8 @@
-"""The settings of `llada.generate`, checked where they are made."""
+"""The settings of `llada.generate`: checked where they are made, saved with a model, and the published ones."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from llada.cache import CACHES
 from llada.rules import REMASKING
@@ -80,3 +82,49 @@ class SamplerSettings:
                 f"steps={self.steps} must be a multiple of the number of blocks, gen_length / block_length="
                 f"{length // block}"
             )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `sampler.json` into a model's directory."""
+        Path(folder, FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SamplerSettings":
+        """The settings in a model's directory, the defaults where it has none.
+
+        Raises:
+            ValueError: a field that is unknown, or a value out of range; the file is named.
+        """
+        file = Path(folder, FILE)
+        if not file.exists():
+            return cls()
+        found = json.loads(file.read_text())
+        unknown = set(found) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"{file}: unknown settings {sorted(unknown)}")
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+
+FILE = "sampler.json"
+
+
+def whole(length: int, **changes) -> SamplerSettings:
+    """One token a step in one block."""
+    return SamplerSettings(steps=length, gen_length=length, block_length=length, **changes)
+
+
+# LLaDA-8B-Instruct, as evaluated (arXiv 2502.09992, appendix B.4 and the released evaluation code), and the
+# semi-autoregressive settings of its Table 8.
+PRESETS = {
+    "arc_challenge": whole(512),
+    "gpqa": whole(64, confidence_eos_eot_inf=True),
+    "gsm8k": whole(512, confidence_eos_eot_inf=True),
+    "gsm8k_blocks": SamplerSettings(steps=256, gen_length=256, block_length=8),
+    "humaneval": whole(512, logits_eos_inf=True),
+    "math": whole(512, confidence_eos_eot_inf=True),
+    "math_blocks": SamplerSettings(steps=512, gen_length=512, block_length=64),
+    "mbpp": whole(256, confidence_eos_eot_inf=True),
+    "mmlu_pro": whole(256),
+}

@@ -8,6 +8,7 @@ from conftest import FIXTURES, reference_model, tiny_model, tiny_moe
 
 import llada
 from llada.sampler import infill
+from llada.sampler_settings import PRESETS, SamplerSettings
 
 RUNS = json.loads((FIXTURES / "cached.json").read_text())
 CACHE = {"generate": None, "generate_with_prefix_cache": "prefix", "generate_with_dual_cache": "dual"}
@@ -147,3 +148,20 @@ def test_settings_that_cannot_work_are_named(changes, message):
         llada.generate(tiny_model(), torch.tensor([[5]]), gen_length=4, steps=4, block_length=4, **changes)
     with pytest.raises(ValueError, match="row 0 has no mask token"):
         infill(tiny_model(), torch.tensor([[5]]))
+
+
+def test_settings_travel_with_a_model(tmp_path):
+    SamplerSettings(steps=8, gen_length=8, block_length=4, cache="dual").save(tmp_path)
+    assert SamplerSettings.load(tmp_path).cache == "dual"
+    assert SamplerSettings.load(tmp_path / "nothing") == SamplerSettings()
+    (tmp_path / "sampler.json").write_text('{"stepz": 3}')
+    with pytest.raises(ValueError, match=r"sampler.json: unknown settings \['stepz'\]"):
+        SamplerSettings.load(tmp_path)
+    (tmp_path / "sampler.json").write_text('{"steps": 0}')
+    with pytest.raises(ValueError, match=r"sampler.json: steps=0 must be at least 1"):
+        SamplerSettings.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_divide_into_blocks(name):
+    PRESETS[name].check_blocks()

@@ -1,26 +1,23 @@
-"""What every model of the family is made of: norm, rotary positions, attention, the head, and the outer model class.
+"""What every model of the family is made of: its norm, and the outer model class with loading, head and `forward`.
 
     p_theta(x_0^i | x_t) = softmax(head(rms(x)))_i                (LLaDA, arXiv 2502.09992, eq. 11: no time input)
 
-Attention is bidirectional and goes through the transformers attention interface. The head runs inside `forward`, at
-chosen positions only.
+The head runs inside `forward`, at chosen positions only.
 
-Shapes: B sequences, L tokens, D width, H heads, K key/value heads, C head size, V vocabulary, N chosen positions.
+Shapes: B sequences, L tokens, D width, V vocabulary, N chosen positions, Q the most of them in a row.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
+from llada.attention import Narrow
 from llada.cache import KeyValueCache
 from llada.checkpoints import failures_explained, refuse_incomplete
 from llada.head import Head, at_least_fp32, chunked_log_probs
@@ -53,31 +50,6 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def rotary_angles(positions_BL: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * theta^(-2i / C), each [B, 1, L, C] with the C/2 angles repeated (half-split layout)."""
-    exponent = torch.arange(0, head_size, 2, device=positions_BL.device, dtype=dtype) / head_size
-    angles = positions_BL[:, None, :, None].to(dtype) * theta**-exponent
-    angles = torch.cat([angles, angles], -1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x_BHLC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions in at least fp32 (`rope_full_precision`) and return to the input's dtype."""
-    wide = x_BHLC.to(at_least_fp32(x_BHLC.dtype))
-    first, second = wide.chunk(2, -1)
-    return (wide * cos + torch.cat([-second, first], -1) * sin).to(x_BHLC.dtype)
-
-
-def eager_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[Tensor, Tensor]:
-    """Plain attention, the form the other backends are held against."""
-    key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(-1, dtype=at_least_fp32(scores.dtype)).to(query.dtype)
-    return (weights @ value).transpose(1, 2), weights
-
-
 def residual_linear(inputs: int, outputs: int) -> nn.Linear:
     """A projection back into the residual stream; only its initialisation differs from that of others.
 
@@ -86,90 +58,6 @@ def residual_linear(inputs: int, outputs: int) -> nn.Linear:
     linear = nn.Linear(inputs, outputs, bias=False)
     linear.into_residual_stream = True
     return linear
-
-
-def heads_of(x_BLD: Tensor, head_size: int) -> Tensor:
-    """[B, L, H C] as [B, H, L, C]."""
-    return x_BLD.view(*x_BLD.shape[:2], -1, head_size).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where tokens stand and which of them see each other: the same for every block of a forward pass."""
-
-    positions_BL: Tensor
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor | None
-    cache: KeyValueCache | None = None
-
-    def to(self, *args, **kwargs) -> "Places":
-        """What accelerate calls where the layers of a model are on several devices (`device_map`)."""
-        mask = self.mask.to(*args, **kwargs) if isinstance(self.mask, Tensor) else self.mask
-        positions_BL, cos, sin = (x.to(*args, **kwargs) for x in (self.positions_BL, self.cos, self.sin))
-        return Places(positions_BL, cos, sin, mask, self.cache)
-
-
-def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, places: Places) -> Tensor:
-    """Rotate queries and keys and attend, [B, L, H C]; `block` is the `module` that attention backends inspect."""
-    q, k = (rotate(x, places.cos, places.sin) for x in (q, k))
-    if places.cache is not None:
-        k, v = places.cache.merge(block, k, v)
-    backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(block.config._attn_implementation, eager_attention)
-    out_BLHC, _ = backend(
-        block,
-        q,
-        k,
-        v,
-        places.mask,
-        scaling=q.shape[-1] ** -0.5,
-        dropout=0.0,
-        position_ids=places.positions_BL,  # variable-length flash attention finds packed segments by it
-    )
-    return out_BLHC.flatten(2)
-
-
-def segment_positions(segment_ids_BL: Tensor) -> Tensor:
-    """Positions that restart at 0 wherever the segment id changes, [B, L]."""
-    index_L = torch.arange(segment_ids_BL.shape[1], device=segment_ids_BL.device)
-    starts = torch.ones_like(segment_ids_BL, dtype=torch.bool)
-    starts[:, 1:] = segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1]
-    return index_L - torch.where(starts, index_L, 0).cummax(-1).values
-
-
-def places_of(
-    config: PreTrainedConfig, x_BLD: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None,
-    cache: KeyValueCache | None, head_size: int,
-) -> Places:  # fmt: skip
-    """Positions, rotary angles and the attention mask of a batch.
-
-    Raises:
-        ValueError: segments, or padding with a cache, that the attention backend cannot take.
-    """
-    backend, same_segment = config._attn_implementation, None
-    padded = attention_mask is not None and not bool(attention_mask.all())
-    positions_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device)[None]
-    if segment_ids is not None:
-        if "flash" in backend and (len(segment_ids) > 1 or padded):
-            raise ValueError(
-                f"attn_implementation={backend!r} takes segment_ids for one row without padding only: pack into one "
-                "row, or use 'sdpa' or 'flex_attention'"
-            )
-        positions_BL = segment_positions(segment_ids)
-        same_segment = packed_sequence_mask_function(segment_ids)
-    if cache is not None and cache.positions_RQ is not None:
-        positions_BL, mask = cache.positions_RQ, None
-        if padded:  # queries are fewer than keys, and all see the same ones
-            if backend not in ("sdpa", "eager"):
-                raise ValueError(f"attn_implementation={backend!r} takes no padding with a cache: use 'sdpa'")
-            assert attention_mask is not None
-            mask = attention_mask[:, None, None, :].bool()
-            if backend == "eager":
-                mask = torch.zeros_like(mask, dtype=x_BLD.dtype).masked_fill(~mask, torch.finfo(x_BLD.dtype).min)
-    else:
-        mask = create_bidirectional_mask(config, x_BLD, attention_mask, and_mask_function=same_segment)
-    cos, sin = rotary_angles(positions_BL, head_size, config.rope_theta, at_least_fp32(x_BLD.dtype))
-    return Places(positions_BL, cos, sin, mask, cache)
 
 
 class MaskedLM(PreTrainedModel):
@@ -204,9 +92,10 @@ class MaskedLM(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def body(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Final normalised hidden states [B, L, D], and router losses [B, 2] or None."""
+        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None,
+        cache: KeyValueCache | None, narrow: Narrow | None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """Final normalised hidden states [B, L, D] ([B, Q, D] of `narrow`), and router losses [B, 2] or None."""
         raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -264,9 +153,14 @@ class MaskedLM(PreTrainedModel):
                 f"a sequence of {input_ids.shape[1]} tokens does not fit the model's context of "
                 f"{self.config.max_sequence_length}"
             )
-        hidden_BLD, router_losses = self.body(input_ids, attention_mask, segment_ids, cache)
+        narrow = None
+        if logits_at is not None and not torch.is_grad_enabled() and segment_ids is None:
+            # The mask of other backends is no tensor of queries and keys.
+            narrow = Narrow.to(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
+        hidden_BLD, router_losses = self.body(input_ids, attention_mask, segment_ids, cache, narrow)
         if target_ids is None:
-            logits = self.head(hidden_BLD if logits_at is None else hidden_BLD[logits_at])
+            wanted = logits_at if narrow is None else narrow.wanted_BQ
+            logits = self.head(hidden_BLD if wanted is None else hidden_BLD[wanted])
             return MaskedLMOutput(logits=logits, router_losses=router_losses)
         scored_BL = target_ids != NOT_SCORED
         scored_log_probs = self.head(hidden_BLD[scored_BL], target_ids[scored_BL])

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llada.attention import Narrow, Places, attend, heads_of, places_of
 from llada.cache import KeyValueCache
 from llada.config import LLaDAConfig
 from llada.head import Head
-from llada.layers import MaskedLM, Places, RMSNorm, attend, heads_of, places_of, residual_linear
+from llada.layers import MaskedLM, RMSNorm, residual_linear
 
 
 class LLaDABlock(GradientCheckpointingLayer):
@@ -42,10 +43,13 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.ff_out = residual_linear(self.up_proj.out_features, width)
 
-    def forward(self, x_BLD: Tensor, places: Places) -> Tensor:
+    def forward(self, x_BLD: Tensor, places: Places, narrow: Narrow | None = None) -> Tensor:
         h_BLD = self.attn_norm(x_BLD)
-        q, k, v = (heads_of(p(h_BLD), self.head_size) for p in (self.q_proj, self.k_proj, self.v_proj))
-        x_BLD = x_BLD + self.attn_out(attend(self, q, k, v, places))
+        k, v = (heads_of(p(h_BLD), self.head_size) for p in (self.k_proj, self.v_proj))
+        if narrow is not None:
+            x_BLD, h_BLD = narrow.pick(x_BLD), narrow.pick(h_BLD)
+        q = heads_of(self.q_proj(h_BLD), self.head_size)
+        x_BLD = x_BLD + self.attn_out(attend(self, q, k, v, places, narrow))
         h_BLD = self.ff_norm(x_BLD)
         return x_BLD + self.ff_out(F.silu(self.ff_proj(h_BLD)) * self.up_proj(h_BLD))
 
@@ -66,14 +70,21 @@ class LLaDAModel(nn.Module):
         self.transformer = nn.ModuleDict(modules)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        cache: KeyValueCache | None,
+        narrow: Narrow | None,
     ) -> Tensor:
         """Final normalised hidden states [B, L, D]."""
         x_BLD = self.transformer.wte(input_ids)
         head_size = self.config.d_model // self.config.n_heads
         places = places_of(self.config, x_BLD, attention_mask, segment_ids, cache, head_size)
-        for block in self.transformer.blocks:
+        *blocks, last = self.transformer.blocks
+        for block in blocks:
             x_BLD = block(x_BLD, places)
+        x_BLD = last(x_BLD, places, narrow)
         return self.transformer.ln_f(x_BLD)
 
 
@@ -98,6 +109,11 @@ class LLaDAModelLM(MaskedLM):
         return transformer.wte if self.config.weight_tying else transformer.ff_out
 
     def body(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        cache: KeyValueCache | None,
+        narrow: Narrow | None,
     ) -> tuple[Tensor, None]:
-        return self.model(input_ids, attention_mask, segment_ids, cache), None
+        return self.model(input_ids, attention_mask, segment_ids, cache, narrow), None

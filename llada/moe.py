@@ -25,10 +25,11 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 from transformers.integrations.moe import use_experts_implementation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llada.attention import Narrow, Places, attend, heads_of, places_of
 from llada.cache import KeyValueCache
 from llada.config import LLaDAMoEConfig
 from llada.head import Head, at_least_fp32
-from llada.layers import MaskedLM, Places, RMSNorm, attend, heads_of, places_of, residual_linear
+from llada.layers import MaskedLM, RMSNorm, residual_linear
 
 # Published: one matrix for each expert. In memory: gate and up of all experts in one tensor, down in another.
 register_checkpoint_conversion_mapping(
@@ -151,9 +152,10 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_size, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps)
 
-    def forward(self, h_BLD: Tensor, places: Places) -> Tensor:
-        q, k, v = (heads_of(p(h_BLD), self.head_size) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.o_proj(attend(self, self.q_norm(q), self.k_norm(k), v, places))
+    def forward(self, h_BLD: Tensor, places: Places, narrow: Narrow | None) -> Tensor:
+        k, v = (heads_of(p(h_BLD), self.head_size) for p in (self.k_proj, self.v_proj))
+        q = heads_of(self.q_proj(h_BLD if narrow is None else narrow.pick(h_BLD)), self.head_size)
+        return self.o_proj(attend(self, self.q_norm(q), self.k_norm(k), v, places, narrow))
 
 
 class LLaDAMoELayer(GradientCheckpointingLayer):
@@ -166,8 +168,9 @@ class LLaDAMoELayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MoE(config) if has_experts else FeedForward(config)
 
-    def forward(self, x_BLD: Tensor, places: Places) -> tuple[Tensor, Tensor | None]:
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), places)
+    def forward(self, x_BLD: Tensor, places: Places, narrow: Narrow | None = None) -> tuple[Tensor, Tensor | None]:
+        h_BLD = self.self_attn(self.input_layernorm(x_BLD), places, narrow)
+        x_BLD = h_BLD + (x_BLD if narrow is None else narrow.pick(x_BLD))
         out_BLD, router_logits = self.mlp(self.post_attention_layernorm(x_BLD))
         return x_BLD + out_BLD, router_logits
 
@@ -183,7 +186,12 @@ class LLaDAMoEModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        cache: KeyValueCache | None,
+        narrow: Narrow | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Final normalised hidden states [B, L, D]; in training, router losses [B, 2], means over the MoE layers."""
         x_BLD = self.embed_tokens(input_ids)
@@ -191,9 +199,10 @@ class LLaDAMoEModel(nn.Module):
         places = places_of(self.config, x_BLD, attention_mask, segment_ids, cache, head_size)
         real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         losses = []
-        for layer in self.layers:
-            x_BLD, router_logits = layer(x_BLD, places)
-            if self.training and router_logits is not None:
+        for index, layer in enumerate(self.layers):
+            last = index == len(self.layers) - 1
+            x_BLD, router_logits = layer(x_BLD, places, narrow if last else None)
+            if self.training and narrow is None and router_logits is not None:
                 losses.append(router_losses(router_logits, real_BL, self.config.num_experts_per_tok))
         return self.norm(x_BLD), torch.stack(losses).mean(0) if losses else None
 
@@ -220,9 +229,14 @@ class LLaDAMoEModelLM(MaskedLM):
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     def body(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None, cache: KeyValueCache | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        cache: KeyValueCache | None,
+        narrow: Narrow | None,
     ) -> tuple[Tensor, Tensor | None]:
-        return self.model(input_ids, attention_mask, segment_ids, cache)
+        return self.model(input_ids, attention_mask, segment_ids, cache, narrow)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from transformers import TrainerCallback, set_seed
 
 from llada import LLaDAConfig, LLaDAModelLM
+from llada.completions import answers
 from llada.tokenizer import byte_tokenizer, special_ids
 from llada.trainer import MaskedDiffusionConfig, MaskedDiffusionTrainer
 from vrpo import VRPOConfig, VRPOTrainer
-from vrpo.pairs import SamplingSettings, answers, pair_up
+from vrpo.pairs import SamplingSettings, pair_up
 from vrpo.report import draw_report, print_report
 
 DEMONSTRATIONS, SFT_STEPS, SFT_BATCH = 40_000, 3000, 96

@@ -26,6 +26,7 @@ from llada.rules import (
     above_threshold,
     ended,
     official_top_k,
+    scores,
     step_quotas,
     top_k,
     within_factor,
@@ -45,7 +46,7 @@ class Row:
     entered: bool = True
 
 
-OnStep = Callable[[Tensor], None]
+OnStep = Callable[[Tensor, Tensor], None]  # canvas and confidences, [B, L] each
 
 
 @torch.no_grad()
@@ -61,7 +62,8 @@ def generate(
         settings: `SamplerSettings`; single ones may be given by name instead (`steps=64`).
         eos_token_id, eot_token_id: default to the model config's.
         generator: source of randomness on the model's device; None uses torch's default.
-        on_step: called with the canvas [B, L] after every step.
+        on_step: called after every step with the canvas and the confidence of each committed token, [B, L] each (0
+            elsewhere).
         return_stats: also return `SamplerStats`.
 
     Returns:
@@ -152,6 +154,7 @@ class Fill:
         length, block = canvas_BL.shape[1], self.settings.block_length
         rows = [Row(i, begin, begin, min(begin + block, length), []) for i, begin in enumerate(begins)]
         is_mask_BL = (canvas_BL == self.mask_id).cpu()
+        sure_BL = torch.zeros(canvas_BL.shape, device=canvas_BL.device)
         for row in rows:
             self.enter(row, row.start, is_mask_BL[row.name])
         while rows := [row for row in rows if self.advance(row, canvas_BL[row.name], is_mask_BL[row.name])]:
@@ -173,11 +176,14 @@ class Fill:
             tokens_N, confidence_N = self.choose(self.predict(step))
             chosen_BL = self.commit(at_BL, confidence_N, rows, step)
             canvas_BL[names, :seen] = torch.where(chosen_BL, part_BL.masked_scatter(at_BL, tokens_N), part_BL)
+            if self.on_step:
+                sure_BL[names, :seen] = torch.where(
+                    chosen_BL, scores(at_BL, confidence_N).float(), sure_BL[names, :seen]
+                )
+                self.on_step(canvas_BL, sure_BL)
             is_mask_BL = (canvas_BL == self.mask_id).cpu()
             for row in rows:
                 row.entered = False
-            if self.on_step:
-                self.on_step(canvas_BL)
         return canvas_BL
 
     def enter(self, row: Row, start: int, is_mask_L: Tensor) -> None:

@@ -8,7 +8,7 @@ from llada.cache import CACHES
 from llada.rules import REMASKING
 
 
-@dataclass(frozen=True)
+@dataclass
 class SamplerSettings:
     """Settings of `generate`; names and meaning follow the official samplers.
 

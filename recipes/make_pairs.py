@@ -16,11 +16,12 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 import llada  # noqa: F401  (registers the model)
+from llada.completions import answers, settings_of
 from llada.data import column_names, load_rows
 from llada.inputs import RecipeError
 from llada.launch import parse
 from llada.tokenizer import load_tokenizer
-from vrpo.pairs import VERIFIERS, SamplingSettings, Verifier, answers, pair_up
+from vrpo.pairs import VERIFIERS, SamplingSettings, Verifier, pair_up
 
 
 @dataclass
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto").eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    settings = SamplingSettings(**{name: getattr(args, name) for name in SamplingSettings.__dataclass_fields__})
+    settings = settings_of(args, SamplingSettings)
     generator = torch.Generator(model.device).manual_seed(args.seed)
     prompts = (row["prompt"] for row in rows for _ in range(args.samples))
     sampled = answers(model, tokenizer, prompts, settings, args.batch_size, generator)

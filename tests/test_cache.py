@@ -125,12 +125,15 @@ def test_a_growing_canvas_never_shows_a_later_block():
 
 
 def test_every_step_shows_its_canvas():
-    seen: list[int] = []
-    llada.generate(
-        tiny_model(), torch.tensor([[5, 6]]), gen_length=8, steps=4, block_length=4, stop_at_eos=False,
-        on_step=lambda canvas: seen.append(int((canvas == 39).sum())),
-    )  # fmt: skip
-    assert seen == [6, 4, 2, 0]
+    seen: list[tuple[int, int]] = []
+
+    def watch(canvas, confidence):
+        assert torch.equal(confidence > 0, (canvas != 39) & (torch.arange(10) >= 2))
+        seen.append((int((canvas == 39).sum()), int((confidence > 0).sum())))
+
+    settings = dict(gen_length=8, steps=4, block_length=4, stop_at_eos=False)
+    llada.generate(tiny_model(), torch.tensor([[5, 6]]), **settings, on_step=watch)
+    assert seen == [(6, 2), (4, 4), (2, 6), (0, 8)]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@ import pytest
 from conftest import load_script, tiny_model
 from test_trainer import IDS, TOKENIZER
 
-from vrpo.pairs import SamplingSettings, answers, last_number, pair_up, same_as_answer, same_last_number
+from llada.completions import answers
+from vrpo.pairs import SamplingSettings, last_number, pair_up, same_as_answer, same_last_number
 
 addition = load_script("examples/addition")
 

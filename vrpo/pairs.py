@@ -1,61 +1,22 @@
 """On-policy preference pairs: sample answers, check them with a verifier, pair right ones with wrong ones."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Generator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from llada.sampler import generate
-from llada.tokenizer import Prompt, render
+from llada.sampler_settings import SamplerSettings
+from llada.tokenizer import Prompt
 
 Verifier = Callable[[dict[str, Any], str], bool]  # (the row of the prompt, an answer) -> is it right
 
 
 @dataclass
-class SamplingSettings:
-    """Arguments of `llada.generate` that shape an answer."""
+class SamplingSettings(SamplerSettings):
+    """Settings that leave answers as diverse as the model is."""
 
-    gen_length: int = 128
-    steps: int = 128
-    block_length: int = 128
     temperature: float = 1.0
     # The papers' low_confidence would draw unlikely tokens again: hardly a wrong answer would be left to learn from.
     remasking: str = "top_probability"
-
-
-def answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Iterable[Prompt],
-    settings: SamplingSettings,
-    batch_size: int,
-    generator: Generator | None = None,
-) -> Iterator[str]:
-    """One answer to each prompt (text or messages), in order, special tokens left out."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else model.config.eos_token_id
-    device = next(model.parameters()).device
-    pending: list[Prompt] = []
-
-    def flush() -> Iterator[str]:
-        texts = [p if isinstance(p, str) else render(tokenizer, p, open_turn=True) for p in pending]
-        encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-        width = max(map(len, encoded))
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in encoded], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded], device=device)
-        canvas = generate(model, ids, mask, **vars(settings), generator=generator)
-        assert isinstance(canvas, torch.Tensor)
-        yield from tokenizer.batch_decode(canvas[:, width:], skip_special_tokens=True)
-        pending.clear()
-
-    for prompt in prompts:
-        pending.append(prompt)
-        if len(pending) == batch_size:
-            yield from flush()
-    if pending:
-        yield from flush()
 
 
 def pair_up(row: dict[str, Any], candidates: Iterable[str], verify: Verifier, most: int) -> list[dict[str, Any]]:

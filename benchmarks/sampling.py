@@ -58,12 +58,14 @@ def timed(work) -> tuple[float, object]:
 
 def two_tokens_a_forward(model: LLaDAModelLM, prompt_1P: Tensor) -> float:
     """The threshold at which the dual cache commits two tokens a forward on average, by bisection."""
-    low, high = 0.0, 1.0
+    low, high, best, distance = 0.0, 1.0, 0.0, float("inf")
     for _ in range(14):
         middle = (low + high) / 2
         _, stats = llada.generate(model, prompt_1P, None, BASE, cache="dual", threshold=middle, return_stats=True)
-        low, high = (middle, high) if NEW / stats.forwards > 2 else (low, middle)
-    return high
+        if abs(stats.forwards - NEW / 2) < distance:
+            best, distance = middle, abs(stats.forwards - NEW / 2)
+        low, high = (middle, high) if stats.forwards < NEW / 2 else (low, middle)
+    return best
 
 
 def parts_of_a_forward(model: LLaDAModelLM, prompt_1P: Tensor, repeats: int) -> dict[str, float]:

@@ -34,9 +34,18 @@ FORMS = {"L/l": split_exact_count, "1/t": split_bernoulli}
 PARTS = ("cpl", "published", "orderings", "gradients")
 
 
+BATCH = 8  # pairs forwarded together; masks do not depend on it
+
+
+def pairs_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The pairs of a batch, each as a batch of its own."""
+    size = len(batch["example_id"])
+    return [{key: v[[i, i + size]] if len(v) > size else v[[i]] for key, v in batch.items()} for i in range(size)]
+
+
 @dataclass
 class Case:
-    """Two models, one pair to a batch, and what was found so far: written after every row."""
+    """Two models, batches of pairs, and what was found so far: written after every row."""
 
     policy: torch.nn.Module
     reference: torch.nn.Module
@@ -88,7 +97,9 @@ def small_case(args) -> Case:
     from llada.tokenizer import special_ids
 
     reference, policy = small_models(Path("runs/estimators"), 0, args.one_manner, args.sft_steps)
-    return Case(policy, reference, batches_of(args.pairs, 1, 4321, args.one_manner), special_ids(TOKENIZER).mask)
+    return Case(
+        policy, reference, batches_of(args.pairs, BATCH, args.fresh, args.one_manner), special_ids(TOKENIZER).mask
+    )
 
 
 def given_case(args) -> Case:
@@ -113,18 +124,20 @@ def given_case(args) -> Case:
         mean = [(len(p["chosen_ids"]) + len(p["rejected_ids"])) / 2 - p["prompt_length"] for p in pairs]
         pairs = [pairs[i] for i in sorted(range(len(pairs)), key=lambda i: abs(mean[i] - args.length))]
     collate = PairCollator(ids.pad, ids.eos, 1)
-    return Case(policy, reference, [collate([pair]) for pair in pairs[: args.pairs]], ids.mask)
+    chosen = pairs[: args.pairs]
+    batches = [collate(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
+    return Case(policy, reference, batches, ids.mask)
 
 
 def paper_forms(case: Case, counts: int, masks: int) -> None:
     """The paper's two forms by per-count moments, for any budget; the L/l form redrawn too, to check the harness."""
-    found = [
-        banks(case.policy, case.reference, batch, counts, masks, 2, case.mask_id)
-        for batch in tqdm(case.batches, desc="banks")
-    ]
+    found = []  # of the chosen and the rejected response of each pair
+    for batch in tqdm(case.batches, desc="banks"):
+        both = banks(case.policy, case.reference, batch, counts, masks, 2, case.mask_id)
+        found += zip(both[: len(both) // 2], both[len(both) // 2 :], strict=True)
     lengths = torch.cat([batch["scored"].sum(-1) for batch in case.batches]).double()
     mean = case.note("mean response length", float(lengths.mean()), "tokens")
-    print(f"\n{len(case.batches)} pairs, mean response {mean} tokens, {case.redraws} redraws")
+    print(f"\n{len(found)} pairs, mean response {mean} tokens, {case.redraws} redraws")
     for form, split in FORMS.items():
         parts = [[split(bank).of(1) for bank in pair] for pair in found]
         case.single[form] = torch.tensor(parts, dtype=torch.float64).sum(1)
@@ -180,7 +193,7 @@ def gradients(case: Case) -> None:
                     case.policy, batch, planner(batch, design(name, n_t=n), 1), range(redraws), case.mask_id,
                     parameters, slope.expand(redraws, 2),
                 ).variance
-                for batch in case.batches
+                for whole in case.batches for batch in pairs_of(whole)
             ]  # fmt: skip
             return torch.tensor(found, dtype=torch.float64)
 
@@ -195,6 +208,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="8 pairs and 16 redraws")
     parser.add_argument("--one_manner", action="store_true", help="the task's hard case")
     parser.add_argument("--sft_steps", type=int, default=120, help="of the made-up task's reference")
+    parser.add_argument("--fresh", type=int, default=20261121, help="seed of the made-up task's pairs")
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--redraws", type=int, default=64)
     parser.add_argument("--masks", type=int, default=24, help="masks at each count of a bank")

@@ -207,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="8 pairs and 16 redraws")
     parser.add_argument("--one_manner", action="store_true", help="the task's hard case")
-    parser.add_argument("--sft_steps", type=int, default=120, help="of the made-up task's reference")
+    parser.add_argument("--sft_steps", type=int, default=200, help="of the made-up task's reference")
     parser.add_argument("--fresh", type=int, default=20261121, help="seed of the made-up task's pairs")
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--redraws", type=int, default=64)

@@ -95,8 +95,8 @@ def aligned(reference: LLaDAModelLM, folder: Path, seed: int, one_manner: bool, 
 
 
 def small_models(
-    folder: Path, seed: int = 0, one_manner: bool = False, sft_steps: int = 120
+    folder: Path, seed: int = 0, one_manner: bool = False, sft_steps: int = 200
 ) -> tuple[LLaDAModelLM, LLaDAModelLM]:
-    """Reference and policy, for measurements. After 120 steps the reference writes words, after 500 it has settled."""
+    """Reference and policy, for measurements. After 200 steps the reference writes words, after 500 it has settled."""
     reference = fine_tuned(folder, seed, one_manner, sft_steps)
     return reference, aligned(reference, folder, seed, one_manner)

@@ -1,13 +1,13 @@
 """Variance of preference scores and gradients at equal forward passes: the paper's forms, cpl, and published designs.
 
 python benchmarks/estimators.py [--quick] [--one_manner] [--json PATH]
-python benchmarks/estimators.py --policy DIR --reference DIR --data PAIRS.jsonl [--length 128]
+python benchmarks/estimators.py --policy DIR --reference DIR --data PAIRS.jsonl [--length 128] [--only cpl]
 
-Trains a reference and a policy on a made-up task (`examples/lookup.py`), or takes two models and pairs (with --length,
-those whose responses are nearest to it). Values are of the margin M = s / beta, nats^2. Both paper's forms come from
-per-count moments (`vrpo.diagnostics.Bank`), the 1/t form with a floor of 1e-3; everything else is redrawn. "gain" is
-the form's variance over the design's at the same number of forward passes, a ratio of means over pairs with its
-jackknife 95% interval.
+Trains a reference and a policy on a made-up task (`examples/spelling.py`), or takes two models and pairs (with
+--length, those whose responses are nearest to it). Values are of the margin M = s / beta, nats^2. Both paper's forms
+come from per-count moments (`vrpo.diagnostics.Bank`), the 1/t form with a floor of 1e-3; everything else is redrawn.
+"gain" is the form's variance over the design's at the same number of forward passes, a ratio of means over pairs with
+its jackknife 95% interval.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,19 +31,78 @@ from vrpo.redraw import banks, planner, redrawn_elbos, redrawn_gradients
 
 BUDGETS = (2, 4, 8, 16)
 FORMS = {"L/l": split_exact_count, "1/t": split_bernoulli}
+PARTS = ("cpl", "published", "orderings", "gradients")
 
 
-def small_case(args):
+BATCH = 8  # pairs forwarded together; masks do not depend on it
+
+
+def pairs_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The pairs of a batch, each as a batch of its own."""
+    size = len(batch["example_id"])
+    return [{key: v[[i, i + size]] if len(v) > size else v[[i]] for key, v in batch.items()} for i in range(size)]
+
+
+@dataclass
+class Case:
+    """Two models, batches of pairs, and what was found so far: written after every row."""
+
+    policy: torch.nn.Module
+    reference: torch.nn.Module
+    batches: list[dict[str, Tensor]]
+    mask_id: int
+    redraws: int = 64
+    path: str | None = None
+    rows: list[dict] = field(default_factory=list)
+    single: dict[str, Tensor] = field(default_factory=dict)  # variance of the margin with one draw, by form, [P]
+
+    def note(self, name: str, found: Interval | float, unit: str = "ratio") -> str:
+        low, high = (None, None) if isinstance(found, float) else (found.low, found.high)
+        value = found if isinstance(found, float) else found.value
+        self.rows.append({"name": name, "value": value, "unit": unit, "low": low, "high": high})
+        if self.path:
+            Path(self.path).write_text(json.dumps(self.rows, indent=1))
+        return str(found) if isinstance(found, Interval) else f"{value:.3g}"
+
+    def margins(self, draw_of) -> Tensor:
+        """Redrawn margins, [R, P]."""
+        found = []
+        for batch in self.batches:
+            draw, redraws = draw_of(batch), range(self.redraws)
+            ours, theirs = redrawn_elbos(self.policy, self.reference, batch, draw, redraws, self.mask_id)
+            chosen_RP, rejected_RP = (ours - theirs).chunk(2, dim=1)
+            found.append(chosen_RP - rejected_RP)
+        return torch.cat(found, 1)
+
+    def design(self, name: str, n: int, draw_of) -> Tensor:
+        """Print a design's variance and its gain over both forms; its redrawn margins, [R, P]."""
+        values_RP = self.margins(draw_of)
+        variance_P = values_RP.var(0)
+        line = f"{name:28} n={n:<3} Var[M] {self.note(f'{name}, n={n}, Var[M]', float(variance_P.mean()), 'nats^2'):>8}"
+        for form, single_P in self.single.items():
+            gain = jackknife(ratio_of_means, single_P / n, variance_P)
+            line += f"  gain over {form} " + self.note(f"{name}, n={n}, gain over {form}", gain)
+        print(line, flush=True)
+        return values_RP
+
+
+def ours(estimator: Estimator):
+    return lambda batch: planner(batch, estimator, 1)
+
+
+def small_case(args) -> Case:
     from compare_estimators import batches_of
-    from lookup import TOKENIZER, small_models
+    from spelling import TOKENIZER, small_models
 
     from llada.tokenizer import special_ids
 
-    reference, policy = small_models(Path("runs/estimators"), one_manner=args.one_manner)
-    return policy, reference, batches_of(args.pairs, 1, 4321, args.one_manner), special_ids(TOKENIZER).mask
+    reference, policy = small_models(Path("runs/estimators"), 0, args.one_manner, args.sft_steps)
+    return Case(
+        policy, reference, batches_of(args.pairs, BATCH, args.fresh, args.one_manner), special_ids(TOKENIZER).mask
+    )
 
 
-def given_case(args):
+def given_case(args) -> Case:
     """Two models, and the pairs whose mean response length is nearest to --length (all in order without it)."""
     from transformers import AutoModelForCausalLM
 
@@ -64,94 +124,33 @@ def given_case(args):
         mean = [(len(p["chosen_ids"]) + len(p["rejected_ids"])) / 2 - p["prompt_length"] for p in pairs]
         pairs = [pairs[i] for i in sorted(range(len(pairs)), key=lambda i: abs(mean[i] - args.length))]
     collate = PairCollator(ids.pad, ids.eos, 1)
-    return policy, reference, [collate([pair]) for pair in pairs[: args.pairs]], ids.mask
+    chosen = pairs[: args.pairs]
+    batches = [collate(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
+    return Case(policy, reference, batches, ids.mask)
 
 
-def margins(policy, reference, batches, draw_of, redraws: int, mask_id: int) -> Tensor:
-    """Redrawn margins, [R, P]."""
-    found = []
-    for batch in batches:
-        ours, theirs = redrawn_elbos(policy, reference, batch, draw_of(batch), range(redraws), mask_id)
-        chosen_RP, rejected_RP = (ours - theirs).chunk(2, dim=1)
-        found.append(chosen_RP - rejected_RP)
-    return torch.cat(found, 1)
+def paper_forms(case: Case, counts: int, masks: int) -> None:
+    """The paper's two forms by per-count moments, for any budget; the L/l form redrawn too, to check the harness."""
+    found = []  # of the chosen and the rejected response of each pair
+    for batch in tqdm(case.batches, desc="banks"):
+        both = banks(case.policy, case.reference, batch, counts, masks, 2, case.mask_id)
+        found += zip(both[: len(both) // 2], both[len(both) // 2 :], strict=True)
+    lengths = torch.cat([batch["scored"].sum(-1) for batch in case.batches]).double()
+    mean = case.note("mean response length", float(lengths.mean()), "tokens")
+    print(f"\n{len(found)} pairs, mean response {mean} tokens, {case.redraws} redraws")
+    for form, split in FORMS.items():
+        parts = [[split(bank).of(1) for bank in pair] for pair in found]
+        case.single[form] = torch.tensor(parts, dtype=torch.float64).sum(1)
+        sources = torch.tensor([[s.level, s.count, s.pattern] for pair in found for s in map(split, pair)]).sum(0)
+        level, count, pattern = (sources / sources.sum()).tolist()
+        print(f"{form} form by source: level {level:.0%}, count {count:.0%}, mask pattern {pattern:.0%}")
+    gain = jackknife(ratio_of_means, case.single["1/t"], case.single["L/l"])
+    print("L/l form over 1/t form:", case.note("L/l form, gain over 1/t form", gain))
+    margin_P = case.design("vrpo (L/l), redrawn", 4, ours(design("vrpo", n_t=4))).mean(0)
+    print("mean margin:", case.note("mean margin", jackknife(torch.mean, margin_P), "nats"))
 
 
-def gradient_variances(policy, batches, estimator, redraws: int, mask_id: int, parameters) -> Tensor:
-    """Total variance of the gradient of each pair's margin, [P]."""
-    slope = torch.tensor([1.0, -1.0], dtype=torch.float64).expand(redraws, 2)
-    return torch.tensor(
-        [
-            redrawn_gradients(policy, b, planner(b, estimator, 1), range(redraws), mask_id, parameters, slope).variance
-            for b in batches
-        ],
-        dtype=torch.float64,
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="8 pairs and 16 redraws")
-    parser.add_argument("--one_manner", action="store_true", help="the task's hard case")
-    parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--redraws", type=int, default=64)
-    parser.add_argument("--masks", type=int, default=24, help="masks at each count of a bank")
-    parser.add_argument("--counts", type=int, default=64, help="counts of a bank, all where the response is shorter")
-    parser.add_argument("--no_gradients", action="store_true")
-    for name in ("policy", "reference", "data", "json"):
-        parser.add_argument(f"--{name}")
-    parser.add_argument("--length", type=int)
-    args = parser.parse_args()
-    if args.quick:
-        args.pairs, args.redraws, args.masks = 8, 16, 8
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    start, rows = time.perf_counter(), []
-    policy, reference, batches, mask_id = (given_case if args.policy else small_case)(args)
-    lengths = torch.cat([batch["scored"].sum(-1) for batch in batches]).double()
-
-    def note(name: str, found: Interval | float, unit: str = "ratio") -> str:
-        ends = (None, None) if isinstance(found, float) else (found.low, found.high)
-        value = found if isinstance(found, float) else found.value
-        rows.append({"name": name, "value": value, "unit": unit, "low": ends[0], "high": ends[1]})
-        return str(found) if isinstance(found, Interval) else f"{value:.3g}"
-
-    # The paper's forms by per-count moments, for any budget
-    found = [
-        banks(policy, reference, batch, args.counts, args.masks, 2, mask_id) for batch in tqdm(batches, desc="banks")
-    ]
-    single = {
-        form: torch.tensor([sum(split(bank).of(1) for bank in pair) for pair in found], dtype=torch.float64)
-        for form, split in FORMS.items()
-    }
-    splits = [split_bernoulli(bank) for pair in found for bank in pair]
-    parts = torch.tensor([[s.level, s.count, s.pattern] for s in splits]).sum(0)
-    print(
-        f"\n{len(batches)} pairs, mean response {note('mean response length', float(lengths.mean()), 'tokens')} tokens"
-    )
-    print("1/t form by source: level {:.0%}, count {:.0%}, mask pattern {:.0%}".format(*(parts / parts.sum()).tolist()))
-    print(
-        "L/l form over 1/t form:",
-        note("L/l form, gain over 1/t form", jackknife(ratio_of_means, single["1/t"], single["L/l"])),
-    )
-
-    def direct(name: str, n: int, draw_of) -> Tensor:
-        values_RP = margins(policy, reference, batches, draw_of, args.redraws, mask_id)
-        variance_P = values_RP.var(0)
-        line = f"{name:28} n={n:<3} Var[M] {note(f'{name}, n={n}, Var[M]', float(variance_P.mean()), 'nats^2'):>8}"
-        for form in FORMS:
-            line += f"  gain over {form} " + note(
-                f"{name}, n={n}, gain over {form}", jackknife(ratio_of_means, single[form] / n, variance_P)
-            )
-        print(line, flush=True)
-        return values_RP
-
-    def ours(estimator: Estimator):
-        return lambda batch: planner(batch, estimator, 1)
-
-    margin_P = direct("vrpo (L/l), redrawn", 4, ours(design("vrpo", n_t=4))).mean(0)
-    print("mean margin:", note("mean margin", jackknife(torch.mean, margin_P), "nats"))
-    for n in BUDGETS:
-        direct("cpl", n, ours(design("cpl", n_t=n)))
+def published(case: Case) -> None:
     for name, draw in PUBLISHED.items():
         for n in (4, 8):
 
@@ -162,38 +161,77 @@ def main() -> None:
 
                 return plans
 
-            values_RP = direct(name, n, draw_of)
-            if name == "Gauss-Legendre":
-                exact_RP = margins(policy, reference, batches, ours(design("cpl", n_t=16)), args.redraws, mask_id)
-                noise_P = (values_RP.var(0) + exact_RP.var(0)) / args.redraws
+            values_RP = case.design(name, n, draw_of)
+            if name == "Gauss-Legendre":  # its mean differs from an unbiased design's by its bias
+                exact_RP = case.margins(ours(design("cpl", n_t=16)))
+                noise_P = (values_RP.var(0) + exact_RP.var(0)) / case.redraws
                 square_P = (values_RP.mean(0) - exact_RP.mean(0)).square() - noise_P
-                print(
-                    "    its squared bias:",
-                    note(f"{name}, n={n}, squared bias", jackknife(torch.mean, square_P), "nats^2"),
-                )
-    direct("vrpo n_t=1 n_y=4", 4, ours(Estimator(1, 4)))
-    direct("vrpo n_t=2 n_y=2", 4, ours(Estimator(2, 2)))
-    direct("vrpo uncoupled", 4, ours(Estimator(4, coupled=False)))
+                bias = jackknife(torch.mean, square_P)
+                print("    its squared bias:", case.note(f"{name}, n={n}, squared bias", bias, "nats^2"))
 
-    if not args.no_gradients:
-        head = [p for name, p in policy.named_parameters() if "transformer.ff_out." in name]
-        for what, parameters, redraws in (
-            ("head", head, args.redraws),
-            ("full", list(policy.parameters()), max(2, args.redraws // 4)),
-        ):
-            for parameter in policy.parameters():
-                parameter.requires_grad_(any(parameter is p for p in parameters))
-            for n in (4, 8):
-                both = [
-                    gradient_variances(policy, batches, design(name, n_t=n), redraws, mask_id, parameters)
-                    for name in ("vrpo", "cpl")
-                ]
-                print(f"{what} gradient of the margin, n={n}: gain of cpl over L/l", note(
-                    f"cpl, n={n}, {what} gradient, gain over L/l", jackknife(ratio_of_means, *both)
-                ), flush=True)  # fmt: skip
+
+def orderings(case: Case) -> None:
+    for n in (2, 8, 16):
+        case.design("vrpo", n, ours(design("vrpo", n_t=n)))
+    case.design("vrpo n_t=1 n_y=4", 4, ours(Estimator(1, 4)))
+    case.design("vrpo n_t=2 n_y=2", 4, ours(Estimator(2, 2)))
+    case.design("vrpo uncoupled", 4, ours(Estimator(4, coupled=False)))
+
+
+def gradients(case: Case) -> None:
+    """Total variance of the gradient of each pair's margin: of the head, and of all parameters."""
+    slope = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    head = [p for name, p in case.policy.named_parameters() if "transformer.ff_out." in name]
+    every, fewer = list(case.policy.parameters()), max(2, case.redraws // 4)
+    for what, parameters, redraws in (("head", head, case.redraws), ("full", every, fewer)):
+        for parameter in every:
+            parameter.requires_grad_(any(parameter is p for p in parameters))
+
+        def variances(name: str, n: int, parameters=parameters, redraws=redraws) -> Tensor:
+            found = [
+                redrawn_gradients(
+                    case.policy, batch, planner(batch, design(name, n_t=n), 1), range(redraws), case.mask_id,
+                    parameters, slope.expand(redraws, 2),
+                ).variance
+                for whole in case.batches for batch in pairs_of(whole)
+            ]  # fmt: skip
+            return torch.tensor(found, dtype=torch.float64)
+
+        for n in (4, 8):
+            gain = jackknife(ratio_of_means, variances("vrpo", n), variances("cpl", n))
+            found = case.note(f"cpl, n={n}, {what} gradient, gain over L/l", gain)
+            print(f"{what} gradient of the margin, n={n}: gain of cpl over L/l {found}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="8 pairs and 16 redraws")
+    parser.add_argument("--one_manner", action="store_true", help="the task's hard case")
+    parser.add_argument("--sft_steps", type=int, default=200, help="of the made-up task's reference")
+    parser.add_argument("--fresh", type=int, default=20261121, help="seed of the made-up task's pairs")
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--redraws", type=int, default=64)
+    parser.add_argument("--masks", type=int, default=24, help="masks at each count of a bank")
+    parser.add_argument("--counts", type=int, default=64, help="counts of a bank, all where the response is shorter")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure beside the forms")
+    for name in ("policy", "reference", "data", "json"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--length", type=int)
+    args = parser.parse_args()
+    if args.quick:
+        args.pairs, args.redraws, args.masks = 8, 16, 8
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    start = time.perf_counter()
+    case = (given_case if args.policy else small_case)(args)
+    case.redraws, case.path = args.redraws, args.json
+    paper_forms(case, args.counts, args.masks)
+    if "cpl" in args.only:
+        for n in BUDGETS:
+            case.design("cpl", n, ours(design("cpl", n_t=n)))
+    for part in (published, orderings, gradients):
+        if part.__name__ in args.only:
+            part(case)
     print(f"{time.perf_counter() - start:.0f} s")
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

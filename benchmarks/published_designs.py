@@ -33,7 +33,7 @@ def mirror(length: int, n: int, generator):
     """MIRROR (arXiv 2511.18159): two masks at each level, from opposite ends of one order; levels are independent."""
     u_S = timesteps(-(-n // 2), generator).repeat_interleave(2)[:n]
     count_S = (u_S * length).long().clamp(max=length - 1) + 1
-    return exact_count_masks(count_S, length, generator, complementary=True), length / count_S
+    return exact_count_masks(count_S, length, generator, complementary=True), length / count_S.double()
 
 
 def espo(length: int, n: int, generator):

@@ -2,7 +2,7 @@
 
     python examples/compare_estimators.py
 
-Trains a reference and a policy on a made-up task (`lookup.py`), then redraws masks on fresh pairs: a table, and
+Trains a reference and a policy on a made-up task (`spelling.py`), then redraws masks on fresh pairs: a table, and
 variance.json, .csv and .png in runs/compare_estimators. For your own models and pairs: `python -m vrpo.variance`.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
-from lookup import MAX_LENGTH, TOKENIZER, preferences, small_models
+from spelling import MAX_LENGTH, TOKENIZER, preferences, small_models
 from tqdm import tqdm
 
 from llada.tokenizer import special_ids

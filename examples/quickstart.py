@@ -156,7 +156,8 @@ def sample_pairs(model, rng: random.Random, seed: int) -> list[dict]:
     return rows
 
 
-def align(model, folder: Path, seed: int, pairs: list[dict]):
+def align(model, folder: Path, seed: int, pairs: list[dict], held_out_pairs: list[dict] | None = None, **changes):
+    """VRPO on the pairs; the trainer and its logged rows. `changes` are settings of `VRPOConfig`."""
     # The SFT term here is per sequence (0.05 of it), which is the response length times the per-token default.
     settings = common(
         folder, "vrpo", seed, max_steps=VRPO_STEPS, per_device_train_batch_size=VRPO_BATCH,
@@ -165,9 +166,10 @@ def align(model, folder: Path, seed: int, pairs: list[dict]):
         loss_weights=[1.0, 0.05 * (ANSWER_LENGTH + 1)], logging_steps=2,
     )  # fmt: skip
     trainer = VRPOTrainer(
-        model, args=VRPOConfig(**settings), train_dataset=Dataset.from_list(pairs), processing_class=TOKENIZER
-    )
-    return trainer.model, train(trainer)
+        model, args=VRPOConfig(**settings | changes), train_dataset=Dataset.from_list(pairs),
+        eval_dataset=Dataset.from_list(held_out_pairs) if held_out_pairs else None, processing_class=TOKENIZER,
+    )  # fmt: skip
+    return trainer, train(trainer)
 
 
 def continue_sft(model, folder: Path, seed: int, pairs: list[dict]):
@@ -208,7 +210,8 @@ def main() -> None:
     overlap = set(held_out) & (taught | {pair["prompt"] for pair in pairs})
     if overlap:
         raise RuntimeError(f"{len(overlap)} evaluation prompts were trained on, such as {overlap.pop()}")
-    vrpo, vrpo_log = timed("vrpo", lambda: align(copy_of(sft), folder, seed, pairs))
+    aligned, vrpo_log = timed("vrpo", lambda: align(copy_of(sft), folder, seed, pairs))
+    vrpo = aligned.model
     right["vrpo"] = timed("evaluate vrpo", lambda: is_right_on(vrpo, held_out, "vrpo"))
     control = timed("control", lambda: continue_sft(copy_of(sft), folder, seed, pairs))
     right["control"] = timed("evaluate control", lambda: is_right_on(control, held_out, "control"))

@@ -74,37 +74,35 @@ def test_independent_draws_are_unbiased_exactly(draws, length, tilt):
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
-def test_cpl_with_two_complementary_pairs_is_unbiased_exactly(length):
-    """Four draws: every interval of levels with constant counts, and every order of the tokens of both pairs."""
-    cpl = DESIGNS["cpl"]
+@pytest.mark.parametrize("tilt", [0.0, 0.25])
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_cpl_with_complementary_pairs_is_unbiased_exactly(pairs, tilt, length):
+    """Two or four draws: every interval of levels with constant counts, and every order of the tokens of every pair."""
     count_L = torch.arange(1, length + 1, dtype=torch.float64)
-    density_L = ((count_L - 0.5) / length) ** -cpl.tilt
+    density_L = ((count_L - 0.5) / length) ** -tilt
     density_L /= density_L.sum()
     steps = density_L.cumsum(0)
     orders = torch.tensor(list(itertools.permutations(range(length))))
 
-    def pairs(low: float, high: float):
-        """(chance, count of the first, count of the second) for a level u in a stratum and its reflection 1 - u."""
+    def draws_in(low: float, high: float):
+        """(chance, both counts, both masks) for a level u in a stratum and its reflection 1 - u."""
         edges = sorted({low, high, *(e for e in [*steps.tolist(), *(1 - steps).tolist()] if low < e < high)})
         for a, b in itertools.pairwise(edges):
             middle = torch.tensor([(a + b) / 2, 1 - (a + b) / 2], dtype=torch.float64)
             index = torch.searchsorted(steps, middle, right=True).clamp(max=length - 1)  # steps end at 1 up to rounding
-            yield (b - a) / (high - low), *(index + 1).tolist()
+            first, second = (index + 1).tolist()
+            for order in orders:
+                chance = (b - a) / (high - low) / len(orders)
+                yield chance, [first, second], [order < first, length - 1 - order < second]
 
-    masks, chances, counts = [], [], []
-    for (p, *first), (q, *second) in itertools.product(pairs(0.0, 0.25), pairs(0.25, 0.5)):
-        for one, two in itertools.product(orders, orders):
-            masks.append(
-                torch.stack([
-                    one < first[0], length - 1 - one < first[1], two < second[0], length - 1 - two < second[1]
-                ])
-            )  # fmt: skip
-            chances.append(p * q / len(orders) ** 2)
-            counts.append([*first, *second])
-    mask_SBL, count_SB = torch.stack(masks, 1), torch.tensor(counts).T
+    strata = [(pair / (2 * pairs), (pair + 1) / (2 * pairs)) for pair in range(pairs)]
+    outcomes = list(itertools.product(*(draws_in(*stratum) for stratum in strata)))
+    mask_SBL = torch.stack([torch.stack([mask for pair in outcome for mask in pair[2]]) for outcome in outcomes], 1)
+    count_SB = torch.tensor([[count for pair in outcome for count in pair[1]] for outcome in outcomes]).T
+    chance_B = torch.tensor([math.prod(pair[0] for pair in outcome) for outcome in outcomes], dtype=torch.float64)
     plan = plan_of(mask_SBL, 1 / (count_SB * density_L[count_SB - 1]))
+    cpl = DESIGNS["cpl"]
     plan = leave_one_out(plan, torch.ones(mask_SBL.shape[1:], dtype=torch.bool), 2, cpl.kappa, cpl.growth)
-    chance_B = torch.tensor(chances, dtype=torch.float64)
     assert chance_B.sum().item() == pytest.approx(1)
     assert (mean_weights(plan, chance_B) - exact_coefficients(length)).abs().max() < 1e-12
 
@@ -185,10 +183,12 @@ def test_complementary_masks_cover_a_response_together():
             assert (first | second).all()
 
 
-def test_cpl_has_single_masks_below_four_draws():
-    assert not design("cpl", n_t=3).complementary
-    assert design("cpl", n_t=4).complementary
-    assert design("cpl", n_t=2, complementary=True).complementary
+def test_a_complementary_pair_alone_has_no_baseline():
+    scored, changes = torch.ones(2, 7, dtype=torch.bool), dict(n_t=2)
+    with_baseline, without = (
+        draw_pair_plans(scored, [3], design("cpl", **changes, **extra), 0, 0)[0] for extra in ({}, {"kappa": 0})
+    )
+    assert torch.equal(with_baseline.weight_SBL, without.weight_SBL)
 
 
 def test_what_baselines_and_tilts_need_is_named():
@@ -198,7 +198,7 @@ def test_what_baselines_and_tilts_need_is_named():
         Estimator(4, kappa=0)
     with pytest.raises(ValueError, match="growth=0.3 is of a baseline: it needs kappa"):
         Estimator(4, growth=0.3)
-    assert design("cpl", kappa=0) == Estimator(8, levels="antithetic", complementary=True, tilt=0.25)
+    assert design("cpl", kappa=0) == Estimator(8, levels="antithetic", complementary=True, tilt=0.1)
     with pytest.raises(ValueError, match="levels='even' is unknown: it must be one of"):
         Estimator(4, levels="even")
     with pytest.raises(ValueError, match="estimator='best' is unknown"):

@@ -14,8 +14,9 @@ from llada.masking import (
 
 
 def standard_errors(samples: torch.Tensor, exact: torch.Tensor | float) -> torch.Tensor:
-    """|mean - exact| in standard errors of the mean over dimension 0."""
-    return (samples.double().mean(0) - exact).abs() / (samples.double().std(0) / len(samples) ** 0.5)
+    """|mean - exact| in standard errors of the mean over dimension 0; 0 for what does not vary and is exact."""
+    error = (samples.double().mean(0) - exact).abs()
+    return torch.where(error < 1e-12, 0.0, error / (samples.double().std(0) / len(samples) ** 0.5))
 
 
 def test_exact_count_masks_are_uniform_subsets_with_uniform_counts():

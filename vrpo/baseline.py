@@ -59,12 +59,13 @@ def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float, g
         """Sum over the draws of other groups, for each draw; [S, ...] in and out."""
         groups = torch.zeros(int(group_S[-1]) + 1, *values_S.shape[1:], dtype=values_S.dtype)
         groups.index_add_(0, group_S, values_S)
-        return (groups.sum(0) - groups)[group_S]
+        return torch.sub(groups.sum(0), groups)[group_S]
 
+    # In place from here: at [16, 64, 1024] a fresh tensor costs as much as the arithmetic on it.
     hidden_SB = count_SB / length_B
     scale_SB = hidden_SB**growth
-    centred_SBL = (mask_SBL - hidden_SB[..., None]) * scored_BL
-    a_SBL = (weight_SB * scale_SB)[..., None] * centred_SBL / (others(mask_SBL) + kappa)
+    a_SBL = (mask_SBL - hidden_SB[..., None]).mul_(scored_BL).mul_((weight_SB * scale_SB)[..., None])
+    a_SBL.div_(others(mask_SBL).add_(kappa))
     shift_SB = kappa * a_SBL.sum(-1) / others(count_SB)
-    removed_SBL = others(a_SBL + shift_SB[..., None]) / scale_SB[..., None]
-    return MaskPlan(plan.masked_SBL, plan.weight_SBL - mask_SBL * removed_SBL)
+    removed_SBL = others(a_SBL.add_(shift_SB[..., None])).div_(scale_SB[..., None]).mul_(mask_SBL)
+    return MaskPlan(plan.masked_SBL, plan.weight_SBL - removed_SBL)

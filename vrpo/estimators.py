@@ -78,16 +78,15 @@ DESIGNS = {
     "vrpo": Estimator(n_t=8),
     "vrpo_bernoulli": Estimator(n_t=8, masks="bernoulli"),
     "naive_dpo": Estimator(n_t=1, coupled=False),
-    "cpl": Estimator(n_t=8, levels="antithetic", complementary=True, tilt=0.25, kappa=0.5, growth=0.3),
+    "cpl": Estimator(n_t=8, levels="antithetic", complementary=True, tilt=0.1, kappa=0.5, growth=0.3),
 }
 
 
 def design(name: str, **changes) -> Estimator:
     """A named design with some of its parts changed; None leaves a part as it is.
 
-    A baseline needs draws outside a draw's own group, so below n = 4 `cpl` has single masks instead of complementary
-    pairs, and no tilt (which then costs more than it gains); with n = 1 it has no baseline either. kappa = 0 means no
-    baseline.
+    A baseline needs draws outside a draw's own group, so with n = 1 or 2 `cpl` has none: n = 2 is a complementary pair
+    alone. kappa = 0 means no baseline.
 
     Raises:
         ValueError: an unknown name, or parts that do not fit.
@@ -97,10 +96,7 @@ def design(name: str, **changes) -> Estimator:
     changes = {part: value for part, value in changes.items() if value is not None}
     if changes.get("kappa") == 0:
         changes |= {"kappa": None, "growth": 0.0}
-    estimator = replace(DESIGNS[name], **changes)
-    if name == "cpl" and estimator.n < 4:
-        estimator = replace(estimator, **({"complementary": False, "tilt": 0.0} | changes))
-    return estimator
+    return replace(DESIGNS[name], **changes)
 
 
 def draw_pair_plans(

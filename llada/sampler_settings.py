@@ -61,6 +61,8 @@ class SamplerSettings:
             raise ValueError("threshold and factor are two rules: set one of them")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} must be above 0 and at most 1")
+        if self.allow_mask and not self.by_quota:
+            raise ValueError("allow_mask needs the share of steps: with threshold or factor a MASK could come for ever")
         if self.factor is not None and self.factor <= 0:
             raise ValueError(f"factor={self.factor} must be positive")
 

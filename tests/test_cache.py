@@ -144,6 +144,7 @@ def test_every_step_shows_its_canvas():
         ({"threshold": 0.0}, "threshold=0.0 must be above 0"),
         ({"refresh_every": 2}, "refresh_every=2 .* needs a cache"),
         ({"factor": -1.0}, "factor=-1.0 must be positive"),
+        ({"factor": 1.0, "allow_mask": True}, "allow_mask needs the share of steps"),
     ],
 )
 def test_settings_that_cannot_work_are_named(changes, message):

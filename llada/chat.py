@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import llada  # noqa: F401  (registers the family)
-from llada.cache import SamplerStats
+from llada.cache import CACHES, SamplerStats
 from llada.completions import left_padded
+from llada.rules import REMASKING
 from llada.sampler import generate
 from llada.sampler_settings import SamplerSettings
 from llada.tokenizer import load_tokenizer
@@ -132,7 +133,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int)
     for name in ("temperature", "threshold", "factor", "cfg_scale"):
         parser.add_argument(f"--{name}", type=float)
-    parser.add_argument("--cache", choices=("prefix", "dual"))
+    parser.add_argument("--cache", choices=CACHES)
+    parser.add_argument("--remasking", choices=REMASKING)
     parser.add_argument("--plain", action="store_true", help="no colours and no animation, for pipes")
     args = parser.parse_args()
     changes = {

@@ -55,7 +55,7 @@ class KeyValueCache:
     them, in order.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         self.rows: Tensor | None = None
         self.positions_RQ: Tensor | None = None

@@ -61,7 +61,11 @@ def residual_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class MaskedLM(PreTrainedModel):
-    """A masked diffusion language model with its head; a subclass has the body and says where the head's weight is."""
+    """A masked diffusion language model with its head; a subclass says where that is, and has the body `model`:
+
+    (input_ids, attention_mask, segment_ids, cache, narrow) -> final normalised hidden states [B, L, D] ([B, Q, D] of
+    `narrow`), and router losses [B, 2] of a mixture of experts in training, else None.
+    """
 
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -90,13 +94,6 @@ class MaskedLM(PreTrainedModel):
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         refuse_incomplete(info, source)
         return (model, info) if output_loading_info else model
-
-    def body(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None,
-        cache: KeyValueCache | None, narrow: Narrow | None,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """Final normalised hidden states [B, L, D] ([B, Q, D] of `narrow`), and router losses [B, 2] or None."""
-        raise NotImplementedError
 
     def _init_weights(self, module: nn.Module) -> None:
         # Fan-in scaling; projections back into the residual stream shrink with depth, so that its variance does not
@@ -157,7 +154,7 @@ class MaskedLM(PreTrainedModel):
         if logits_at is not None and not torch.is_grad_enabled() and segment_ids is None:
             # The mask of other backends is no tensor of queries and keys.
             narrow = Narrow.to(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
-        hidden_BLD, router_losses = self.body(input_ids, attention_mask, segment_ids, cache, narrow)
+        hidden_BLD, router_losses = self.model(input_ids, attention_mask, segment_ids, cache, narrow)
         if target_ids is None:
             wanted = logits_at if narrow is None else narrow.wanted_BQ
             logits = self.head(hidden_BLD if wanted is None else hidden_BLD[wanted])

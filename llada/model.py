@@ -76,8 +76,8 @@ class LLaDAModel(nn.Module):
         segment_ids: Tensor | None,
         cache: KeyValueCache | None,
         narrow: Narrow | None,
-    ) -> Tensor:
-        """Final normalised hidden states [B, L, D]."""
+    ) -> tuple[Tensor, None]:
+        """Final normalised hidden states, and None for router losses (`MaskedLM`)."""
         x_BLD = self.transformer.wte(input_ids)
         head_size = self.config.d_model // self.config.n_heads
         places = places_of(self.config, x_BLD, attention_mask, segment_ids, cache, head_size)
@@ -85,7 +85,7 @@ class LLaDAModel(nn.Module):
         for block in blocks:
             x_BLD = block(x_BLD, places)
         x_BLD = last(x_BLD, places, narrow)
-        return self.transformer.ln_f(x_BLD)
+        return self.transformer.ln_f(x_BLD), None
 
 
 class LLaDAModelLM(MaskedLM):
@@ -107,13 +107,3 @@ class LLaDAModelLM(MaskedLM):
     def get_output_embeddings(self) -> nn.Module:
         transformer = self.model.transformer
         return transformer.wte if self.config.weight_tying else transformer.ff_out
-
-    def body(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        segment_ids: Tensor | None,
-        cache: KeyValueCache | None,
-        narrow: Narrow | None,
-    ) -> tuple[Tensor, None]:
-        return self.model(input_ids, attention_mask, segment_ids, cache, narrow), None

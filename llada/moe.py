@@ -228,16 +228,6 @@ class LLaDAMoEModelLM(MaskedLM):
     def get_output_embeddings(self) -> nn.Module:
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
-    def body(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        segment_ids: Tensor | None,
-        cache: KeyValueCache | None,
-        narrow: Narrow | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        return self.model(input_ids, attention_mask, segment_ids, cache, narrow)
-
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, Experts):

@@ -151,6 +151,7 @@ def paper_forms(case: Case, counts: int, masks: int) -> None:
 
 
 def published(case: Case) -> None:
+    exact_RP = case.margins(ours(design("cpl", n_t=16)))
     for name, draw in PUBLISHED.items():
         for n in (4, 8):
 
@@ -163,7 +164,6 @@ def published(case: Case) -> None:
 
             values_RP = case.design(name, n, draw_of)
             if name == "Gauss-Legendre":  # its mean differs from an unbiased design's by its bias
-                exact_RP = case.margins(ours(design("cpl", n_t=16)))
                 noise_P = (values_RP.var(0) + exact_RP.var(0)) / case.redraws
                 square_P = (values_RP.mean(0) - exact_RP.mean(0)).square() - noise_P
                 bias = jackknife(torch.mean, square_P)

@@ -213,6 +213,7 @@ def main() -> None:
     parser.add_argument("--redraws", type=int, default=64)
     parser.add_argument("--masks", type=int, default=24, help="masks at each count of a bank")
     parser.add_argument("--counts", type=int, default=64, help="counts of a bank, all where the response is shorter")
+    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="forward passes of cpl")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure beside the forms")
     for name in ("policy", "reference", "data", "json"):
         parser.add_argument(f"--{name}")
@@ -226,7 +227,7 @@ def main() -> None:
     case.redraws, case.path = args.redraws, args.json
     paper_forms(case, args.counts, args.masks)
     if "cpl" in args.only:
-        for n in BUDGETS:
+        for n in args.budgets:
             case.design("cpl", n, ours(design("cpl", n_t=n)))
     for part in (published, orderings, gradients):
         if part.__name__ in args.only:

@@ -3,6 +3,7 @@
 Imported by the recipes only: it needs trl, which the rest of the package does not.
 """
 
+import gc
 import json
 import logging
 import os
@@ -161,6 +162,18 @@ def run(trainer: Trainer, overwrite: bool, checkpoint: str | None) -> None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    if torch.distributed.is_initialized():  # a process that exits with the group open may abort after its work
+    leave_group(trainer)
+
+
+def leave_group(trainer: Trainer) -> None:
+    """Destroy the process group: a process that exits with it open may abort after its work.
+
+    The data-parallel wrapper has to go first. As the last owner of the group it would join the group's threads while it
+    holds the interpreter's lock, which they may be waiting for: now and then a process would never end.
+    """
+    if torch.distributed.is_initialized():
+        trainer.accelerator.free_memory()
+        trainer.model_wrapped = trainer.model
+        gc.collect()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

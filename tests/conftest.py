@@ -96,7 +96,7 @@ def trajectory(run, **kwargs) -> torch.Tensor:
 
 
 WORKER = """
-import sys, torch
+import gc, sys, torch
 from safetensors.torch import save_file
 sys.path.insert(0, {tests!r})
 from conftest import trajectory
@@ -105,6 +105,7 @@ rows = trajectory(trainer({out!r}, {dtype}, ddp_backend="gloo", **{settings!r}))
 torch.distributed.barrier()
 if torch.distributed.get_rank() == 0:
     save_file({{"rows": rows.contiguous()}}, {out!r} + "/rows.safetensors")
+gc.collect()  # the data-parallel wrapper, before the group (llada.launch.leave_group)
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """

@@ -74,6 +74,12 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, width, inner))
         self.act_fn = nn.SiLU()
 
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether the chosen implementation can: grouped_mm, the default, has no float64 and wants rows of 16 bytes."""
+        sizes = (self.down_proj.shape[-1], self.down_proj.shape[-2])
+        aligned = all(size * dtype.itemsize % 16 == 0 for size in sizes)
+        return self.config._experts_implementation != "grouped_mm" or (dtype != torch.float64 and aligned)
+
     def forward(self, h_ND: Tensor, chosen_NK: Tensor, weight_NK: Tensor) -> Tensor:
         return experts_by_slices(self, h_ND, chosen_NK, weight_NK)
 
@@ -97,8 +103,7 @@ class MoE(nn.Module):
         logits_NE = self.gate(h_ND)
         weight_NK, chosen_NK = logits_NE.softmax(-1, dtype=at_least_fp32(logits_NE.dtype)).topk(self.k, -1)
         chosen = (h_ND, chosen_NK, weight_NK.to(h_ND.dtype))
-        # grouped_mm, transformers' default, has no float64
-        out_ND = experts_by_slices(self.experts, *chosen) if h_ND.dtype == torch.float64 else self.experts(*chosen)
+        out_ND = self.experts(*chosen) if self.experts.takes(h_ND.dtype) else experts_by_slices(self.experts, *chosen)
         return out_ND.view_as(h_BLD), logits_NE.view(*h_BLD.shape[:2], -1)
 
 

@@ -99,6 +99,15 @@ def test_fast_experts_equal_the_loop_with_their_gradients(name, dtype, bound):
         assert (fast - plain).abs().max() <= bound * max(1.0, plain.abs().max().item())
 
 
+@pytest.mark.parametrize("inner", [24, 22])
+def test_odd_sizes_train_too(inner):
+    """Rows of 88 bytes, which grouped_mm refuses, go the other way."""
+    model = tiny_moe(expert_intermediate_size=inner, dtype=torch.float32)
+    assert model.model.layers[0].mlp.experts.takes(torch.float32) is (inner == 24)
+    model(some_tokens(2, 9)).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_the_router_does_not_renormalise_and_norm_topk_prob_is_ignored():
     """By hand: y = sum over the top 2 of p_e expert_e(h), with p from a softmax over all experts."""
     torch.manual_seed(0)

@@ -63,7 +63,7 @@ def experts_by_slices(experts: "Experts", h_ND: Tensor, chosen_NK: Tensor, weigh
 
 
 @use_experts_implementation
-class Experts(nn.Module):
+class StackedExperts(nn.Module):
     """The experts of a layer, run by the transformers experts interface; `forward` is its `eager`."""
 
     def __init__(self, config: LLaDAMoEConfig):
@@ -74,6 +74,13 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(self.num_experts, width, inner))
         self.act_fn = nn.SiLU()
 
+    def forward(self, h_ND: Tensor, chosen_NK: Tensor, weight_NK: Tensor) -> Tensor:
+        return experts_by_slices(self, h_ND, chosen_NK, weight_NK)
+
+
+class Experts(StackedExperts):
+    """Experts that run whatever the dtype and the sizes are."""
+
     def takes(self, dtype: torch.dtype) -> bool:
         """Whether the chosen implementation can: grouped_mm, the default, has no float64 and wants rows of 16 bytes."""
         sizes = (self.down_proj.shape[-1], self.down_proj.shape[-2])
@@ -81,6 +88,8 @@ class Experts(nn.Module):
         return self.config._experts_implementation != "grouped_mm" or (dtype != torch.float64 and aligned)
 
     def forward(self, h_ND: Tensor, chosen_NK: Tensor, weight_NK: Tensor) -> Tensor:
+        if self.takes(h_ND.dtype):
+            return super().forward(h_ND, chosen_NK, weight_NK)
         return experts_by_slices(self, h_ND, chosen_NK, weight_NK)
 
 
@@ -102,8 +111,7 @@ class MoE(nn.Module):
         h_ND = h_BLD.flatten(0, 1)
         logits_NE = self.gate(h_ND)
         weight_NK, chosen_NK = logits_NE.softmax(-1, dtype=at_least_fp32(logits_NE.dtype)).topk(self.k, -1)
-        chosen = (h_ND, chosen_NK, weight_NK.to(h_ND.dtype))
-        out_ND = self.experts(*chosen) if self.experts.takes(h_ND.dtype) else experts_by_slices(self.experts, *chosen)
+        out_ND = self.experts(h_ND, chosen_NK, weight_NK.to(h_ND.dtype))
         return out_ND.view_as(h_BLD), logits_NE.view(*h_BLD.shape[:2], -1)
 
 

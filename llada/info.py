@@ -31,6 +31,11 @@ class Sizes:
     adapters: int  # of LoRA at the given rank, on the default targets
 
 
+def size_of(number: float) -> str:
+    """Bytes as people read them."""
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"
+
+
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         return AutoModel.from_config(config)
@@ -86,17 +91,17 @@ def rows(path: str, rank: int) -> list[tuple[str, str]]:
     if config.num_key_value_heads != config.num_attention_heads:
         heads += f" ({config.num_key_value_heads} of keys and values)"
     shape = f"{kind}, {config.num_hidden_layers} layers, width {config.hidden_size}, {heads}"
-    load = 2 * size.total / GIB
-    lora, full = load + TRAINED * size.adapters / GIB, (TRAINED + 2) * size.total / GIB
+    load = 2 * size.total
+    lora, full = load + TRAINED * size.adapters, (TRAINED + 2) * size.total
     return [
         ("architecture", f"{type(empty_model(config)).__name__}: {shape}"),
         ("context, vocabulary", f"{config.max_sequence_length} tokens, {config.embedding_size} rows"),
         ("parameters", f"{size.total:,} ({size.active:,} active, {size.embedding:,} in embedding and head)"),
         ("ids", token_ids(path, config)),
         ("stored as", stored(path, config)),
-        ("to load in bf16", f"{load:.1f} GiB"),
-        (f"LoRA, rank {rank}", f"{lora:.1f} GiB (bf16 base, {size.adapters:,} adapter parameters in fp32)"),
-        ("fully", f"{full:.1f} GiB (fp32 with AdamW, and VRPO's bf16 reference), over all devices"),
+        ("to load in bf16", size_of(load)),
+        (f"LoRA, rank {rank}", f"{size_of(lora)} (bf16 base, {size.adapters:,} adapter parameters in fp32)"),
+        ("fully", f"{size_of(full)} (fp32 with AdamW, and VRPO's bf16 reference), over all devices"),
     ]
 
 

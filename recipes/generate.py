@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> None:
     left = [index for index in range(len(rows)) if index not in done]
     mine = left[state.process_index :: state.num_processes]
     state.wait_for_everyone()  # all have read what was done before anyone adds to it
-    stats, start, bar = SamplerStats(), time.perf_counter(), tqdm(total=len(mine), desc="completions")
-    bar.disable = not state.is_local_main_process
+    stats, start = SamplerStats(), time.perf_counter()
+    bar = tqdm(total=len(mine), desc="completions", disable=not state.is_local_main_process)
     for first in range(0, len(mine), args.batch_size):
         batch = mine[first : first + args.batch_size]
         seed = keyed_generator(args.seed, batch[0]).initial_seed()

@@ -74,13 +74,19 @@ class Narrow:
     wanted_BQ: Tensor
 
     @classmethod
-    def to(cls, at_BL: Tensor) -> "Narrow":
+    def at(cls, at_BL: Tensor) -> "Narrow":
+        """Narrow to the positions where `at_BL` is True, [B, L] bool."""
         number_B = at_BL.sum(-1)
         most = int(number_B.max())
         index_BQ = at_BL.long().argsort(dim=-1, descending=True, stable=True)[:, :most]
         return cls(index_BQ, torch.arange(most, device=at_BL.device) < number_B[:, None])
 
+    def to(self, *args, **kwargs) -> "Narrow":
+        """As `Places.to`."""
+        return Narrow(self.index_BQ.to(*args, **kwargs), self.wanted_BQ.to(*args, **kwargs))
+
     def pick(self, x_BLD: Tensor) -> Tensor:
+        """The chosen positions of each row, [B, Q, D]."""
         return x_BLD.gather(1, self.index_BQ[..., None].expand(-1, -1, x_BLD.shape[-1]))
 
 

@@ -65,21 +65,24 @@ class KeyValueCache:
         if self.rows is None and self.positions_RQ is None:
             self.kept[layer] = (key, value)
             return key, value
+        # A model may lie on several devices (`device_map`): each layer's cache is where its keys are.
+        rows, positions_RQ = (x if x is None else x.to(key.device) for x in (self.rows, self.positions_RQ))
         merged = []
         for kept_BKLC, new_RKQC in zip(self.kept[layer], (key, value), strict=True):
-            if self.rows is None:
-                assert self.positions_RQ is not None
-                kept_BKLC.scatter_(2, self.positions_RQ[:, None, :, None].expand_as(new_RKQC), new_RKQC)
-            elif self.positions_RQ is None:
-                kept_BKLC[self.rows] = new_RKQC
+            if rows is None:
+                assert positions_RQ is not None
+                kept_BKLC.scatter_(2, positions_RQ[:, None, :, None].expand_as(new_RKQC), new_RKQC)
+            elif positions_RQ is None:
+                kept_BKLC[rows] = new_RKQC
             else:
-                kept_BKLC[self.rows[:, None], :, self.positions_RQ] = new_RKQC.transpose(1, 2)
-            merged.append(kept_BKLC if self.rows is None else kept_BKLC[self.rows])
+                kept_BKLC[rows[:, None], :, positions_RQ] = new_RKQC.transpose(1, 2)
+            merged.append(kept_BKLC if rows is None else kept_BKLC[rows])
         return merged[0], merged[1]
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these."""
-        self.kept = {layer: (key[rows], value[rows]) for layer, (key, value) in self.kept.items()}
+        for layer, (key, value) in self.kept.items():
+            self.kept[layer] = (key[rows.to(key.device)], value[rows.to(key.device)])
 
     def resize(self, length: int) -> None:
         """Make room for a canvas of another length (a negative pad cuts)."""

@@ -127,6 +127,7 @@ def lines_of(console: Console, plain: bool):
 
 
 def main() -> None:
+    """The command: load a model and talk."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a saved model, or a hub name")
     for name in ("gen_length", "steps", "block_length", "refresh_every"):

@@ -42,6 +42,7 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def sizes(config: PreTrainedConfig, rank: int) -> Sizes:
+    """Numbers of parameters of a model of this shape, and of LoRA of this rank on its default targets."""
     from peft import LoraConfig
 
     model = empty_model(config)
@@ -106,6 +107,7 @@ def rows(path: str, rank: int) -> list[tuple[str, str]]:
 
 
 def main() -> None:
+    """The command: print the screen."""
     from rich.console import Console
     from rich.table import Table
 

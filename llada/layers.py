@@ -153,11 +153,11 @@ class MaskedLM(PreTrainedModel):
         narrow = None
         if logits_at is not None and not torch.is_grad_enabled() and segment_ids is None:
             # The mask of other backends is no tensor of queries and keys.
-            narrow = Narrow.to(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
+            narrow = Narrow.at(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
         hidden_BLD, router_losses = self.model(input_ids, attention_mask, segment_ids, cache, narrow)
         if target_ids is None:
             wanted = logits_at if narrow is None else narrow.wanted_BQ
-            logits = self.head(hidden_BLD if wanted is None else hidden_BLD[wanted])
+            logits = self.head(hidden_BLD if wanted is None else hidden_BLD[wanted.to(hidden_BLD.device)])
             return MaskedLMOutput(logits=logits, router_losses=router_losses)
         scored_BL = target_ids != NOT_SCORED
         scored_log_probs = self.head(hidden_BLD[scored_BL], target_ids[scored_BL])

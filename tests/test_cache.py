@@ -124,6 +124,17 @@ def test_a_growing_canvas_never_shows_a_later_block():
     assert not torch.equal(long, fixed)
 
 
+def test_narrowed_positions_and_places_move_as_tensors_do():
+    """accelerate calls `to(device)` on what blocks are given where a model lies on several devices."""
+    from llada.attention import Narrow
+
+    narrow = Narrow.at(torch.tensor([[False, True, True], [True, False, False]]))
+    moved = narrow.to("meta")
+    assert moved.index_BQ.device.type == moved.wanted_BQ.device.type == "meta"
+    x = torch.arange(6.0).view(2, 3, 1)
+    assert narrow.pick(x)[narrow.wanted_BQ].flatten().tolist() == [1.0, 2.0, 3.0]
+
+
 def test_every_step_shows_its_canvas():
     seen: list[tuple[int, int]] = []
 

@@ -29,11 +29,18 @@ class SamplerStats:
     """What a call cost.
 
     forwards: how often the model was run (a guided step is one, rows in different blocks are several); query_tokens:
-    positions that it was run on, summed over rows and forwards.
+    positions that it was run on, summed over rows and forwards; tokens: how many it committed, of all rows.
     """
 
     forwards: int = 0
     query_tokens: int = 0
+    tokens: int = 0
+
+    def add(self, other: "SamplerStats") -> None:
+        """Count another call too."""
+        self.forwards += other.forwards
+        self.query_tokens += other.query_tokens
+        self.tokens += other.tokens
 
 
 def model_predictor(model: PreTrainedModel, stats: SamplerStats) -> Predictor:

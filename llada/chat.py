@@ -2,28 +2,29 @@
 
     python -m llada.chat --model PATH [--gen_length 128] [--cache dual] [--threshold 0.9] [--plain]
 
+Settings are those saved with the model or a `--preset`, with any of `llada.SamplerSettings` that is given in its place.
 Masks are blocks, tokens appear where and when they are committed, from red (unsure) to green. Under each answer:
 tokens a second, and forward passes for each token. `/new` starts another dialogue, an empty line or Ctrl-D ends. With
 `--plain` (or where the output is no terminal) answers are written once, without colours.
 """
 
-import argparse
 import sys
 import time
+from dataclasses import dataclass, field
 
 import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 
 import llada  # noqa: F401  (registers the family)
-from llada.cache import CACHES, SamplerStats
+from llada.cache import SamplerStats
 from llada.completions import left_padded
-from llada.rules import REMASKING
+from llada.presets import preset
 from llada.sampler import generate
-from llada.sampler_settings import SamplerSettings
+from llada.sampler_settings import SamplerFlags, SamplerSettings, override
 from llada.tokenizer import load_tokenizer
 
 MASK = "▒"
@@ -126,22 +127,18 @@ def lines_of(console: Console, plain: bool):
             return
 
 
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "A saved model, or a hub name."})
+    preset: str | None = field(default=None, metadata={"help": "Published settings, such as llada-1.5/gsm8k."})
+    plain: bool = field(default=False, metadata={"help": "No colours and no animation, for pipes."})
+
+
 def main() -> None:
     """The command: load a model and talk."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="a saved model, or a hub name")
-    for name in ("gen_length", "steps", "block_length", "refresh_every"):
-        parser.add_argument(f"--{name}", type=int)
-    for name in ("temperature", "threshold", "factor", "cfg_scale"):
-        parser.add_argument(f"--{name}", type=float)
-    parser.add_argument("--cache", choices=CACHES)
-    parser.add_argument("--remasking", choices=REMASKING)
-    parser.add_argument("--plain", action="store_true", help="no colours and no animation, for pipes")
-    args = parser.parse_args()
-    changes = {
-        name: value for name, value in vars(args).items() if value is not None and name not in ("model", "plain")
-    }
-    settings = SamplerSettings(**(vars(SamplerSettings.load(args.model)) | changes))
+    parser = HfArgumentParser([Arguments, SamplerFlags], description=__doc__.splitlines()[0])
+    args, flags = parser.parse_args_into_dataclasses()
+    settings = override(preset(args.preset) if args.preset else SamplerSettings.load(args.model), flags)
     settings.check_blocks()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto").eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,32 +1,55 @@
-"""Answers to many prompts: batched, and written so that a run that was killed can go on where it stopped."""
+"""Answers to many prompts: batched, by several processes, and so that a run that was killed goes on where it stopped.
 
+The batches and their random numbers are those of the whole run, whoever makes them and whenever: the completions depend
+neither on the number of processes nor on where a run was killed.
+"""
+
+import hashlib
 import json
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Generator, Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from llada.sampler import SamplerStats, generate
+from llada.cache import SamplerStats
+from llada.data import column_names, load_rows
+from llada.masking import keyed_generator
+from llada.sampler import generate
 from llada.sampler_settings import SamplerSettings
-from llada.tokenizer import Prompt, render
-
-Settings = TypeVar("Settings", bound=SamplerSettings)
+from llada.tokenizer import Prompt, load_tokenizer, render
 
 
-def settings_of(args: Any, kind: type[Settings]) -> Settings:
-    """The sampler's part of a recipe's arguments."""
-    return kind(**{name: getattr(args, name) for name in kind.__dataclass_fields__})
+@dataclass
+class CompletionArguments:
+    """What to complete, with which model, and where to."""
+
+    model: str = field(default="", metadata={"help": "A saved model, or a hub name."})
+    prompts: str = field(default="", metadata={"help": "Local file or hub dataset with a 'prompt' column."})
+    output: str = field(default="", metadata={"help": "JSONL to write."})
+    limit: int | None = field(default=None, metadata={"help": "Use only the first prompts."})
+    batch_size: int = 16
+    seed: int = 0
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output and what a killed run left."})
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Ids of a prompt: text as it is, or messages with an assistant turn opened."""
+    text = prompt if isinstance(prompt, str) else render(tokenizer, prompt, open_turn=True)
+    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def left_padded(
     tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], pad_id: int, device
 ) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask of prompts (text, or messages with an assistant turn opened), [B, P] each."""
-    texts = [prompt if isinstance(prompt, str) else render(tokenizer, prompt, open_turn=True) for prompt in prompts]
-    encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    """Ids and attention mask of prompts (text or messages), [B, P] each."""
+    encoded = [encode(tokenizer, prompt) for prompt in prompts]
     width = max(map(len, encoded))
     ids = [[pad_id] * (width - len(row)) + row for row in encoded]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in encoded]
@@ -37,7 +60,7 @@ def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt], settings: SamplerSettings,
     batch_size: int, generator: Generator | None = None, stats: SamplerStats | None = None,
 ) -> Iterator[str]:  # fmt: skip
-    """One answer to each prompt (text or messages), in order, special tokens left out.
+    """One answer to each prompt (text or messages), in order, special tokens left out: "" where the model answers EOS.
 
     stats: what the calls cost is added to it.
     """
@@ -48,8 +71,7 @@ def answers(
         ids, mask = left_padded(tokenizer, pending, pad_id, device)
         canvas, cost = generate(model, ids, mask, settings, generator=generator, return_stats=True)
         if stats is not None:
-            stats.forwards += cost.forwards
-            stats.query_tokens += cost.query_tokens
+            stats.add(cost)
         yield from tokenizer.batch_decode(canvas[:, ids.shape[1] :], skip_special_tokens=True)
         pending.clear()
 
@@ -62,44 +84,138 @@ def answers(
 
 
 class PartFiles:
-    """JSONL written by several processes, each to a part of its own, and joined in order at the end.
+    """What several processes have made of an output so far, each in a JSONL of its own until all is there.
 
-    A row is {"index": ..., ...}. Lines are whole or not there: the last one of a killed process is dropped.
+    The first line of a part describes its run; a row is {"index": ..., "completion": ...}. Lines are whole or not
+    there: the last one of a killed process is dropped.
     """
 
-    def __init__(self, output: str | Path):
-        self.output = Path(output)
+    def __init__(self, output: str | Path, run: dict[str, Any]):
+        self.output, self.run = Path(output), run
 
     def parts(self) -> list[Path]:
         return sorted(self.output.parent.glob(f"{self.output.name}.part*"))
 
-    def done(self) -> dict[int, dict[str, Any]]:
-        """Rows of all parts, by index."""
-        rows: dict[int, dict[str, Any]] = {}
+    def done(self) -> dict[int, str]:
+        """Completions of all parts, by index.
+
+        Raises:
+            ValueError: a part is of a run with other settings; the file and what differs are named.
+        """
+        found: dict[int, str] = {}
         for part in self.parts():
             text = part.read_text()
-            for line in text[: text.rfind("\n") + 1].splitlines():
-                row = json.loads(line)
-                rows[row["index"]] = row
-        return rows
+            lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+            before = lines[0] if lines else self.run
+            for name, value in self.run.items():
+                if before.get(name) != value:
+                    raise ValueError(
+                        f"{part} was made with {name}={before.get(name)!r}, and this run has {value!r}: go on with the "
+                        "same settings, or set overwrite to start again"
+                    )
+            found |= {row["index"]: row["completion"] for row in lines[1:]}
+        return found
 
-    def append(self, process: int, rows: list[dict[str, Any]]) -> None:
+    def append(self, process: int, found: dict[int, str]) -> None:
         part = self.output.with_name(f"{self.output.name}.part{process}")
-        if part.exists():  # what a killed process left of a line
-            text = part.read_bytes()
-            if text and not text.endswith(b"\n"):
-                part.write_bytes(text[: text.rfind(b"\n") + 1])
+        text = part.read_bytes() if part.exists() else b""
+        if not text.endswith(b"\n"):  # what a killed process left of a line
+            text = text[: text.rfind(b"\n") + 1]
+            part.write_bytes(text)
+        rows = [{"index": index, "completion": completion} for index, completion in found.items()]
         with open(part, "a") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (rows if text else [self.run, *rows]))
 
-    def join(self) -> None:
-        """Write the output, in the order of the prompts, and remove the parts."""
-        rows = self.done()
+    def finish(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write the output, whole or not at all, and remove the parts."""
         whole = self.output.with_name(self.output.name + ".tmp")
         with open(whole, "w") as file:
-            for index in sorted(rows):
-                row = {name: value for name, value in rows[index].items() if name != "index"}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         whole.replace(self.output)
+        self.remove_parts()
+
+    def remove_parts(self) -> None:
         for part in self.parts():
             part.unlink()
+
+
+class Completions:
+    """All answers to the prompts of a file, `samples` to each, by every process of the launcher.
+
+    Raises:
+        ValueError, FileNotFoundError: an option that is missing or cannot be, an output that is there, a part of
+            another run, or a prompt that is empty or too long; nothing has been written or removed then.
+    """
+
+    def __init__(self, args: CompletionArguments, settings: SamplerSettings, samples: int = 1):
+        for name in ("model", "prompts", "output"):
+            if not getattr(args, name):
+                raise ValueError(f"{name} is missing")
+        numbers = {"batch_size": args.batch_size, "samples": samples, "limit": args.limit}
+        if wrong := {name: number for name, number in numbers.items() if number is not None and number < 1}:
+            raise ValueError(f"{wrong}: must be at least 1")
+        if Path(args.output).exists() and not args.overwrite:
+            raise ValueError(f"output={args.output} exists: set overwrite to replace it")
+        settings.check_blocks()
+        rows = load_rows(args.prompts)
+        if "prompt" not in column_names(rows):
+            raise ValueError(f"{args.prompts}: columns are {sorted(column_names(rows))}; needed is 'prompt'")
+        self.rows = list(rows.select(range(min(args.limit or len(rows), len(rows)))))
+        self.args, self.settings, self.samples = args, settings, samples
+        self.state = PartialState(cpu=not torch.cuda.is_available())
+        self.tokenizer = load_tokenizer(args.model)
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")
+        self.model = model.eval().to(self.state.device)
+        self.check_prompts()
+        content = json.dumps([row["prompt"] for row in self.rows]).encode()
+        run = {name: getattr(args, name) for name in ("model", "batch_size", "seed")} | asdict(settings)
+        run |= {"samples": samples, "prompts": hashlib.blake2b(content, digest_size=8).hexdigest()}
+        self.files = PartFiles(args.output, run)
+        if not args.overwrite:
+            self.files.done()
+
+    def check_prompts(self) -> None:
+        room = self.model.config.max_sequence_length - self.settings.gen_length
+        for index, row in enumerate(self.rows):
+            length = len(encode(self.tokenizer, row["prompt"])) if row["prompt"] else 0
+            if not 0 < length <= room:
+                raise ValueError(
+                    f"{self.args.prompts}: the prompt of row {index} (counted from 0) has {length} tokens; allowed are "
+                    f"1 to {room}, the model's context less gen_length={self.settings.gen_length}"
+                )
+
+    def make(self) -> list[list[str]] | None:
+        """The answers to each prompt, on the main process; None on the others."""
+        state = self.state
+        if self.args.overwrite and state.is_main_process:
+            self.files.remove_parts()
+            self.files.output.unlink(missing_ok=True)
+        state.wait_for_everyone()
+        done, total, size = self.files.done(), len(self.rows) * self.samples, self.args.batch_size
+        batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
+        left = [batch for batch in batches if not all(index in done for index in batch)]
+        state.wait_for_everyone()  # all have read what was done before anyone adds to it
+        self.work(left[state.process_index :: state.num_processes])
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return None
+        done = self.files.done()
+        if empty := [index // self.samples for index in range(total) if not done[index].strip()]:
+            rows = ", ".join(map(str, dict.fromkeys(empty[:10]))) + ", ..." * (len(empty) > 10)
+            print(f"{len(empty)} of {total} answers are empty, EOS alone: rows {rows} (counted from 0)")
+        return [[done[row * self.samples + i] for i in range(self.samples)] for row in range(len(self.rows))]
+
+    def work(self, batches: list[range]) -> None:
+        """This process's share."""
+        state, stats, start = self.state, SamplerStats(), time.perf_counter()
+        name = f"answers, process {state.process_index + 1} of {state.num_processes}"
+        bar = tqdm(total=sum(map(len, batches)), desc=name, disable=not state.is_local_main_process)
+        for batch in batches:
+            seed = keyed_generator(self.args.seed, batch[0]).initial_seed()
+            generator = torch.Generator(state.device).manual_seed(seed)
+            prompts = (self.rows[index // self.samples]["prompt"] for index in batch)
+            found = answers(self.model, self.tokenizer, prompts, self.settings, len(batch), generator, stats)
+            self.files.append(state.process_index, dict(zip(batch, found, strict=True)))
+            bar.update(len(batch))
+            rate = stats.tokens / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{rate:.0f} tokens/s, {stats.tokens / stats.forwards:.2f} tokens a forward")

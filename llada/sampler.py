@@ -175,6 +175,7 @@ class Fill:
             )  # fmt: skip
             tokens_N, confidence_N = self.choose(self.predict(step))
             chosen_BL = self.commit(at_BL, confidence_N, rows, step)
+            self.stats.tokens += int(chosen_BL.sum())
             canvas_BL[names, :seen] = torch.where(chosen_BL, part_BL.masked_scatter(at_BL, tokens_N), part_BL)
             if self.on_step:
                 sure_BL[names, :seen] = torch.where(

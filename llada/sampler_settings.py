@@ -1,8 +1,9 @@
-"""The settings of `llada.generate`: checked where they are made, saved with a model, and the published ones."""
+"""The settings of `llada.generate`: checked where they are made, saved with a model, given as a command's options."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from llada.cache import CACHES
 from llada.rules import REMASKING
@@ -100,7 +101,7 @@ class SamplerSettings:
         if not file.exists():
             return cls()
         found = json.loads(file.read_text())
-        unknown = set(found) - {field.name for field in fields(cls)}
+        unknown = set(found) - {setting.name for setting in fields(cls)}
         if unknown:
             raise ValueError(f"{file}: unknown settings {sorted(unknown)}")
         try:
@@ -112,21 +113,17 @@ class SamplerSettings:
 FILE = "sampler.json"
 
 
-def whole(length: int, **changes) -> SamplerSettings:
-    """One token a step in one block."""
-    return SamplerSettings(steps=length, gen_length=length, block_length=length, **changes)
+# A command's options: each setting, None where it is not given. `--grow` alone means true, as for other switches.
+SWITCH = {"nargs": "?", "const": True}
+SamplerFlags = make_dataclass(
+    "SamplerFlags",
+    [
+        (name, kind | None, field(default=None, metadata=SWITCH if kind is bool else {}))
+        for name, kind in get_type_hints(SamplerSettings).items()
+    ],
+)
 
 
-# LLaDA-8B-Instruct, as evaluated (arXiv 2502.09992, appendix B.4 and the released evaluation code), and the
-# semi-autoregressive settings of its Table 8.
-PRESETS = {
-    "arc_challenge": whole(512),
-    "gpqa": whole(64, confidence_eos_eot_inf=True),
-    "gsm8k": whole(512, confidence_eos_eot_inf=True),
-    "gsm8k_blocks": SamplerSettings(steps=256, gen_length=256, block_length=8),
-    "humaneval": whole(512, logits_eos_inf=True),
-    "math": whole(512, confidence_eos_eot_inf=True),
-    "math_blocks": SamplerSettings(steps=512, gen_length=512, block_length=64),
-    "mbpp": whole(256, confidence_eos_eot_inf=True),
-    "mmlu_pro": whole(256),
-}
+def override(base: SamplerSettings, flags: Any) -> SamplerSettings:
+    """The settings of a command: `base` with what `SamplerFlags` give in its place."""
+    return replace(base, **{name: value for name, value in vars(flags).items() if value is not None})

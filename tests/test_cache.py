@@ -8,7 +8,7 @@ from conftest import FIXTURES, reference_model, tiny_model, tiny_moe
 
 import llada
 from llada.sampler import infill
-from llada.sampler_settings import PRESETS, SamplerSettings
+from llada.sampler_settings import SamplerSettings
 
 RUNS = json.loads((FIXTURES / "cached.json").read_text())
 CACHE = {"generate": None, "generate_with_prefix_cache": "prefix", "generate_with_dual_cache": "dual"}
@@ -175,8 +175,3 @@ def test_settings_travel_with_a_model(tmp_path):
     (tmp_path / "sampler.json").write_text('{"steps": 0}')
     with pytest.raises(ValueError, match=r"sampler.json: steps=0 must be at least 1"):
         SamplerSettings.load(tmp_path)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_divide_into_blocks(name):
-    PRESETS[name].check_blocks()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import llada
 from llada import LLaDAConfig, LLaDAModelLM, SamplerSettings
+from llada.rules import TokenChoice, top_k
 
 PROMPT, NEW, BLOCK, VOCABULARY = 64, 128, 32, 4096
 MASK = VOCABULARY - 1
@@ -69,7 +70,10 @@ def two_tokens_a_forward(model: LLaDAModelLM, prompt_1P: Tensor) -> float:
 
 
 def parts_of_a_forward(model: LLaDAModelLM, prompt_1P: Tensor, repeats: int) -> dict[str, float]:
-    """Seconds in embedding, attention (norms and projections included), MLP and head, of one whole forward."""
+    """Seconds in embedding, attention (norms and projections included), MLP and head, of one whole forward.
+
+    "rule" is what follows it in a step: the choice of tokens at one block's candidates, and of those to commit.
+    """
     canvas, spent, marks = torch.cat([prompt_1P, prompt_1P.new_full((1, NEW), MASK)], -1), {}, {}
 
     def watch(module: torch.nn.Module, name: str) -> list:
@@ -93,6 +97,12 @@ def parts_of_a_forward(model: LLaDAModelLM, prompt_1P: Tensor, repeats: int) -> 
     for hook in hooks:
         hook.remove()
     spent["attention"] = spent.pop("blocks") - spent["MLP"]
+    rule, logits_NV = TokenChoice("low_confidence", 0.0, [MASK], [], [], None), torch.randn(BLOCK, VOCABULARY)
+    at_1L, one_1 = (torch.arange(PROMPT + NEW) >= PROMPT + NEW - BLOCK)[None], torch.ones(1)
+    start = time.process_time()
+    for _ in range(repeats):
+        top_k(at_1L, rule(logits_NV)[1], one_1)
+    spent["rule"] = time.process_time() - start
     return {name: seconds / repeats for name, seconds in spent.items()}
 
 
@@ -156,7 +166,7 @@ def main() -> None:
     print(f"{len(prompts)} prompts of {prompts[0].shape[1]} to {PROMPT} tokens, dual: a batch over one by one",
           note("batch of 8 over one by one, dual", ratios))  # fmt: skip
     for name, value in parts_of_a_forward(model, prompt, 2 if args.quick else 8).items():
-        print(f"a whole forward, {name:10} {1000 * value:8.2f} ms")
+        print(f"a step on the whole canvas, {name:10} {1000 * value:8.2f} ms")
         rows.append({"name": f"forward, {name}", "value": 1000 * value, "unit": "ms", "low": None, "high": None})
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1))

@@ -71,15 +71,24 @@ def measure(name: str, config, device: str, shape: tuple[int, int], repeats: int
     return [{"name": f"{name}, {what}", "value": v, "unit": unit, "low": None, "high": None} for what, v, unit in rows]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description: str) -> argparse.Namespace | None:
+    """The options of a benchmark that needs a GPU, with its `device`; None, and said so, where it cannot run."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny models, on a CPU too")
     parser.add_argument("--json", help="write rows {name, value, unit, low, high} here")
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not args.quick:
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.device == "cpu" and not args.quick:
         print("not run: this needs a GPU with 80 GB")
+        return None
+    return args
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    if args is None:
         return
+    device = args.device
     rows = []
     for name, config in (TINY if args.quick else FULL).items():
         rows += measure(name, config, device, (2, 64) if args.quick else (4, 1024), 2 if args.quick else 10)

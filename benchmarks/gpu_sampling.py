@@ -8,12 +8,11 @@ forwards of the larger of the time to read the weights once (4.3 TB/s) and that 
 Without a GPU it says "not run"; --quick shows that the code runs, with a tiny model on a CPU.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import torch
-from gpu_models import FULL, TINY, seconds
+from gpu_models import FULL, TINY, arguments, seconds
 from transformers import AutoModel
 
 import llada
@@ -57,14 +56,10 @@ def queries_of(settings: SamplerSettings, prompt: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tiny model, on a CPU too")
-    parser.add_argument("--json", help="write rows {name, value, unit, low, high} here")
-    args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not args.quick:
-        print("not run: this needs a GPU with 80 GB")
+    args = arguments(__doc__)
+    if args is None:
         return
+    device = args.device
     config = TINY["tiny LLaDA"] if args.quick else FULL["LLaDA-8B"]
     config.mask_token_id = config.vocab_size - 1
     with torch.device(device):

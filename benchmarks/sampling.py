@@ -76,21 +76,21 @@ def parts_of_a_forward(model: LLaDAModelLM, prompt_1P: Tensor, repeats: int) -> 
     """
     canvas, spent, marks = torch.cat([prompt_1P, prompt_1P.new_full((1, NEW), MASK)], -1), {}, {}
 
-    def watch(module: torch.nn.Module, name: str) -> list:
+    def watch(name: str, first: torch.nn.Module, last: torch.nn.Module) -> list:
+        """Time from the beginning of one module to the end of another."""
+
         def before(*_):
             marks[name] = time.process_time()
 
         def after(*_):
             spent[name] = spent.get(name, 0.0) + time.process_time() - marks[name]
 
-        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        return [first.register_forward_pre_hook(before), last.register_forward_hook(after)]
 
-    body, hooks = model.model.transformer, []
-    hooks += watch(body.wte, "embedding") + watch(body.ff_out, "head")
+    body = model.model.transformer
+    hooks = watch("embedding", body.wte, body.wte) + watch("head", body.ff_out, body.ff_out)
     for block in body.blocks:
-        hooks += watch(block, "blocks")
-        for module in (block.ff_norm, block.ff_proj, block.up_proj, block.ff_out):
-            hooks += watch(module, "MLP")
+        hooks += watch("blocks", block, block) + watch("MLP", block.ff_norm, block.ff_out)
     with torch.no_grad():
         for _ in range(repeats):
             model(canvas)

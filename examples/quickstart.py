@@ -25,10 +25,11 @@ from transformers import TrainerCallback, set_seed
 
 from llada import LLaDAConfig, LLaDAModelLM
 from llada.completions import answers
+from llada.sampler_settings import SamplerSettings
 from llada.tokenizer import byte_tokenizer, special_ids
 from llada.trainer import MaskedDiffusionConfig, MaskedDiffusionTrainer
 from vrpo import VRPOConfig, VRPOTrainer
-from vrpo.pairs import SamplingSettings, pair_up
+from vrpo.pairs import DIVERSE, pair_up
 from vrpo.report import draw_report, print_report
 
 DEMONSTRATIONS, SFT_STEPS, SFT_BATCH = 40_000, 3000, 96
@@ -38,9 +39,9 @@ HELD_OUT = 1000
 # Sequences that VRPO forwards: chosen and rejected, DRAWS of each, through policy, reference and replay.
 FORWARDS = VRPO_STEPS * VRPO_BATCH * 2 * DRAWS * 3
 CONTROL_BATCH = 64
-GREEDY = SamplingSettings(gen_length=ANSWER_LENGTH + 1, steps=16, block_length=ANSWER_LENGTH + 1, temperature=0.0)
+GREEDY = SamplerSettings(gen_length=ANSWER_LENGTH + 1, steps=16, block_length=ANSWER_LENGTH + 1)
 # Two tokens a step at first, then one: the tokens that are left to the end are those that depend on each other.
-SAMPLED = SamplingSettings(gen_length=ANSWER_LENGTH + 1, steps=24, block_length=ANSWER_LENGTH + 1, temperature=1.0)
+SAMPLED = SamplerSettings(gen_length=ANSWER_LENGTH + 1, steps=24, block_length=ANSWER_LENGTH + 1, **DIVERSE)
 TOKENIZER = byte_tokenizer()
 
 

@@ -21,11 +21,10 @@ from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel
 
 import llada  # noqa: F401  (registers the family)
 from llada.cache import SamplerStats
-from llada.completions import left_padded
-from llada.presets import preset
+from llada.completions import left_padded, load_config, settings_of
 from llada.sampler import generate
-from llada.sampler_settings import SamplerFlags, SamplerSettings, override
-from llada.tokenizer import load_tokenizer
+from llada.sampler_settings import SamplerFlags, SamplerSettings
+from llada.tokenizer import before_eos
 
 MASK = "▒"
 COLOURS = ((0.5, "red"), (0.8, "yellow"), (1.01, "green"))  # of a token committed with confidence below
@@ -73,20 +72,22 @@ class Chat:
             ValueError: the dialogue and the answer do not fit the model's context; the turn is not added.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
-        pad_id = self.model.config.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        config = self.model.config
+        pad_id = config.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         ids, mask = left_padded(self.tokenizer, [turn], pad_id, self.model.device)
         width = ids.shape[1]
 
         def on_step(canvas_BL: Tensor, sure_BL: Tensor) -> None:
-            row, sure = canvas_BL[0, width:].tolist(), sure_BL[0, width:].tolist()
-            show(frame(self.tokenizer, row, sure, self.model.config.mask_token_id, self.hidden))
+            row, sure = before_eos(canvas_BL[0, width:].tolist(), config.eos_token_id), sure_BL[0, width:].tolist()
+            show(frame(self.tokenizer, row, sure[: len(row)], config.mask_token_id, self.hidden))
 
         start = time.perf_counter()
         canvas, stats = generate(
             self.model, ids, mask, self.settings, on_step=on_step if show else None, return_stats=True
         )
         seconds = time.perf_counter() - start
-        answer = self.tokenizer.decode(canvas[0, width:], skip_special_tokens=True).strip()
+        answered = before_eos(canvas[0, width:].tolist(), config.eos_token_id)
+        answer = self.tokenizer.decode(answered, skip_special_tokens=True).strip()
         self.messages = [*turn, {"role": "assistant", "content": answer}]
         return answer, stats, seconds
 
@@ -138,13 +139,14 @@ def main() -> None:
     """The command: load a model and talk."""
     parser = HfArgumentParser([Arguments, SamplerFlags], description=__doc__.splitlines()[0])
     args, flags = parser.parse_args_into_dataclasses()
-    settings = override(preset(args.preset) if args.preset else SamplerSettings.load(args.model), flags)
+    settings = settings_of(args, flags)
     settings.check_blocks()
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto").eval()
+    tokenizer, config = load_config(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype="auto").eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     plain = args.plain or not sys.stdout.isatty()
     console = Console()
-    talk(Chat(model, load_tokenizer(args.model), settings), console, lines_of(console, plain), plain)
+    talk(Chat(model, tokenizer, settings), console, lines_of(console, plain), plain)
 
 
 if __name__ == "__main__":

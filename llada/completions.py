@@ -4,11 +4,12 @@ The batches and their random numbers are those of the whole run, whoever makes t
 neither on the number of processes nor on where a run was killed.
 """
 
+import glob
 import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ import torch
 from accelerate import PartialState
 from torch import Generator, Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llada.cache import SamplerStats
 from llada.data import column_names, load_rows
 from llada.masking import keyed_generator
+from llada.presets import preset
 from llada.sampler import generate
-from llada.sampler_settings import SamplerSettings
-from llada.tokenizer import Prompt, load_tokenizer, render
+from llada.sampler_settings import SamplerSettings, override
+from llada.tokenizer import Prompt, before_eos, load_tokenizer, render, special_ids
 
 
 @dataclass
@@ -33,10 +35,29 @@ class CompletionArguments:
     model: str = field(default="", metadata={"help": "A saved model, or a hub name."})
     prompts: str = field(default="", metadata={"help": "Local file or hub dataset with a 'prompt' column."})
     output: str = field(default="", metadata={"help": "JSONL to write."})
+    preset: str | None = field(default=None, metadata={"help": "Published settings, such as llada-1.5/gsm8k."})
     limit: int | None = field(default=None, metadata={"help": "Use only the first prompts."})
     batch_size: int = 16
     seed: int = 0
     overwrite: bool = field(default=False, metadata={"help": "Replace the output and what a killed run left."})
+
+
+def settings_of(args: Any, flags: Any, **changes) -> SamplerSettings:
+    """A command's settings: its preset's or those saved with its model, with `changes` and then what its flags give."""
+    base = preset(args.preset) if args.preset else SamplerSettings.load(args.model)
+    return override(replace(base, **changes), flags)
+
+
+def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """The tokenizer of a model and its config, where special ids that it lacks are the tokenizer's.
+
+    Raises:
+        ValueError: neither has a mask token or EOS, or they disagree.
+    """
+    tokenizer, config = load_tokenizer(name), AutoConfig.from_pretrained(name)
+    for kind, number in vars(special_ids(tokenizer, config)).items():
+        setattr(config, f"{kind}_token_id", number)
+    return tokenizer, config
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -60,7 +81,7 @@ def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt], settings: SamplerSettings,
     batch_size: int, generator: Generator | None = None, stats: SamplerStats | None = None,
 ) -> Iterator[str]:  # fmt: skip
-    """One answer to each prompt (text or messages), in order, special tokens left out: "" where the model answers EOS.
+    """One answer to each prompt (text or messages), in order, up to EOS: "" where that comes first.
 
     stats: what the calls cost is added to it.
     """
@@ -72,7 +93,8 @@ def answers(
         canvas, cost = generate(model, ids, mask, settings, generator=generator, return_stats=True)
         if stats is not None:
             stats.add(cost)
-        yield from tokenizer.batch_decode(canvas[:, ids.shape[1] :], skip_special_tokens=True)
+        answered = [before_eos(row, model.config.eos_token_id) for row in canvas[:, ids.shape[1] :].tolist()]
+        yield from tokenizer.batch_decode(answered, skip_special_tokens=True)
         pending.clear()
 
     for prompt in prompts:
@@ -94,7 +116,8 @@ class PartFiles:
         self.output, self.run = Path(output), run
 
     def parts(self) -> list[Path]:
-        return sorted(self.output.parent.glob(f"{self.output.name}.part*"))
+        found = self.output.parent.glob(f"{glob.escape(self.output.name)}.part*")
+        return sorted(path for path in found if path.name.rpartition(".part")[2].isdigit())
 
     def done(self) -> dict[int, str]:
         """Completions of all parts, by index.
@@ -104,8 +127,8 @@ class PartFiles:
         """
         found: dict[int, str] = {}
         for part in self.parts():
-            text = part.read_text()
-            lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+            text = part.read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.split("\n")[:-1]]
             before = lines[0] if lines else self.run
             for name, value in self.run.items():
                 if before.get(name) != value:
@@ -123,13 +146,13 @@ class PartFiles:
             text = text[: text.rfind(b"\n") + 1]
             part.write_bytes(text)
         rows = [{"index": index, "completion": completion} for index, completion in found.items()]
-        with open(part, "a") as file:
+        with open(part, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (rows if text else [self.run, *rows]))
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write the output, whole or not at all, and remove the parts."""
         whole = self.output.with_name(self.output.name + ".tmp")
-        with open(whole, "w") as file:
+        with open(whole, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         whole.replace(self.output)
         self.remove_parts()
@@ -137,6 +160,20 @@ class PartFiles:
     def remove_parts(self) -> None:
         for part in self.parts():
             part.unlink()
+
+
+def fingerprint(name: str, config: PreTrainedConfig) -> str | None:
+    """What tells a model's weights from others: of files, sizes and both ends; of the hub, the commit."""
+    files = sorted(Path(name).glob("*.safetensors"))
+    if not files:
+        return getattr(config, "_commit_hash", None)
+    found = hashlib.blake2b(digest_size=8)
+    for path in files:
+        with open(path, "rb") as file:
+            found.update(f"{path.name} {path.stat().st_size}".encode() + file.read(65536))
+            file.seek(-min(65536, path.stat().st_size), 2)
+            found.update(file.read())
+    return found.hexdigest()
 
 
 class Completions:
@@ -156,40 +193,52 @@ class Completions:
             raise ValueError(f"{wrong}: must be at least 1")
         if Path(args.output).exists() and not args.overwrite:
             raise ValueError(f"output={args.output} exists: set overwrite to replace it")
+        if Path(args.output).resolve() == Path(args.prompts).resolve():
+            raise ValueError(f"output={args.output} is the file of the prompts")
         settings.check_blocks()
         rows = load_rows(args.prompts)
+        if not len(rows):
+            raise ValueError(f"{args.prompts} has no rows")
         if "prompt" not in column_names(rows):
             raise ValueError(f"{args.prompts}: columns are {sorted(column_names(rows))}; needed is 'prompt'")
         self.rows = list(rows.select(range(min(args.limit or len(rows), len(rows)))))
         self.args, self.settings, self.samples = args, settings, samples
-        self.state = PartialState(cpu=not torch.cuda.is_available())
-        self.tokenizer = load_tokenizer(args.model)
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")
-        self.model = model.eval().to(self.state.device)
-        self.check_prompts()
+        self.tokenizer, config = load_config(args.model)
+        self.check_rows(config)
         content = json.dumps([row["prompt"] for row in self.rows]).encode()
         run = {name: getattr(args, name) for name in ("model", "batch_size", "seed")} | asdict(settings)
         run |= {"samples": samples, "prompts": hashlib.blake2b(content, digest_size=8).hexdigest()}
-        self.files = PartFiles(args.output, run)
+        self.files = PartFiles(args.output, run | {"weights": fingerprint(args.model, config)})
         if not args.overwrite:
             self.files.done()
+        self.state = PartialState(cpu=not torch.cuda.is_available())
+        model = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype="auto")
+        self.model = model.eval().to(self.state.device)
 
-    def check_prompts(self) -> None:
-        room = self.model.config.max_sequence_length - self.settings.gen_length
+    def check_rows(self, config: PreTrainedConfig) -> None:
+        room = config.max_sequence_length - self.settings.gen_length
         for index, row in enumerate(self.rows):
-            length = len(encode(self.tokenizer, row["prompt"])) if row["prompt"] else 0
-            if not 0 < length <= room:
+            where = f"{self.args.prompts}: row {index} (counted from 0)"
+            ids = encode(self.tokenizer, row["prompt"]) if row["prompt"] else []
+            if not 0 < len(ids) <= room:
                 raise ValueError(
-                    f"{self.args.prompts}: the prompt of row {index} (counted from 0) has {length} tokens; allowed are "
-                    f"1 to {room}, the model's context less gen_length={self.settings.gen_length}"
+                    f"{where} has a prompt of {len(ids)} tokens; allowed are 1 to {room}, the model's context less "
+                    f"gen_length={self.settings.gen_length}"
                 )
+            if config.mask_token_id in ids:
+                raise ValueError(f"{where} has a prompt with the mask token, which the model would have to fill")
+            try:
+                json.dumps(row)
+            except TypeError as error:
+                raise ValueError(f"{where} cannot be written as JSON, which the output is: {error}") from error
 
     def make(self) -> list[list[str]] | None:
         """The answers to each prompt, on the main process; None on the others."""
         state = self.state
-        if self.args.overwrite and state.is_main_process:
-            self.files.remove_parts()
-            self.files.output.unlink(missing_ok=True)
+        if state.is_main_process:
+            self.files.output.parent.mkdir(parents=True, exist_ok=True)
+            if self.args.overwrite:  # the old output stays until there is a new one
+                self.files.remove_parts()
         state.wait_for_everyone()
         done, total, size = self.files.done(), len(self.rows) * self.samples, self.args.batch_size
         batches = [range(first, min(first + size, total)) for first in range(0, total, size)]

@@ -1,8 +1,8 @@
 """The settings that LLaDA's authors sampled with, by model and benchmark: `preset("llada-1.5/gsm8k")`.
 
-Sources: the evaluation page of the LLaDA repository (all of `llada-base`, `llada-instruct` and `llada-instruct-blocks`,
-and `llada-1.5` up to IFEval), and Table 6 of LLaDA 1.5 (arXiv 2505.19223) for its last three, which are scored by a
-judge; EOS has confidence 0 there, as that paper says. All are greedy and commit one token a step.
+Sources: the evaluation page of the LLaDA repository, and Table 6 of LLaDA 1.5 (arXiv 2505.19223) for what is not there:
+IFEval of LLaDA-8B-Instruct and the three benchmarks with a judge; EOS has confidence 0 in these, as that paper says.
+All are greedy and commit one token a step.
 """
 
 from llada.sampler_settings import SamplerSettings
@@ -33,7 +33,14 @@ PRESETS: dict[str, dict[str, SamplerSettings]] = {
         "mmlu": whole(3),
         "mmlu_pro": whole(256),
     },
-    "llada-instruct-blocks": {"gsm8k": blocks(256, 8), "math": blocks(512, 64)},
+    "llada-instruct-blocks": {
+        "gsm8k": blocks(256, 8),
+        "math": blocks(512, 64),
+        "alignbench": blocks(512, 32, **EOS_LAST),
+        "arena_hard": blocks(1024, 128, **EOS_LAST),
+        "ifeval": blocks(512, 512, **EOS_LAST),
+        "mt_bench": blocks(512, 32, **EOS_LAST),
+    },
     "llada-1.5": {
         "gpqa": blocks(256, 16),
         "gsm8k": blocks(256, 16, **EOS_LAST),

@@ -13,7 +13,7 @@ Shapes: B rows, L canvas positions, N candidate positions.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Generator, Tensor
@@ -40,9 +40,10 @@ class Row:
 
     name: int
     begin: int  # first position that may be filled
-    start: int
-    end: int
-    quotas: list[int]
+    steps: int  # of each block that has something to fill
+    start: int = 0
+    end: int = 0
+    quotas: list[int] = field(default_factory=list)
     entered: bool = True
 
 
@@ -62,8 +63,8 @@ def generate(
         settings: `SamplerSettings`; single ones may be given by name instead (`steps=64`).
         eos_token_id, eot_token_id: default to the model config's.
         generator: source of randomness on the model's device; None uses torch's default.
-        on_step: called after every step with the canvas and the confidence of each committed token, [B, L] each (0
-            elsewhere).
+        on_step: called after every step, and after the rest of an answer was filled with EOS, with the canvas and the
+            confidence of each committed token, [B, L] each (0 elsewhere): the sampler's own tensors, to read or copy.
         return_stats: also return `SamplerStats`.
 
     Returns:
@@ -75,9 +76,12 @@ def generate(
     """
     settings = replace(settings or SamplerSettings(), **changes)
     settings.check_blocks()
-    mask_id, width, length = model.config.mask_token_id, input_ids.shape[1], settings.gen_length
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    _check_prompt(input_ids, attention_mask, mask_id, model.config.max_sequence_length - length)
+    mask_id, length = model.config.mask_token_id, settings.gen_length
+    _check_text(input_ids, attention_mask, mask_id, model.config.max_sequence_length - length)
+    if ((input_ids == mask_id) & attention_mask.bool()).any():
+        raise ValueError(f"a prompt holds the mask token (id {mask_id}): generate fills what follows the prompt only")
+    width = input_ids.shape[1]
     canvas_BL = torch.cat([input_ids, input_ids.new_full((len(input_ids), length), mask_id)], -1)
     real_BL = torch.cat([attention_mask, attention_mask.new_ones(len(input_ids), length)], -1).bool()
     fill = Fill(model, settings, eos_token_id, eot_token_id, generator, on_step)
@@ -88,8 +92,8 @@ def generate(
 @torch.no_grad()
 def infill(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None,
-    settings: SamplerSettings | None = None, *, generator: Generator | None = None, on_step: OnStep | None = None,
-    return_stats: bool = False, **changes,
+    settings: SamplerSettings | None = None, *, eos_token_id: int | None = None, eot_token_id: int | None = None,
+    generator: Generator | None = None, on_step: OnStep | None = None, return_stats: bool = False, **changes,
 ) -> Tensor | tuple[Tensor, SamplerStats]:  # fmt: skip
     """Fill the MASKs of a text, wherever they stand, and keep all other tokens.
 
@@ -98,18 +102,21 @@ def infill(
 
     Args:
         input_ids: [B, L] texts with the mask token in them, padded on the left, with `attention_mask` [B, L].
+        The others are those of `generate`.
 
     Raises:
         ValueError: an argument out of range, a row without a MASK, or a text longer than the model's context.
     """
+    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    _check_text(input_ids, attention_mask, model.config.mask_token_id, model.config.max_sequence_length)
+    changes |= {"stop_at_eos": False, "gen_length": input_ids.shape[1]}
     settings = replace(settings or SamplerSettings(), **changes)
-    settings = replace(settings, stop_at_eos=False, gen_length=input_ids.shape[1])
-    mask_id = model.config.mask_token_id
-    is_mask_BL = input_ids == mask_id
+    real_BL = attention_mask.bool()
+    is_mask_BL = (input_ids == model.config.mask_token_id) & real_BL
     if not is_mask_BL.any(-1).all():
-        raise ValueError(f"row {(~is_mask_BL.any(-1)).nonzero()[0].item()} has no mask token (id {mask_id}) to fill")
-    real_BL = torch.ones_like(is_mask_BL) if attention_mask is None else attention_mask.bool()
-    fill = Fill(model, settings, None, None, generator, on_step)
+        row = (~is_mask_BL.any(-1)).nonzero()[0].item()
+        raise ValueError(f"row {row} has no mask token (id {model.config.mask_token_id}) to fill")
+    fill = Fill(model, settings, eos_token_id, eot_token_id, generator, on_step)
     canvas_BL = fill(input_ids.clone(), real_BL, is_mask_BL.long().argmax(-1).tolist())
     return (canvas_BL, fill.stats) if return_stats else canvas_BL
 
@@ -150,13 +157,14 @@ class Fill:
 
     def __call__(self, canvas_BL: Tensor, real_BL: Tensor, begins: list[int]) -> Tensor:
         """Fill the MASKs of each row from its `begin` on."""
-        self.given_BL, self.real_BL = canvas_BL != self.mask_id, real_BL
-        length, block = canvas_BL.shape[1], self.settings.block_length
-        rows = [Row(i, begin, begin, min(begin + block, length), []) for i, begin in enumerate(begins)]
-        is_mask_BL = (canvas_BL == self.mask_id).cpu()
-        sure_BL = torch.zeros(canvas_BL.shape, device=canvas_BL.device)
-        for row in rows:
-            self.enter(row, row.start, is_mask_BL[row.name])
+        self.given_BL, length = canvas_BL != self.mask_id, canvas_BL.shape[1]
+        is_mask_BL = ((canvas_BL == self.mask_id) & real_BL).cpu()
+        sure_BL, pads_B = torch.zeros(canvas_BL.shape, device=canvas_BL.device), (~real_BL).sum(-1)
+        rows = []
+        for name, begin in enumerate(begins):
+            blocks = sum(bool(block.any()) for block in is_mask_BL[name, begin:].split(self.settings.block_length))
+            rows.append(Row(name, begin, max(1, self.settings.steps // blocks)))
+            self.enter(rows[-1], begin, is_mask_BL[name])
         while rows := [row for row in rows if self.advance(row, canvas_BL[row.name], is_mask_BL[row.name])]:
             names = [row.name for row in rows]
             seen = max(row.end for row in rows) if self.settings.grow else length
@@ -174,7 +182,7 @@ class Fill:
                 tuple(row.end for row in rows), tuple(row.entered for row in rows),
             )  # fmt: skip
             tokens_N, confidence_N = self.choose(self.predict(step))
-            chosen_BL = self.commit(at_BL, confidence_N, rows, step)
+            chosen_BL = self.commit(at_BL, confidence_N, rows, pads_B[names])
             self.stats.tokens += int(chosen_BL.sum())
             canvas_BL[names, :seen] = torch.where(chosen_BL, part_BL.masked_scatter(at_BL, tokens_N), part_BL)
             if self.on_step:
@@ -182,18 +190,18 @@ class Fill:
                     chosen_BL, scores(at_BL, confidence_N).float(), sure_BL[names, :seen]
                 )
                 self.on_step(canvas_BL, sure_BL)
-            is_mask_BL = (canvas_BL == self.mask_id).cpu()
+            is_mask_BL = ((canvas_BL == self.mask_id) & real_BL).cpu()
             for row in rows:
                 row.entered = False
+        if self.on_step and (is_mask_BL & (canvas_BL != self.mask_id).cpu()).any():
+            self.on_step(canvas_BL, sure_BL)  # the rest of the last answers was filled with EOS
         return canvas_BL
 
     def enter(self, row: Row, start: int, is_mask_L: Tensor) -> None:
         """Put a row at the beginning of a block, with the quotas of its steps."""
         length = len(is_mask_L)
         row.start, row.end, row.entered = start, min(start + self.settings.block_length, length), True
-        blocks = -(-(length - row.begin) // self.settings.block_length)
-        steps = max(1, self.settings.steps // blocks)
-        row.quotas = [q for q in step_quotas(int(is_mask_L[row.start : row.end].sum()), steps) if q]
+        row.quotas = [q for q in step_quotas(int(is_mask_L[row.start : row.end].sum()), row.steps) if q]
 
     def advance(self, row: Row, canvas_L: Tensor, is_mask_L: Tensor) -> bool:
         """Move a row past the blocks that it has finished. False: it is done, and after EOS nothing is left to fill."""
@@ -209,8 +217,8 @@ class Fill:
                 return False
             self.enter(row, row.end, is_mask_L)
 
-    def commit(self, at_BL: Tensor, confidence_N: Tensor, rows: list[Row], step: Step) -> Tensor:
-        """Which candidates are written, [B, L] bool."""
+    def commit(self, at_BL: Tensor, confidence_N: Tensor, rows: list[Row], pads_B: Tensor) -> Tensor:
+        """Which candidates are written, [B, L] bool; pads_B: the left padding of each row."""
         settings = self.settings
         if settings.threshold is not None:
             return above_threshold(at_BL, confidence_N, settings.threshold)
@@ -218,23 +226,21 @@ class Fill:
             return within_factor(at_BL, confidence_N, settings.factor)
         quota_B = torch.tensor([row.quotas.pop(0) for row in rows], device=at_BL.device)
         if settings.confidence_eos_eot_inf:
-            return official_top_k(at_BL, confidence_N, quota_B, (~step.attention_BL).sum(-1))
+            return official_top_k(at_BL, confidence_N, quota_B, pads_B)
         return top_k(at_BL, confidence_N, quota_B)
 
 
-def _check_prompt(input_ids: Tensor, attention_mask: Tensor, mask_id: int | None, room: int) -> None:
+def _check_text(input_ids: Tensor, attention_mask: Tensor, mask_id: int | None, room: int) -> None:
     if mask_id is None:
         raise ValueError("the model's config has no mask_token_id")
     if input_ids.dim() != 2 or attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must be [B, P] alike"
+            f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must be [B, L] alike"
         )
     if input_ids.shape[1] > room:
-        raise ValueError(f"a prompt of {input_ids.shape[1]} tokens does not fit: context less gen_length is {room}")
+        raise ValueError(f"a text of {input_ids.shape[1]} tokens does not fit: context less gen_length is {room}")
     empty = (attention_mask.sum(-1) == 0).nonzero()[:, 0].tolist()
     if empty or input_ids.shape[1] == 0:
         raise ValueError(f"empty prompt in row {empty[0] if empty else 0}")
     if (attention_mask.long().diff(dim=-1) < 0).any():
         raise ValueError("prompts must be padded on the left (attention_mask rows must be 0...01...1)")
-    if ((input_ids == mask_id) & attention_mask.bool()).any():
-        raise ValueError(f"a prompt holds the mask token (id {mask_id}): generate fills what follows the prompt only")

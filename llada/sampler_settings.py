@@ -60,6 +60,8 @@ class SamplerSettings:
             raise ValueError(f"refresh_every={self.refresh_every} must be at least 1, and needs a cache")
         if self.threshold is not None and self.factor is not None:
             raise ValueError("threshold and factor are two rules: set one of them")
+        if self.remasking == "random" and not self.by_quota:
+            raise ValueError("remasking='random' has no confidence that threshold or factor could judge")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} must be above 0 and at most 1")
         if self.allow_mask and not self.by_quota:
@@ -77,9 +79,8 @@ class SamplerSettings:
         length, block = self.gen_length, self.block_length
         if length % block:
             down, up = length // block * block, -(-length // block) * block
-            raise ValueError(
-                f"gen_length={length} must be a multiple of block_length={block}, such as {down or up} or {up}"
-            )
+            such = f"{down} or {up}" if down else f"{up}; or block_length={length}"
+            raise ValueError(f"gen_length={length} must be a multiple of block_length={block}, such as {such}")
         if self.by_quota and self.steps % (length // block):
             raise ValueError(
                 f"steps={self.steps} must be a multiple of the number of blocks, gen_length / block_length="
@@ -106,7 +107,7 @@ class SamplerSettings:
             raise ValueError(f"{file}: unknown settings {sorted(unknown)}")
         try:
             return cls(**found)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{file}: {error}") from error
 
 
@@ -125,5 +126,13 @@ SamplerFlags = make_dataclass(
 
 
 def override(base: SamplerSettings, flags: Any) -> SamplerSettings:
-    """The settings of a command: `base` with what `SamplerFlags` give in its place."""
-    return replace(base, **{name: value for name, value in vars(flags).items() if value is not None})
+    """The settings of a command: `base` with what `SamplerFlags` give in its place.
+
+    A rule replaces the other one, and cache "none" is no cache.
+    """
+    changes = {name: value for name, value in vars(flags).items() if value is not None}
+    if "threshold" in changes or "factor" in changes:
+        changes = {"threshold": None, "factor": None} | changes
+    if changes.get("cache") == "none":
+        changes |= {"cache": None, "refresh_every": None}
+    return replace(base, **changes)

@@ -139,6 +139,11 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | N
     return SpecialIds(ids["mask"], ids["eos"], ids["eos"] if ids["pad"] is None else ids["pad"], eot)
 
 
+def before_eos(ids: list[int], eos_id: int) -> list[int]:
+    """The tokens of an answer: what a model writes after its first EOS is no part of it."""
+    return ids[: ids.index(eos_id)] if eos_id in ids else ids
+
+
 def texts_of(part: str, value: Prompt) -> list[str]:
     """The text of a prompt or completion, one string for each message.
 

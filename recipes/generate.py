@@ -7,24 +7,18 @@ those of `llada.SamplerSettings`, given by name; the others are `--preset`'s (`l
 that were saved with the model. An answer of EOS alone is an empty completion: it is kept, and its row is named.
 """
 
-from dataclasses import dataclass, field
-
 import llada  # noqa: F401  (registers the model)
-from llada.completions import CompletionArguments, Completions
+from llada.completions import CompletionArguments, Completions, settings_of
+from llada.inputs import RecipeError
 from llada.launch import parse
-from llada.presets import preset
-from llada.sampler_settings import SamplerFlags, SamplerSettings, override
-
-
-@dataclass
-class Arguments(CompletionArguments):
-    preset: str | None = field(default=None, metadata={"help": "Published settings, such as llada-1.5/gsm8k."})
+from llada.sampler_settings import SamplerFlags
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, flags = parse((Arguments, SamplerFlags), argv)
-    base = preset(args.preset) if args.preset else SamplerSettings.load(args.model)
-    run = Completions(args, override(base, flags))
+    args, flags = parse((CompletionArguments, SamplerFlags), argv)
+    run = Completions(args, settings_of(args, flags))
+    if "completion" in run.rows[0]:
+        raise RecipeError(f"{args.prompts} has a column 'completion' already, which this would replace: rename it")
     found = run.make()
     if found is not None:
         run.files.finish(row | {"completion": text} for row, (text,) in zip(run.rows, found, strict=True))

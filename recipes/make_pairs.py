@@ -3,8 +3,8 @@
     accelerate launch recipes/make_pairs.py --model runs/tiny_sft --prompts FILE.jsonl --output pairs.jsonl
 
 FILE has a `prompt` column (text or messages) and what the verifier needs: `same_as_answer` and `same_last_number`
-compare with an `answer` column; `FILE.py:function` is any `function(row, answer) -> bool`. Sampling is that
-of `generate.py`: several processes, and a run that was killed goes on where it stopped.
+compare with an `answer` column; `FILE.py:function` is any `function(row, answer) -> bool`. Sampling is that of
+`generate.py`, at temperature 1 unless told otherwise: several processes, and a run that was killed goes on.
 """
 
 import importlib.util
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import llada  # noqa: F401  (registers the model)
-from llada.completions import CompletionArguments, Completions
+from llada.completions import CompletionArguments, Completions, settings_of
 from llada.inputs import RecipeError
 from llada.launch import parse
-from llada.sampler_settings import SamplerFlags, override
-from vrpo.pairs import VERIFIERS, SamplingSettings, Verifier, pair_up
+from llada.sampler_settings import SamplerFlags
+from vrpo.pairs import DIVERSE, VERIFIERS, Verifier, pair_up
 
 
 @dataclass
@@ -44,7 +44,14 @@ def load_verifier(name: str) -> Verifier:
 def main(argv: list[str] | None = None) -> None:
     args, flags = parse((Arguments, SamplerFlags), argv)
     verify = load_verifier(args.verifier)
-    run = Completions(args, override(SamplingSettings(), flags), args.samples)
+    if args.samples < 2 or args.pairs_per_prompt < 1:
+        raise RecipeError(
+            f"samples={args.samples} must be at least 2, for a pair is of two answers, and pairs_per_prompt="
+            f"{args.pairs_per_prompt} at least 1"
+        )
+    run = Completions(args, settings_of(args, flags, **DIVERSE), args.samples)
+    if args.verifier in VERIFIERS and "answer" not in run.rows[0]:
+        raise RecipeError(f"{args.prompts}: columns are {sorted(run.rows[0])}; verifier={args.verifier} needs 'answer'")
     found = run.make()
     if found is not None:
         right = sum(verify(row, text) for row, texts in zip(run.rows, found, strict=True) for text in texts)

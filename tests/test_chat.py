@@ -38,6 +38,20 @@ def test_turns_are_remembered_and_every_step_is_shown():
     assert [message["role"] for message in talker.messages] == ["user", "assistant"] * 2
 
 
+def test_the_last_frame_has_no_masks_left():
+    """An answer of EOS in the first of four blocks: the others are never run, and not shown as masks either."""
+    talker, frames = chat(gen_length=16), []
+    talker.settings = SamplerSettings(steps=16, gen_length=16, block_length=4)
+    for parameter in talker.model.parameters():
+        torch.nn.init.zeros_(parameter)
+    body = talker.model.model.transformer
+    for constant in (body.wte.weight, body.ln_f.weight, body.ff_out.weight[IDS["eos_token_id"]]):
+        torch.nn.init.ones_(constant)
+    answer, stats, _ = talker.say("hello", frames.append)
+    assert (answer, stats.forwards, len(frames)) == ("", 4, 5)
+    assert MASK not in frames[-1].plain
+
+
 def test_a_plain_conversation_ends_at_an_empty_line_and_survives_one_that_is_too_long():
     out = io.StringIO()
     talker = chat(context=80)

@@ -11,9 +11,10 @@ from conftest import ROOT, load_script, tiny_model
 from test_trainer import IDS, TOKENIZER
 from transformers import HfArgumentParser
 
-from llada.completions import PartFiles
-from llada.presets import PRESETS, preset
-from llada.sampler_settings import SamplerFlags, override
+import llada
+from llada.completions import PartFiles, answers
+from llada.presets import preset
+from llada.sampler_settings import SamplerFlags, SamplerSettings, override
 
 
 @pytest.fixture
@@ -61,6 +62,15 @@ def test_a_killed_run_continues(saved, monkeypatch):
     assert not (saved / "cut.jsonl").exists()
     with pytest.raises(ValueError, match=r"cut.jsonl.part0 was made with seed=0, and this run has 1: go on with"):
         recipe.main(command(saved, "cut.jsonl", "--seed", "1"))
+    model = tiny_model(seed=1, dtype=torch.float32, max_sequence_length=64, **IDS)
+    model.save_pretrained(saved / "other")
+    (saved / "model").rename(saved / "first")
+    TOKENIZER.save_pretrained(saved / "other")
+    (saved / "other").rename(saved / "model")
+    with pytest.raises(ValueError, match="cut.jsonl.part0 was made with weights="):
+        recipe.main(command(saved, "cut.jsonl"))
+    (saved / "model").rename(saved / "other")
+    (saved / "first").rename(saved / "model")
     recipe.main(command(saved, "cut.jsonl"))
     assert (saved / "cut.jsonl").read_text() == (saved / "whole.jsonl").read_text()
     assert not list(saved.glob("*.part*"))
@@ -106,25 +116,77 @@ def test_answers_of_eos_alone_are_kept_and_named(saved, capsys):
     assert (saved / "pairs.jsonl").read_text() == ""
 
 
+def test_parts_hold_any_text_and_leave_other_files_alone(tmp_path):
+    """Line separators that are not a newline, and a name that is a pattern."""
+    files, texts = PartFiles(tmp_path / "o[1].jsonl", {"seed": 0}), {0: "a\u2028b", 2: "c\x85d\r\ne", 1: "é"}
+    (tmp_path / "o[1].jsonl.parted").write_text("mine")
+    for process, index in enumerate(texts):
+        files.append(process, {index: texts[index]})
+    assert files.done() == texts
+    files.finish([{"completion": texts[index]} for index in range(3)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o[1].jsonl", "o[1].jsonl.parted"]
+    lines = (tmp_path / "o[1].jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["completion"] for line in lines[:-1]] == [texts[0], texts[1], texts[2]]
+
+
+def test_nothing_after_eos_is_part_of_an_answer():
+    """One block, so that the model writes on after its EOS: the same text as with blocks that stop there."""
+    model = tiny_model(dtype=torch.float32, **IDS)
+    prompt, settings = "ab", SamplerSettings(gen_length=16, steps=16, block_length=16, temperature=1.5)
+    text = TOKENIZER(prompt, add_special_tokens=False).input_ids
+    seen = 0
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        ids = llada.generate(model, torch.tensor([text]), None, settings, generator=draw)[0, len(text) :].tolist()
+        (answer,) = answers(model, TOKENIZER, [prompt], settings, 1, torch.Generator().manual_seed(seed))
+        end = ids.index(IDS["eos_token_id"]) if IDS["eos_token_id"] in ids else len(ids)
+        assert answer == TOKENIZER.decode(ids[:end], skip_special_tokens=True)
+        seen += set(ids[end:]) > {IDS["eos_token_id"]}
+    assert seen
+
+
+def test_special_ids_that_a_config_lacks_are_the_tokenizer_s(saved, capsys):
+    """Published configs have no eot_token_id, which the authors' settings need."""
+    file = saved / "model" / "config.json"
+    config = json.loads(file.read_text())
+    del config["eot_token_id"]
+    file.write_text(json.dumps(config))
+    load_script("recipes/generate").main(command(saved, "out.jsonl", "--preset", "llada-1.5/gsm8k"))
+    assert len((saved / "out.jsonl").read_text().splitlines()) == 7
+
+
 def test_output_is_not_overwritten_and_bad_input_is_named(saved):
-    recipe = load_script("recipes/generate")
+    generate, make_pairs = (load_script(f"recipes/{name}").main for name in ("generate", "make_pairs"))
     (saved / "there.jsonl").write_text("mine\n")
     with pytest.raises(ValueError, match=r"there\.jsonl exists: set overwrite"):
-        recipe.main(command(saved, "there.jsonl"))
-    with pytest.raises(ValueError, match="gen_length=9 must be a multiple of block_length=8, such as 8 or 16"):
-        recipe.main(command(saved, "there.jsonl", "--gen_length", "9", "--overwrite", "true"))
-    with pytest.raises(ValueError, match=r"\{'batch_size': 0\}: must be at least 1"):
-        recipe.main(command(saved, "there.jsonl", "--batch_size", "0", "--overwrite", "true"))
-    with pytest.raises(ValueError, match=r"preset='llada-1.5/mmlu' is unknown: of llada-1.5 there are \['alignbench'"):
-        recipe.main(command(saved, "there.jsonl", "--preset", "llada-1.5/mmlu", "--overwrite", "true"))
-    for bad, length in (("", 0), ("x" * 57, 57)):
-        (saved / "prompts.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": bad}) + "\n")
-        with pytest.raises(ValueError, match=f"the prompt of row 1 .* has {length} tokens; allowed are 1 to 56"):
-            recipe.main(command(saved, "there.jsonl", "--overwrite", "true"))
-    (saved / "prompts.jsonl").write_text('{"question": "a"}\n')
-    with pytest.raises(ValueError, match=r"columns are \['question'\]; needed is 'prompt'"):
-        recipe.main(command(saved, "there.jsonl", "--overwrite", "true"))
-    assert (saved / "there.jsonl").read_text() == "mine\n"
+        generate(command(saved, "there.jsonl"))
+
+    def refused(message: str, *options: str, recipe=generate) -> None:
+        with pytest.raises(ValueError, match=message):
+            recipe(command(saved, "there.jsonl", "--overwrite", "true", *options))
+        assert (saved / "there.jsonl").read_text() == "mine\n"
+
+    refused("gen_length=9 must be a multiple of block_length=8, such as 8 or 16", "--gen_length", "9")
+    refused(r"\{'batch_size': 0\}: must be at least 1", "--batch_size", "0")
+    refused(r"'llada-1.5/mmlu' is unknown: of llada-1.5 there are \['alignbench'", "--preset", "llada-1.5/mmlu")
+    refused(r"prompts.jsonl is the file of the prompts", "--output", str(saved / "prompts.jsonl"))
+    refused("samples=1 must be at least 2", "--samples", "1", recipe=make_pairs)
+    for bad, message in (
+        ({"prompt": ""}, "row 1 .* has a prompt of 0 tokens; allowed are 1 to 56"),
+        ({"prompt": "x" * 57}, "row 1 .* has a prompt of 57 tokens; allowed are 1 to 56"),
+        ({"prompt": f"x{TOKENIZER.mask_token}"}, "row 1 .* has a prompt with the mask token"),
+    ):
+        (saved / "prompts.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps(bad) + "\n")
+        refused(message)
+    for row, message in (
+        ({"question": "a"}, r"columns are \['question'\]; needed is 'prompt'"),
+        ({"prompt": "a", "completion": "b"}, "has a column 'completion' already"),
+        ({"prompt": "a", "date": "2024-05-01"}, "row 0 .* cannot be written as JSON"),
+    ):
+        (saved / "prompts.jsonl").write_text(json.dumps(row) + "\n")
+        refused(message)
+    (saved / "prompts.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n")
+    refused("verifier=same_as_answer needs 'answer'", recipe=make_pairs)
 
 
 def test_flags_replace_single_settings_of_a_preset():
@@ -136,8 +198,33 @@ def test_flags_replace_single_settings_of_a_preset():
     assert override(base, flags) == replace(base, **expected)
 
 
-@pytest.mark.parametrize("name", [f"{model}/{benchmark}" for model in PRESETS for benchmark in PRESETS[model]])
-def test_presets_commit_one_token_a_step_in_whole_blocks(name):
-    settings = preset(name)
-    settings.check_blocks()
-    assert settings.steps == settings.gen_length
+def test_a_rule_replaces_the_other_and_none_is_no_cache():
+    saved = SamplerSettings(threshold=0.9, cache="dual", refresh_every=2)
+    assert override(saved, SamplerFlags(factor=1.0)) == SamplerSettings(factor=1.0, cache="dual", refresh_every=2)
+    assert override(saved, SamplerFlags(cache="none")) == SamplerSettings(threshold=0.9)
+
+
+# Length, block, and whether EOS is never predicted or committed last: the tables that `llada.presets` names, by hand.
+PUBLISHED = """
+llada-base/gsm8k 1024 1024 - -      llada-base/bbh 1024 1024 - -         llada-instruct/mmlu 3 3 - -
+llada-instruct/mmlu_pro 256 256 - - llada-instruct/hellaswag 3 3 - -     llada-instruct/arc_challenge 512 512 - -
+llada-instruct/gsm8k 512 512 - +    llada-instruct/math 512 512 - +      llada-instruct/gpqa 64 64 - +
+llada-instruct/mbpp 256 256 - +     llada-instruct/humaneval 512 512 + - llada-instruct-blocks/gsm8k 256 8 - -
+llada-instruct-blocks/math 512 64 - -   llada-instruct-blocks/ifeval 512 512 - +
+llada-instruct-blocks/arena_hard 1024 128 - + llada-instruct-blocks/alignbench 512 32 - +
+llada-instruct-blocks/mt_bench 512 32 - + llada-1.5/gsm8k 256 16 - +     llada-1.5/math 1024 128 - +
+llada-1.5/gpqa 256 16 - -           llada-1.5/humaneval 512 32 - +       llada-1.5/mbpp 512 32 - +
+llada-1.5/ifeval 256 16 - +         llada-1.5/arena_hard 1024 128 - +    llada-1.5/alignbench 512 32 - +
+llada-1.5/mt_bench 256 16 - +
+"""
+
+
+@pytest.mark.parametrize("row", list(zip(*[iter(PUBLISHED.split())] * 5, strict=True)), ids=lambda row: row[0])
+def test_presets_are_the_published_settings(row):
+    name, length, block, never, last = row
+    expected = SamplerSettings(
+        steps=int(length), gen_length=int(length), block_length=int(block), logits_eos_inf=never == "+",
+        confidence_eos_eot_inf=last == "+",
+    )  # fmt: skip
+    assert preset(name) == expected
+    preset(name).check_blocks()

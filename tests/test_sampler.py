@@ -194,7 +194,7 @@ def test_guidance_extrapolates_from_the_masked_prompt():
         ({"remasking": "entropy"}, "remasking='entropy' is unknown"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"steps": 0}, "steps=0"),
-        ({"gen_length": 64, "steps": 64}, "a prompt of 2 tokens does not fit: context less gen_length is 0"),
+        ({"gen_length": 64, "steps": 64}, "a text of 2 tokens does not fit: context less gen_length is 0"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "empty prompt in row 0"),
         ({"attention_mask": torch.tensor([[0, 0]])}, "empty prompt in row 0"),
         ({"attention_mask": torch.tensor([[1, 0]])}, "padded on the left"),

@@ -3,7 +3,8 @@ from conftest import load_script, tiny_model
 from test_trainer import IDS, TOKENIZER
 
 from llada.completions import answers
-from vrpo.pairs import SamplingSettings, last_number, pair_up, same_as_answer, same_last_number
+from llada.sampler_settings import SamplerSettings
+from vrpo.pairs import last_number, pair_up, same_as_answer, same_last_number
 
 addition = load_script("examples/addition")
 
@@ -41,7 +42,7 @@ def test_gsm8k_answers_are_compared_by_their_last_number():
 
 def test_answers_do_not_depend_on_the_batch():
     model = tiny_model(**IDS)
-    settings = SamplingSettings(gen_length=8, steps=8, block_length=8, temperature=0.0)
+    settings = SamplerSettings(gen_length=8, steps=8, block_length=8)
     prompts = ["a", "bcd", "ef", "ghijk"]
     whole = list(answers(model, TOKENIZER, prompts, settings, batch_size=4))
     assert whole == list(answers(model, TOKENIZER, prompts, settings, batch_size=3))

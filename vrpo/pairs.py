@@ -1,22 +1,16 @@
 """On-policy preference pairs: sample answers, check them with a verifier, pair right ones with wrong ones."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from llada.sampler_settings import SamplerSettings
 from llada.tokenizer import Prompt
 
 Verifier = Callable[[dict[str, Any], str], bool]  # (the row of the prompt, an answer) -> is it right
 
 
-@dataclass
-class SamplingSettings(SamplerSettings):
-    """Settings that leave answers as diverse as the model is."""
-
-    temperature: float = 1.0
-    # The papers' low_confidence would draw unlikely tokens again: hardly a wrong answer would be left to learn from.
-    remasking: str = "top_probability"
+# Settings of the sampler that leave answers as diverse as the model is. The papers' low_confidence would draw unlikely
+# tokens again: hardly a wrong answer would be left to learn from.
+DIVERSE: dict[str, Any] = {"temperature": 1.0, "remasking": "top_probability"}
 
 
 def pair_up(row: dict[str, Any], candidates: Iterable[str], verify: Verifier, most: int) -> list[dict[str, Any]]:

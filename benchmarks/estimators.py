@@ -143,7 +143,10 @@ def paper_forms(case: Case, counts: int, masks: int) -> None:
         case.single[form] = torch.tensor(parts, dtype=torch.float64).sum(1)
         sources = torch.tensor([[s.level, s.count, s.pattern] for pair in found for s in map(split, pair)]).sum(0)
         level, count, pattern = (sources / sources.sum()).tolist()
-        print(f"{form} form by source: level {level:.0%}, count {count:.0%}, mask pattern {pattern:.0%}")
+        drawn = (
+            f"count {level:.0%}" if form == "L/l" else f"level {level:.0%}, count {count:.0%}"
+        )  # L/l draws the count
+        print(f"{form} form by source: {drawn}, mask pattern {pattern:.0%}")
     gain = jackknife(ratio_of_means, case.single["1/t"], case.single["L/l"])
     print("L/l form over 1/t form:", case.note("L/l form, gain over 1/t form", gain))
     margin_P = case.design("vrpo (L/l), redrawn", 4, ours(design("vrpo", n_t=4))).mean(0)

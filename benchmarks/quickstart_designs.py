@@ -29,7 +29,7 @@ from vrpo.diagnostics import jackknife
 
 DESIGNS, RATES = ("vrpo", "cpl"), (2.5e-5, 5e-5, 1e-4)
 CHOOSING, FRESH = (100, 101), (200, 201, 202, 203)
-COLUMNS = ("accuracy", "margin", "reward_accuracy", "loss")
+COLUMNS = ("accuracy", "margin", "reward_accuracy", "loss", "with_sft")
 
 
 def one_run(sft: str, name: str, rate: float, seed: int, steps: int, folder: Path) -> dict:
@@ -45,14 +45,17 @@ def one_run(sft: str, name: str, rate: float, seed: int, steps: int, folder: Pat
         model, folder, seed, [p for p in pairs if p["prompt"] not in apart],
         [p for p in pairs if p["prompt"] in apart], **settings,
     )  # fmt: skip
+    trained = trainer.evaluate()["eval_loss"]
+    trainer.args.loss_type, trainer.args.loss_weights = ["sigmoid"], [1.0]  # the preference loss without its SFT term
     found = trainer.evaluate()
     held_out = prompts(HELD_OUT, random.Random(12345), held_out=True)
     return {
-        "design": name, "rate": rate, "seed": seed, "steps": steps, "pairs": len(pairs),
+        "sft": sft, "design": name, "rate": rate, "seed": seed, "steps": steps, "pairs": len(pairs),
         "accuracy": float(is_right_on(trainer.model, held_out, name).mean()),
         "margin": found["eval_rewards/margins"],
         "reward_accuracy": found["eval_rewards/accuracies"],
         "loss": found["eval_loss"],
+        "with_sft": trained,
     }  # fmt: skip
 
 
@@ -69,14 +72,14 @@ def main() -> None:
     done: dict[tuple, dict] = {}
     if args.json and args.json.exists():
         for row in map(json.loads, args.json.read_text().splitlines()):
-            done[row["design"], row["rate"], row["seed"], row["steps"]] = row
+            done[row["sft"], row["design"], row["rate"], row["seed"], row["steps"]] = row
 
     with tempfile.TemporaryDirectory() as folder:
 
         def run(name: str, rate: float, seed: int) -> dict:
-            key = (name, rate, seed, steps)
+            key = (args.sft, name, rate, seed, steps)
             if key not in done:
-                done[key] = one_run(args.sft, *key, Path(folder))
+                done[key] = one_run(*key, Path(folder))
                 if args.json:
                     with open(args.json, "a") as file:
                         file.write(json.dumps(done[key]) + "\n")

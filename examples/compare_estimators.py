@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from llada.tokenizer import special_ids
 from vrpo.data import PairCollator, prepare_pairs
+from vrpo.measure import Settings, measure
 from vrpo.report import draw_variance, print_variance
-from vrpo.variance import Settings, measure, write
+from vrpo.variance import write
 
 
 def batches_of(number: int, size: int, seed: int, one_manner: bool = False) -> list:
@@ -41,8 +42,8 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()
     start = time.perf_counter()
-    reference, policy = small_models(args.output, args.seed)
     settings = Settings(pairs=args.pairs, batch_size=8, repeats=8, budgets=[1, 2, 4, 8], seed=args.seed)
+    reference, policy = small_models(args.output, args.seed)
     batches = batches_of(args.pairs, settings.batch_size, seed=args.seed + 1000)
     with tqdm(total=len(batches) * len(settings.rows()), desc="variance") as bar:
         results = measure(policy, reference, batches, settings, special_ids(TOKENIZER).mask, bar.update)

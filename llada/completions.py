@@ -52,8 +52,12 @@ def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
     """The tokenizer of a model and its config, where special ids that it lacks are the tokenizer's.
 
     Raises:
-        ValueError: neither has a mask token or EOS, or they disagree.
+        ValueError: neither has a mask token or EOS, or they disagree; or the directory holds adapters.
     """
+    if Path(name, "adapter_config.json").exists():
+        raise ValueError(
+            f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
+        )
     tokenizer, config = load_tokenizer(name), AutoConfig.from_pretrained(name)
     for kind, number in vars(special_ids(tokenizer, config)).items():
         setattr(config, f"{kind}_token_id", number)

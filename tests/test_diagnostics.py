@@ -1,6 +1,7 @@
 """Diagnostics against closed forms: jackknife, sources of variance by enumeration, bias of every loss."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,14 +9,16 @@ from test_likelihood import MASK, Table, all_masks, subsets
 from test_masking import standard_errors
 
 from llada.likelihood import elbo_draws, exact_elbo
+from llada.masking import exact_count_masks
 from vrpo.diagnostics import (
     Bank,
     GradientNoise,
-    correlation,
     covariances,
     jackknife,
+    left_by_coupling,
     loss_bias,
     loss_of,
+    pooled,
     ratio_of_means,
     second_order_bias,
     split_bernoulli,
@@ -23,6 +26,7 @@ from vrpo.diagnostics import (
     student_t,
 )
 from vrpo.losses import LOSSES
+from vrpo.redraw import count_grid
 
 LENGTH, EPS = 5, 1e-3
 MODEL, TOKENS = Table(LENGTH), torch.arange(LENGTH)
@@ -124,17 +128,65 @@ def test_the_bias_of_noise_is_what_the_docs_say(name):
 def test_the_bias_over_redraws_is_unbiased_for_a_quadratic():
     """sppo_hard with noise of variance 0.7 and 0.3 on its two sides: bias 1.0, from 8 redraws of 4,000 pairs."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, 8, 4000, generator=generator, dtype=torch.float64)
-    found = loss_bias(2 + 0.7**0.5 * noise[0], -1 + 0.3**0.5 * noise[1], torch.ones(8000), "sppo_hard", BETA)
+    noise = torch.randn(8, 8000, generator=generator, dtype=torch.float64)
+    scale = torch.cat([torch.full((4000,), 0.7), torch.full((4000,), 0.3)]).double().sqrt()
+    ratio_RB = torch.cat([torch.full((4000,), 2.0), torch.full((4000,), -1.0)]) + scale * noise
+    found = loss_bias(ratio_RB, *pooled([ratio_RB]), torch.ones(8000), "sppo_hard", BETA)
     assert standard_errors(found, 1.0) < 4
 
 
-def test_correlation_is_pooled_over_responses():
+@pytest.mark.parametrize(("name", "variance"), [("hinge", 1.0), ("hinge", 30.0), ("sigmoid", 44.0)])
+def test_the_bias_of_a_noisy_design_is_judged_by_a_less_noisy_one(name, variance):
+    """Normal noise of the score on 4,000 pairs, 8 redraws, beside a design with a thousandth of it.
+
+    hinge at its kink, s = 1: E[max(0, noise)] = d / sqrt(2 pi). sigmoid at s = 1, by quadrature.
+    """
+    generator = torch.Generator().manual_seed(1)
+    ratio = torch.cat([torch.full((4000,), 1 / BETA), torch.zeros(4000)]).double()
+    noise = torch.randn(2, 8, 8000, generator=generator, dtype=torch.float64) * (variance / 2) ** 0.5 / BETA
+    noisy, quiet = ratio + noise[0], ratio + 1e-3**0.5 * noise[1]
+    found = loss_bias(noisy, *pooled([noisy, quiet]), torch.ones(8000), name, BETA)
+    if name == "hinge":
+        expected = (variance / (2 * math.pi)) ** 0.5
+    else:
+        z = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+        density = torch.exp(-z.square() / 2)
+        loss = torch.nn.functional.softplus(-1 - variance**0.5 * z)
+        expected = float((loss * density).sum() / density.sum()) - math.log1p(math.exp(-1))
+    assert found.mean().item() == pytest.approx(expected, rel=0.03)
+    assert standard_errors(found, expected) < 5
+
+
+def test_pooling_weighs_designs_by_their_noise():
+    """Two designs of variance 3 and 1: weights 1/4 and 3/4, variance of the mean (9 / 16 + 3 / 16) / R."""
+    steps = torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)  # sample variance 1
+    mean_B, left_B = pooled([steps * 3**0.5 + 2, steps + 6])
+    assert mean_B.item() == pytest.approx(5)
+    assert left_B.item() == pytest.approx((3 / 16 + 9 / 16) / 3)
+
+
+def test_correlation_is_pooled_over_items():
     """A line with three times itself, a line with its reverse: covariances 3 v and -v, variances v, v and 9 v, v."""
     line = torch.arange(5.0)[:, None]
     pair = torch.cat([line, line], 1), torch.cat([3 * line, -line], 1)
-    assert correlation(torch.stack(covariances(*pair), -1)).item() == pytest.approx((3 - 1) / (2 * 10) ** 0.5)
+    assert left_by_coupling(torch.stack(covariances(*pair), -1)).item() == pytest.approx(1 - (3 - 1) / (2 * 10) ** 0.5)
     assert covariances(*pair)[1].tolist() == pytest.approx([2.5, 2.5])
+
+
+@pytest.mark.parametrize("counts", [4, 16])
+def test_a_bank_of_few_counts_is_not_biased(counts):
+    """A log-ratio that adds up over 64 tokens, so that (L/l) S has one mean at all counts: 2,000 banks of 4 masks."""
+    generator, length = torch.Generator().manual_seed(0), 64
+    token = torch.randn(length, generator=generator, dtype=torch.float64)
+    token += 1 - token.mean()
+    grid = count_grid(length, counts)
+    count = torch.tensor(grid)
+    keep = exact_count_masks(count.repeat_interleave(8000), length, generator)
+    value = (keep.double() @ token).view(len(grid), 2000, 4)
+    for split in (split_exact_count, partial(split_bernoulli, nodes=200)):
+        found = [split(Bank(count, value[:, i], length)) for i in range(2000)]
+        level = torch.tensor([each.level for each in found], dtype=torch.float64)
+        assert standard_errors(level, 0.0) < 4
 
 
 def test_student_t_against_the_printed_table():

@@ -2,18 +2,19 @@
 
 import csv
 import json
+from functools import partial
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_model, tiny_moe
 from test_trainer import IDS, TOKENIZER
 from test_vrpo_trainer import PAIRS, first_batch, moved, trainer
 
 from llada.masking import MaskPlan
 from vrpo import variance
 from vrpo.estimators import draw_pair_plans, log_ratios
+from vrpo.measure import Settings, measure
 from vrpo.redraw import banks, count_grid, elbos, planner, redrawn_elbos, redrawn_gradients
-from vrpo.variance import Settings, measure
 
 
 @pytest.fixture
@@ -96,13 +97,28 @@ def test_the_command_writes_its_table(tmp_path, capsys):
         ("--loss_type", "exo_pair", "label_smoothing=0 makes exo_pair infinite"),
         ("--budgets", "0", "must be at least 1"),
         ("--beta", "0", "beta=0.0 must be positive"),
+        ("--dtype", "bf16", "dtype='bf16' must be"),
+        ("--pairs", "8", "out holds results: set overwrite to replace them"),
+        ("--overwrite", "true", "16 pairs fit max_length=.*, but pairs=128: ask for fewer"),
     ):
         with pytest.raises(ValueError, match=message):
             variance.main([*names, option, value])
-    with pytest.raises(SystemExit, match="16 pairs fit max_length=.*, but pairs=128: ask for fewer"):
-        variance.main(names)
-    with pytest.raises(SystemExit, match="missing: --model, --ref_model"):
+    with pytest.raises(ValueError, match="missing: --model, --ref_model"):
         variance.main(["--data", str(data)])
+
+
+@pytest.mark.parametrize("build", [tiny_model, tiny_moe, partial(tiny_model, weight_tying=True)])
+def test_every_gradient_of_every_model(build):
+    """Frozen parameters too, as adapters leave them; what was trained before is trained after."""
+    policy, reference = build(dtype=torch.float32), build(seed=1, dtype=torch.float32)
+    policy.requires_grad_(False)
+    ids = torch.randint(3, 38, (4, 6), generator=torch.Generator().manual_seed(0))
+    scored = torch.tensor([[False, False, True, True, True, True]]).expand(4, -1)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "scored": scored, "example_id": torch.arange(2)}
+    for gradient in ("up", "head", "full"):
+        settings = Settings(pairs=2, batch_size=2, repeats=2, budgets=[2], gradient=gradient, bank_pairs=0)
+        assert measure(policy, reference, [batch], settings, 39)["rows"][0]["gradient"]["value"] > 0
+    assert not any(parameter.requires_grad for parameter in policy.parameters())
 
 
 def test_training_logs_the_variance_of_dependent_draws_by_redrawing(tmp_path):
@@ -112,13 +128,13 @@ def test_training_logs_the_variance_of_dependent_draws_by_redrawing(tmp_path):
     with torch.no_grad():
         scores = run.scores(run.model, batch, 0)
     run.state.global_step = 1
-    assert run.redrawn_variance(run.model, batch, scores) is None
+    assert run.redrawn_noise(run.model, batch, scores) is None
     run.state.global_step = 2
-    variance_B = run.redrawn_variance(run.model, batch, scores)
-    metrics = run.pair_metrics(scores, batch, variance_B)
+    metrics = run.pair_metrics(scores, batch, run.redrawn_noise(run.model, batch, scores))
     with torch.no_grad():
         other = run.scores(run.model, batch, -2)
     first, second = (torch.stack(log_ratios(each.policy_SB, each.reference_SB)) for each in (scores, other))
     expected = run.args.beta**2 * ((first - second).square() / 2).sum(0)
     assert torch.allclose(metrics["score/variance"], expected, rtol=1e-10)
-    assert (metrics["loss/bias"] > 0).all()
+    score = run.args.beta * ((first + second) / 2).diff(dim=0)[0]  # beta^2 q(s) V / 2, s halfway between the two
+    assert torch.allclose(metrics["loss/bias"], torch.sigmoid(score) * torch.sigmoid(-score) * expected / 2, rtol=1e-8)

@@ -74,7 +74,10 @@ def ratio_of_means(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Split:
-    """Variance of one draw of a response's log-ratio, nats^2, by its source."""
+    """Variance of one draw of a response's log-ratio, nats^2, by its source.
+
+    Estimates without bias, so that those of a single response may be below 0; means over responses tell.
+    """
 
     level: float
     count: float
@@ -93,9 +96,17 @@ class Bank:
     value_KM: Tensor
     length: int
 
-    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """m(l), v(l) and the squared error of m(l), for l = 1..length, [length] each; linear between banked counts."""
-        mean_K, variance_K = self.value_KM.mean(1), self.value_KM.var(1)
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """m(l) and v(l) for l = 1..length, [length] each; linear between banked counts."""
+        line_LK = self.lines()
+        return line_LK @ self.value_KM.mean(1), line_LK @ self.value_KM.var(1)
+
+    def errors(self) -> Tensor:
+        """Squared errors of the banked means, [K]; they are independent of each other."""
+        return self.value_KM.var(1) / self.value_KM.shape[1]
+
+    def lines(self) -> Tensor:
+        """Weights of the banked counts in each count, [length, K]."""
         count_L = torch.arange(1, self.length + 1, dtype=torch.float64)
         upper = torch.searchsorted(self.count_K, count_L.long()).clamp(1, max(len(self.count_K) - 1, 1))
         upper = upper.clamp(max=len(self.count_K) - 1)
@@ -103,28 +114,26 @@ class Bank:
         low, high = self.count_K[lower].double(), self.count_K[upper].double()
         share = torch.where(high > low, (count_L - low) / (high - low).clamp(min=1), 0.0).clamp(0, 1)
 
-        def between(value_K: Tensor) -> Tensor:
-            return value_K[lower] * (1 - share) + value_K[upper] * share
-
-        error_K = variance_K / self.value_KM.shape[1]
-        error_L = error_K[lower] * (1 - share).square() + error_K[upper] * share.square()
-        return between(mean_K), between(variance_K), error_L
+        one_KK = torch.eye(len(self.count_K), dtype=torch.float64)
+        return one_KK[lower] * (1 - share)[:, None] + one_KK[upper] * share[:, None]
 
 
 def split_exact_count(bank: Bank) -> Split:
     """Sources of the L/l form's variance. The level is the count: there is no third source.
 
-    Banked means are noisy, which would count as variation between counts; their squared errors are taken off.
+    Banked means are noisy, which would count as variation between counts; what that adds is taken off.
     """
-    mean_L, variance_L, error_L = bank.moments()
+    mean_L, variance_L = bank.moments()
     weight_L = bank.length / torch.arange(1, bank.length + 1, dtype=torch.float64)
-    between = (weight_L * mean_L).var(unbiased=False) - (1 - 1 / bank.length) * (weight_L.square() * error_L).mean()
-    return Split(float(between.clamp(min=0)), 0.0, float((weight_L.square() * variance_L).mean()))
+    line_LK = weight_L[:, None] * bank.lines()
+    noise = line_LK.var(0, unbiased=False) @ bank.errors()
+    between = (weight_L * mean_L).var(unbiased=False) - noise
+    return Split(float(between), 0.0, float((weight_L.square() * variance_L).mean()))
 
 
 def split_bernoulli(bank: Bank, eps: float = BERNOULLI_FLOOR, nodes: int = 2000) -> Split:
     """Sources of the 1/t form's variance, t uniform on [eps, 1] (integrated on `nodes` midpoints in log t)."""
-    mean_L, variance_L, error_L = bank.moments()
+    (mean_L, variance_L), line_LK, error_K = bank.moments(), bank.lines(), bank.errors()
     length, count_L = bank.length, torch.arange(1, bank.length + 1, dtype=torch.float64)
     edge_T = torch.linspace(torch.tensor(eps).log().item(), 0.0, nodes + 1, dtype=torch.float64).exp()
     t_T, share_T = (edge_T[1:] * edge_T[:-1]).sqrt(), edge_T.diff() / (1 - eps)
@@ -134,13 +143,17 @@ def split_bernoulli(bank: Bank, eps: float = BERNOULLI_FLOOR, nodes: int = 2000)
     rest_TL = torch.where(count_L < length, (length - count_L) * torch.log1p(-t_T)[:, None], 0.0)
     chance_TL = (log_choose_L + count_L * t_T.log()[:, None] + rest_TL).exp()
     g_T = chance_TL @ mean_L / t_T
-    square_T = chance_TL @ (mean_L.square() - error_L) / t_T.square()
-    error_T = chance_TL.square() @ error_L / t_T.square()  # of g, squared
+    square_T = chance_TL @ (mean_L.square() - line_LK.square() @ error_K) / t_T.square()
+    error_T = (chance_TL @ line_LK / t_T[:, None]).square() @ error_K  # of g, squared
     whole_L = (share_T / t_T) @ chance_TL  # the mean over levels, as weights of m(l)
-    level = (share_T * (g_T.square() - error_T)).sum() - (whole_L @ mean_L).square() + whole_L.square() @ error_L
+    level = (
+        (share_T * (g_T.square() - error_T)).sum()
+        - (whole_L @ mean_L).square()
+        + (whole_L @ line_LK).square() @ error_K
+    )
     count = (share_T * (square_T - g_T.square() + error_T)).sum()
     pattern = (share_T * (chance_TL @ variance_L / t_T.square())).sum()
-    return Split(float(level.clamp(min=0)), float(count.clamp(min=0)), float(pattern))
+    return Split(float(level), float(count), float(pattern))
 
 
 def loss_of(
@@ -174,22 +187,36 @@ def second_order_bias(
     return sum(c * v for c, v in zip(curvatures, variance_B.double().chunk(2), strict=True)).detach() / 2
 
 
+def pooled(redrawn: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Log-ratios from the redraws of several unbiased designs, and the variance of their error, [B] each.
+
+    Designs weigh by the inverse of their mean variance: the least noisy ones decide, so that a noisy design is not
+    judged by its own mean.
+
+    Args:
+        redrawn: [R, B] values of each design, for the same responses.
+    """
+    variance = torch.stack([values_RB.var(0) / len(values_RB) for values_RB in redrawn])
+    weight = 1 / variance.mean(1, keepdim=True).clamp(min=1e-30)
+    weight = weight / weight.sum()
+    return (weight * torch.stack([values_RB.mean(0) for values_RB in redrawn])).sum(0), (weight**2 * variance).sum(0)
+
+
 def loss_bias(
-    chosen_RP: Tensor, rejected_RP: Tensor, length_B: Tensor, loss_type: str, beta: float, label_smoothing: float = 0.0
-) -> Tensor:
+    ratio_RB: Tensor, exact_B: Tensor, left_B: Tensor, length_B: Tensor, loss_type: str, beta: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Mean loss over redraws minus the loss of the exact score, [P].
 
-    The exact score is the mean over redraws, whose own noise is Var / R; what that adds is taken off to second order.
+    Args:
+        ratio_RB: redrawn log-ratios (chosen, then rejected); exact_B, left_B: the best estimate of them and its
+            variance (`pooled`); what that adds to the loss of the estimate is taken off to second order.
     """
-    mean = loss_of(chosen_RP, rejected_RP, length_B, loss_type, beta, label_smoothing).mean(0)
-    chosen_P, rejected_P = chosen_RP.mean(0), rejected_RP.mean(0)
-    left_B = torch.cat([chosen_RP.var(0), rejected_RP.var(0)]) / len(chosen_RP)
-    exact = loss_of(chosen_P, rejected_P, length_B, loss_type, beta, label_smoothing)
-    return (
-        mean
-        - exact
-        + second_order_bias(chosen_P, rejected_P, left_B, length_B, loss_type, beta, label_smoothing).to(mean)
-    )
+    settings = length_B, loss_type, beta, label_smoothing
+    mean_P = loss_of(*ratio_RB.chunk(2, -1), *settings).mean(0)
+    exact_P = loss_of(*exact_B.chunk(2), *settings)
+    chosen_P, rejected_P = exact_B.chunk(2)
+    return mean_P - exact_P + second_order_bias(chosen_P, rejected_P, left_B, *settings).to(mean_P)
 
 
 def covariances(policy_SB: Tensor, reference_SB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,13 +227,13 @@ def covariances(policy_SB: Tensor, reference_SB: Tensor) -> tuple[Tensor, Tensor
     return tuple((a * b).sum(0) / freedom for a, b in pairs)
 
 
-def correlation(covariance_B3: Tensor) -> Tensor:
-    """Correlation pooled over responses, a scalar, from stacked `covariances`: what coupling can cancel.
+def left_by_coupling(covariance_P3: Tensor) -> Tensor:
+    """1 - correlation of policy and reference, pooled over items, a scalar, from stacked `covariances`.
 
-    With variances alike, Var[policy - reference] is 2 (1 - correlation) of either.
+    What coupling cannot cancel: with variances alike, Var[policy - reference] is twice this share of either.
     """
-    both, policy, reference = covariance_B3.sum(0)
-    return both / (policy * reference).sqrt()
+    both, policy, reference = covariance_P3.sum(0)
+    return 1 - both / (policy * reference).sqrt()
 
 
 class GradientNoise:

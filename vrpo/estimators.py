@@ -46,6 +46,12 @@ class Estimator:
     growth: float = 0.0
 
     def __post_init__(self):
+        numbers = {"tilt": (self.tilt, 0, 1), "growth": (self.growth, 0, 4)}
+        if self.kappa is not None:
+            numbers["kappa"] = (self.kappa, 0, 1e6)
+        for name, (value, low, high) in numbers.items():
+            if not low <= value <= high:  # nan neither
+                raise ValueError(f"{name}={value} must be from {low} to {high}")
         if self.n_t < 1 or self.n_y < 1:
             raise ValueError(f"n_t={self.n_t} and n_y={self.n_y} must be at least 1")
         if self.masks not in MASKS:
@@ -95,6 +101,8 @@ def design(name: str, **changes) -> Estimator:
         raise ValueError(f"estimator={name!r} is unknown: it must be one of {sorted(DESIGNS)}")
     changes = {part: value for part, value in changes.items() if value is not None}
     if changes.get("kappa") == 0:
+        if changes.get("growth"):
+            raise ValueError(f"growth={changes['growth']} is of a baseline, and kappa=0 is none")
         changes |= {"kappa": None, "growth": 0.0}
     return replace(DESIGNS[name], **changes)
 

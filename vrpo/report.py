@@ -92,15 +92,14 @@ def print_variance(results: dict[str, Any]) -> None:
     console = Console(width=160)
     console.print(table)
     console.print(
-        f"Correlation of policy and reference ELBOs over coupled draws, n = 4: {bounded(results['correlation'])}"
+        f"1 - correlation of policy and reference ELBOs over coupled draws, n = 4: {bounded(results['decoupled'])}"
     )
     for form, parts in (results["sources"] or {}).items():
         shares = ", ".join(f"{name} {bounded(cell)}" for name, cell in parts.items() if name != "variance")
         console.print(f"One coupled draw, {form} form: Var score {bounded(parts['variance'])}; share of {shares}")
-    for name in ("vrpo", "cpl"):
-        by_n = {row["n"]: row["score"]["value"] for row in results["rows"] if is_plotted(row, name)}
-        doubled = [f"{n} -> {2 * n}: x{by_n[2 * n] / by_n[n]:.2f}" for n in sorted(by_n) if 2 * n in by_n and by_n[n]]
-        console.print(f"Var score of {name} with twice the forward passes: {', '.join(doubled)}")
+    for row in results["doubled"]:
+        shares = ", ".join(f"{key} x{bounded(row[key])}" for key in ("score", "loss", "gradient") if row[key])
+        console.print(f"Twice the forward passes of {row['name']}, {row['n']} -> {2 * row['n']}: variance of {shares}")
 
 
 def bounded(cell: dict[str, float] | None) -> str:

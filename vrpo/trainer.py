@@ -187,7 +187,7 @@ class VRPOTrainer(KeyedTrainer):
         loss_P = self.pair_losses(policy_B, scores.reference_SB.mean(0), inputs)
         (slope_B,) = torch.autograd.grad(loss_P.mean(), policy_B)
         # Before the last backward, in which DeepSpeed steps the optimizer.
-        variance_B = self.redrawn_variance(model, inputs, scores)
+        noise = self.redrawn_noise(model, inputs, scores)
         share = 1 / (self.estimator.n * self.current_gradient_accumulation_steps)
         penalty = torch.zeros(())
         for draw in range(self.estimator.n):
@@ -200,7 +200,7 @@ class VRPOTrainer(KeyedTrainer):
                     replayed = ((slope_B * value_B).sum() + router_penalty) * share
                     penalty = penalty + router_penalty.detach() * share
                 self.accelerator.backward(replayed, **self.backward_options())
-        self.add_metrics(self.pair_metrics(scores, inputs, variance_B))
+        self.add_metrics(self.pair_metrics(scores, inputs, noise))
         return loss_P.detach().mean() / self.current_gradient_accumulation_steps + penalty
 
     @contextlib.contextmanager
@@ -223,27 +223,29 @@ class VRPOTrainer(KeyedTrainer):
 
     # Metrics, under TRL's names
 
-    def redrawn_variance(self, model: nn.Module, inputs: dict[str, Tensor], scores: Scores) -> Tensor | None:
-        """Variance of each log-ratio from one other draw of the whole design, [2P]; None unless it is due.
+    def redrawn_noise(
+        self, model: nn.Module, inputs: dict[str, Tensor], scores: Scores
+    ) -> tuple[Tensor, Tensor] | None:
+        """Variance of each log-ratio from one other draw of the whole design, and their mean, [2P]; None unless due.
 
         For a single draw, and for designs whose draws depend on each other: half of the squared difference is an
-        unbiased estimate.
+        unbiased estimate. It is independent of the mean (for normal noise), where the loss's curvature is taken.
         """
         every = self.args.variance_steps
         if scores.tell_variance or not every or self.state.global_step % every:
             return None
         with torch.no_grad(), self.compute_loss_context_manager():
             other = self.scores(model, inputs, REDRAWN - self.epoch)
-        ratios = ((each.policy_SB - each.reference_SB).mean(0) for each in (scores, other))
-        return (next(ratios) - next(ratios)).square() / 2
+        first_B, second_B = ((each.policy_SB - each.reference_SB).mean(0) for each in (scores, other))
+        return (first_B - second_B).square() / 2, (first_B + second_B) / 2
 
     @torch.no_grad()
     def pair_metrics(
-        self, scores: Scores, inputs: dict[str, Tensor], variance_B: Tensor | None = None
+        self, scores: Scores, inputs: dict[str, Tensor], noise: tuple[Tensor, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """One value for each pair, [P]; rewards are beta times log-ratios, logps are ELBOs in nats.
 
-        variance_B: of the log-ratios, where the draws are not independent and cannot tell it.
+        noise: `redrawn_noise`, where the draws are not independent and cannot tell it.
         """
         beta = self.args.beta
         chosen_P, rejected_P = log_ratios(scores.policy_SB, scores.reference_SB)
@@ -263,15 +265,17 @@ class VRPOTrainer(KeyedTrainer):
             "score/saturated": (score_P.abs() > SATURATED).to(score_P),
         }
         if scores.tell_variance:
-            variance_B = ratio_variance(scores.policy_SB, scores.reference_SB)
-        if variance_B is not None:
-            metrics["score/variance"] = score_variance(variance_B, beta)
-            metrics["loss/bias"] = self.bias_of_noise(chosen_P, rejected_P, variance_B, inputs)
+            noise = ratio_variance(scores.policy_SB, scores.reference_SB), torch.cat([chosen_P, rejected_P])
+        if noise is not None:
+            metrics["score/variance"] = score_variance(noise[0], beta)
+            if "hinge" not in self.args.loss_type:  # a kink has no curvature
+                metrics["loss/bias"] = self.bias_of_noise(*noise, inputs)
         return metrics
 
-    def bias_of_noise(self, chosen_P, rejected_P, variance_B, inputs) -> Tensor:
+    def bias_of_noise(self, variance_B: Tensor, ratio_B: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """What the noise of the scores adds to the preference losses, to second order (docs/losses.md), [P]."""
         args, length_B = self.args, inputs["scored"].sum(-1)
+        chosen_P, rejected_P = ratio_B.chunk(2)
         terms = [
             weight * second_order_bias(
                 chosen_P, rejected_P, variance_B, length_B, name, args.beta, args.label_smoothing

@@ -3,9 +3,10 @@
 python benchmarks/quickstart_designs.py --sft runs/quickstart/sft_model [--quick] [--json PATH]
 
 Each run samples its own pairs from the fine-tuned model of `make quickstart`, aligns it, and measures accuracy on the
-held-out prompts, and margin, reward accuracy and loss on held-out pairs with 64 draws of one design. Three learning
-rates for each design are compared on 2 seeds by held-out loss; the best of each then runs on 4 fresh seeds, and only
-those are in the table: means and differences with Student's 95% intervals over seeds, which share the fine-tuned model.
+held-out prompts, and margin, reward accuracy and the preference loss (and with its SFT term, as trained) on held-out
+pairs with 64 draws of one design. Three learning rates for each design are compared on 2 seeds by held-out preference
+loss; the best of each then runs on 4 fresh seeds, and only those are in the table: means and differences with Student's
+95% intervals over seeds, which share the fine-tuned model.
 --json keeps one line for each run, and a run that has its line is not run again.
 """
 
@@ -27,7 +28,7 @@ from quickstart import HELD_OUT, align, is_right_on, prompts, sample_pairs
 from llada import LLaDAModelLM
 from vrpo.diagnostics import jackknife
 
-DESIGNS, RATES = ("vrpo", "cpl"), (2.5e-5, 5e-5, 1e-4)
+DESIGNS, RATES = ("vrpo", "cpl"), (5e-5, 1e-4, 2e-4)
 CHOOSING, FRESH = (100, 101), (200, 201, 202, 203)
 COLUMNS = ("accuracy", "margin", "reward_accuracy", "loss", "with_sft")
 

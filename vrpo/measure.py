@@ -31,8 +31,8 @@ from vrpo.redraw import Batch, banks, planner, redrawn_elbos, redrawn_gradients
 
 # The paper's rows, its default first.
 TABLE_2 = [(4, 1, True), (1, 1, True), (8, 1, True), (1, 4, True), (2, 2, True), (4, 1, False)]
-# Parameters whose gradient is measured: the first block's up-projection (the paper's choice; all experts' where there are
-# several), the head, or all.
+# Parameters whose gradient is measured: the first block's up-projection (the paper's choice; that of all its experts),
+# the head, or all.
 GRADIENTS = ("up", "head", "full")
 FIRST_UP = ("blocks.0.up_proj.", "layers.0.mlp.experts.gate_up_proj")
 

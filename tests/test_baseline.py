@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import load_script
 from test_likelihood import MASK, Table
 from test_masking import standard_errors
 
@@ -117,11 +118,16 @@ def check_design(name: str, n: int, length: int, responses: int) -> None:
     The gradient with respect to log p of each token in each context is its mean weight there: every one of the
     2^length x length is compared, in standard errors (below 5: there are up to 192 of them for each design).
     """
+    scored_BL = torch.ones(responses, length, dtype=torch.bool)
+    plan, _ = draw_pair_plans(scored_BL, list(range(responses // 2)), design(name, n_t=n), 5, 0)
+    check_plan(plan, eps=1e-3 if name == "vrpo_bernoulli" else 0.0)
+
+
+def check_plan(plan: MaskPlan, eps: float = 0.0) -> None:
+    _, responses, length = plan.masked_SBL.shape
     model, tokens = Table(length), torch.arange(length)
-    scored = torch.ones(length, dtype=torch.bool)
-    exact = exact_elbo(model, tokens, scored, MASK, eps=1e-3 if name == "vrpo_bernoulli" else 0.0)
+    exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), MASK, eps=eps)
     (slope,) = torch.autograd.grad(exact, model.log_p)
-    plan, _ = draw_pair_plans(scored.expand(responses, -1), list(range(responses // 2)), design(name, n_t=n), 5, 0)
     with torch.no_grad():
         values = elbo_draws(model, tokens.expand(responses, -1), plan, MASK).mean(0)
     assert standard_errors(values, exact.item()) < 4
@@ -137,6 +143,15 @@ def check_design(name: str, n: int, length: int, responses: int) -> None:
 @pytest.mark.parametrize(("name", "n"), names_and_budgets())
 def test_every_design_is_unbiased(name, n):
     check_design(name, n, 6, 8_000)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("name", ["mirror", "espo", "balanced"])
+def test_published_designs_of_the_benchmark_are_unbiased(name, n):
+    """Gauss-Legendre, the fourth, is not: its levels are fixed."""
+    published = load_script("benchmarks/published_designs")
+    scored_BL = torch.ones(8_000, 5, dtype=torch.bool)
+    check_plan(published.by_response(getattr(published, name), scored_BL, list(range(4_000)), n, 1, 0))
 
 
 @pytest.mark.slow
@@ -196,6 +211,13 @@ def test_what_baselines_and_tilts_need_is_named():
         Estimator(4, masks="bernoulli", kappa=0.5)
     with pytest.raises(ValueError, match="kappa=0 must be positive"):
         Estimator(4, kappa=0)
+    for name, value in (("tilt", math.nan), ("tilt", 2.0), ("kappa", math.nan), ("kappa", math.inf)):
+        with pytest.raises(ValueError, match=f"{name}={value} must be from 0 to"):
+            Estimator(4, **{name: value})
+    with pytest.raises(ValueError, match="growth=400 must be from 0 to 4"):
+        Estimator(4, kappa=0.5, growth=400)
+    with pytest.raises(ValueError, match="growth=0.3 is of a baseline, and kappa=0 is none"):
+        design("cpl", kappa=0, growth=0.3)
     with pytest.raises(ValueError, match="growth=0.3 is of a baseline: it needs kappa"):
         Estimator(4, growth=0.3)
     assert design("cpl", kappa=0) == Estimator(8, levels="antithetic", complementary=True, tilt=0.1)

@@ -80,7 +80,7 @@ def test_the_paper_s_orderings_of_variance():
     """One mask at each timestep is best at equal n (Prop. 1), coupling helps (Prop. 2), variance falls as 1/n."""
     allocation = [variance_of_score(Estimator(n_t, 4 // n_t, True, "exact_count")) for n_t in (4, 2, 1)]
     assert allocation[0] < allocation[1] < allocation[2]
-    assert allocation[0] < 0.5 * variance_of_score(Estimator(4, 1, False, "exact_count"))
+    assert allocation[0] < 0.1 * variance_of_score(Estimator(4, 1, False, "exact_count"))  # measured: 1/23
     eight = variance_of_score(Estimator(8, 1, True, "exact_count"))
     assert eight == pytest.approx(allocation[0] / 2, rel=4 * (2 / 4000) ** 0.5 * 2)
 

@@ -213,9 +213,9 @@ def loss_bias(
             variance (`pooled`); what that adds to the loss of the estimate is taken off to second order.
     """
     settings = length_B, loss_type, beta, label_smoothing
-    mean_P = loss_of(*ratio_RB.chunk(2, -1), *settings).mean(0)
-    exact_P = loss_of(*exact_B.chunk(2), *settings)
+    chosen_RP, rejected_RP = ratio_RB.chunk(2, -1)
     chosen_P, rejected_P = exact_B.chunk(2)
+    mean_P, exact_P = loss_of(chosen_RP, rejected_RP, *settings).mean(0), loss_of(chosen_P, rejected_P, *settings)
     return mean_P - exact_P + second_order_bias(chosen_P, rejected_P, left_B, *settings).to(mean_P)
 
 

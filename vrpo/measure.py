@@ -114,7 +114,8 @@ def measure(
                 moments.append(torch.stack(covariances(*values), -1).unflatten(0, (2, -1)).sum(0))
             redrawn[-1].append(values[0] - values[1])
             if parameters:
-                slope = slopes(*redrawn[-1][-1].chunk(2, dim=1), batch["scored"].sum(-1).cpu(), *loss)
+                chosen_RP, rejected_RP = redrawn[-1][-1].chunk(2, dim=1)
+                slope = slopes(chosen_RP, rejected_RP, batch["scored"].sum(-1).cpu(), *loss)
                 noise = redrawn_gradients(policy, batch, draw, redraws, mask_id, parameters, slope)
                 gradients[-1].append(noise.variance)
             tick()

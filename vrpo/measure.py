@@ -173,7 +173,7 @@ def doubled(designs: list[tuple[str, Estimator]], items: list[dict[str, Tensor]]
             key: interval(curve[name, 2 * n][key], ratio_of_means, item[key]) if key in item else None
             for key in ("score", "loss", "gradient")
         }
-        for (name, n), item in curve.items()
+        for (name, n), item in sorted(curve.items(), key=lambda row: (row[0][0] != "vrpo", row[0][1]))
         if (name, 2 * n) in curve and item["score"].any()
     ]
 

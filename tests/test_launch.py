@@ -365,7 +365,7 @@ def test_pairs_are_made_from_checked_answers(tmp_path):
     for row in rows:
         assert len(row["chosen"].encode()) % 2 == 0
         assert len(row["rejected"].encode()) % 2 == 1
-    with pytest.raises(RecipeError, match="exists: set overwrite"):
+    with pytest.raises(ValueError, match="exists: set overwrite"):
         make_pairs.main(command)
     with pytest.raises(RecipeError, match="verifier='best' must be one of"):
         make_pairs.main([*command, "--overwrite", "true", "--verifier", "best"])

@@ -4,9 +4,9 @@ python benchmarks/quickstart_designs.py --sft runs/quickstart/sft_model [--quick
 
 Each run samples its own pairs from the fine-tuned model of `make quickstart`, aligns it, and measures accuracy on the
 held-out prompts, and margin, reward accuracy and the preference loss (and with its SFT term, as trained) on held-out
-pairs with 64 draws of one design. Three learning rates for each design are compared on 2 seeds by held-out preference
-loss; the best of each then runs on 4 fresh seeds, and only those are in the table: means and differences with Student's
-95% intervals over seeds, which share the fine-tuned model.
+pairs with 64 draws of one design. Three learning rates for each design are compared on 2 seeds, by accuracy (or by
+held-out preference loss: --by loss); the best of each then runs on 4 fresh seeds, and only those are in the table: means
+and differences with Student's 95% intervals over seeds, which share the fine-tuned model.
 --json keeps one line for each run, and a run that has its line is not run again.
 """
 
@@ -64,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sft", default="runs/quickstart/sft_model")
     parser.add_argument("--quick", action="store_true", help="4 steps, one rate, two seeds: shows that it runs")
+    parser.add_argument("--by", choices=("accuracy", "loss"), default="accuracy", help="what chooses the rate")
     parser.add_argument("--json", type=Path, help="one JSON line for each run; continued if it exists")
     args = parser.parse_args()
     rates, choosing, fresh = ((5e-5,), (100,), (200, 201)) if args.quick else (RATES, CHOOSING, FRESH)
@@ -88,12 +89,13 @@ def main() -> None:
 
         columns: dict[str, torch.Tensor] = {}
         for name in DESIGNS:
-            loss = {rate: sum(run(name, rate, seed)["loss"] for seed in choosing) for rate in rates}
-            best = min(loss, key=loss.__getitem__)
+            found = {rate: sum(run(name, rate, seed)[args.by] for seed in choosing) for rate in rates}
+            best = (min if args.by == "loss" else max)(found, key=found.__getitem__)
             rows = [run(name, best, seed) for seed in fresh]
             columns[name] = torch.tensor([[row[column] for column in COLUMNS] for row in rows], dtype=torch.float64)
             print(
-                f"{name}: learning rate {best}", {rate: round(value / len(choosing), 4) for rate, value in loss.items()}
+                f"{name}: learning rate {best} by {args.by}",
+                {rate: round(value / len(choosing), 4) for rate, value in found.items()},
             )
     columns["cpl - vrpo"] = columns["cpl"] - columns["vrpo"]
     for name, values_RC in columns.items():

@@ -5,8 +5,8 @@ python benchmarks/quickstart_designs.py --sft runs/quickstart/sft_model [--quick
 Each run samples its own pairs from the fine-tuned model of `make quickstart`, aligns it, and measures accuracy on the
 held-out prompts, and margin, reward accuracy and the preference loss (and with its SFT term, as trained) on held-out
 pairs with 64 draws of one design. Three learning rates for each design are compared on 2 seeds, by accuracy (or by
-held-out preference loss: --by loss); the best of each then runs on 4 fresh seeds, and only those are in the table: means
-and differences with Student's 95% intervals over seeds, which share the fine-tuned model.
+held-out preference loss: --by loss); the best of each then runs on 4 fresh seeds, and only those are in the table:
+means and differences with Student's 95% intervals over seeds, which share the fine-tuned model.
 --json keeps one line for each run, and a run that has its line is not run again.
 """
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -141,7 +142,7 @@ def main() -> None:
     rows = []
 
     def note(name: str, ratios: list[float], unit: str = "ratio") -> str:
-        value = sorted(ratios)[len(ratios) // 2]
+        value = median(ratios)
         rows.append({"name": name, "value": value, "unit": unit, "low": min(ratios), "high": max(ratios)})
         return f"{value:.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
 

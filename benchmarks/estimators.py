@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from vrpo.diagnostics import Interval, jackknife, ratio_of_means, split_bernoulli, split_exact_count
 from vrpo.estimators import Estimator, design
+from vrpo.measure import only_these_train
 from vrpo.redraw import banks, planner, redrawn_elbos, redrawn_gradients
 
 BUDGETS = (2, 4, 8, 16)
@@ -187,8 +188,6 @@ def gradients(case: Case) -> None:
     head = [p for name, p in case.policy.named_parameters() if "transformer.ff_out." in name]
     every, fewer = list(case.policy.parameters()), max(2, case.redraws // 4)
     for what, parameters, redraws in (("head", head, case.redraws), ("full", every, fewer)):
-        for parameter in every:
-            parameter.requires_grad_(any(parameter is p for p in parameters))
 
         def variances(name: str, n: int, parameters=parameters, redraws=redraws) -> Tensor:
             found = [
@@ -200,10 +199,11 @@ def gradients(case: Case) -> None:
             ]  # fmt: skip
             return torch.tensor(found, dtype=torch.float64)
 
-        for n in (4, 8):
-            gain = jackknife(ratio_of_means, variances("vrpo", n), variances("cpl", n))
-            found = case.note(f"cpl, n={n}, {what} gradient, gain over L/l", gain)
-            print(f"{what} gradient of the margin, n={n}: gain of cpl over L/l {found}", flush=True)
+        with only_these_train(case.policy, parameters):
+            for n in (4, 8):
+                gain = jackknife(ratio_of_means, variances("vrpo", n), variances("cpl", n))
+                found = case.note(f"cpl, n={n}, {what} gradient, gain over L/l", gain)
+                print(f"{what} gradient of the margin, n={n}: gain of cpl over L/l {found}", flush=True)
 
 
 def main() -> None:

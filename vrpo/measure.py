@@ -6,7 +6,8 @@ Variances are over repeats, averaged over pairs (score, loss) or over batches (g
 parameters of the gradient of the batch's mean loss), with jackknife 95% intervals over pairs or batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
@@ -98,43 +99,30 @@ def measure(
         ValueError: the model has no parameter of that name.
     """
     parameters = chosen_parameters(policy, settings.gradient)
-    trained = {parameter: parameter.requires_grad for parameter in policy.parameters()}
-    for parameter in trained:
-        parameter.requires_grad_(any(parameter is chosen for chosen in parameters))
     designs, loss = settings.rows(), (settings.loss_type, settings.beta, settings.label_smoothing)
     redrawn: list[list[Tensor]] = []  # log-ratios [R, 2P] of each design and batch
     gradients, moments, redraws = [], [], range(settings.repeats)
-    for name, estimator in designs:
-        redrawn.append([])
-        gradients.append(list[float]())
-        for batch in batches:
-            draw = planner(batch, estimator, settings.seed)
-            values = redrawn_elbos(policy, reference, batch, draw, redraws, mask_id)
-            if (name, estimator) == ("vrpo", Estimator(4)):  # the sides are drawn apart: their covariances add
-                moments.append(torch.stack(covariances(*values), -1).unflatten(0, (2, -1)).sum(0))
-            redrawn[-1].append(values[0] - values[1])
-            if parameters:
-                chosen_RP, rejected_RP = redrawn[-1][-1].chunk(2, dim=1)
-                slope = slopes(chosen_RP, rejected_RP, batch["scored"].sum(-1).cpu(), *loss)
-                noise = redrawn_gradients(policy, batch, draw, redraws, mask_id, parameters, slope)
-                gradients[-1].append(noise.variance)
-            tick()
-    for parameter, before in trained.items():
-        parameter.requires_grad_(before)
+    with only_these_train(policy, parameters):
+        for name, estimator in designs:
+            redrawn.append([])
+            gradients.append(list[float]())
+            for batch in batches:
+                draw = planner(batch, estimator, settings.seed)
+                values = redrawn_elbos(policy, reference, batch, draw, redraws, mask_id)
+                if (name, estimator) == ("vrpo", Estimator(4)):  # the sides are drawn apart: their covariances add
+                    moments.append(torch.stack(covariances(*values), -1).unflatten(0, (2, -1)).sum(0))
+                redrawn[-1].append(values[0] - values[1])
+                if parameters:
+                    chosen_RP, rejected_RP = redrawn[-1][-1].chunk(2, dim=1)
+                    slope = slopes(chosen_RP, rejected_RP, batch["scored"].sum(-1).cpu(), *loss)
+                    noise = redrawn_gradients(policy, batch, draw, redraws, mask_id, parameters, slope)
+                    gradients[-1].append(noise.variance)
+                tick()
     best = [pooled(list(of_batch)) for of_batch in zip(*redrawn, strict=True)]
-    items = []
-    for ratios, of_batches in zip(redrawn, gradients, strict=True):
-        found: dict[str, list[Tensor]] = {"score": [], "loss": [], "bias": [], "saturated": []}
-        for ratio_RB, (exact_B, left_B), batch in zip(ratios, best, batches, strict=True):
-            chosen_RP, rejected_RP = ratio_RB.chunk(2, dim=1)
-            lengths, score_RP = batch["scored"].sum(-1).cpu(), settings.beta * (chosen_RP - rejected_RP)
-            found["score"].append(score_RP.var(0))
-            found["loss"].append(loss_of(chosen_RP, rejected_RP, lengths, *loss).var(0))
-            found["bias"].append(loss_bias(ratio_RB, exact_B, left_B, lengths, *loss))
-            found["saturated"].append((score_RP.abs() > SATURATED).double().mean(0))
-        items.append({key: torch.cat(values) for key, values in found.items()})
-        if of_batches:
-            items[-1]["gradient"] = torch.tensor(of_batches, dtype=torch.float64)
+    items = [judged(ratios, best, batches, settings) for ratios in redrawn]
+    if parameters:
+        for item, of_batches in zip(items, gradients, strict=True):
+            item["gradient"] = torch.tensor(of_batches, dtype=torch.float64)
     rows = [
         {"name": name, **asdict(estimator), "n": estimator.n, "gradient": None}
         | {key: interval(values) for key, values in item.items()}
@@ -146,6 +134,39 @@ def measure(
         "decoupled": interval(torch.cat(moments), left_by_coupling),
         "sources": sources(policy, reference, batches, settings, mask_id) if settings.bank_pairs else None,
     }
+
+
+def judged(
+    ratios: list[Tensor], best: list[tuple[Tensor, Tensor]], batches: list[Batch], settings: Settings
+) -> dict[str, Tensor]:
+    """What each pair's redrawn score does, [pairs] each: variance of score and loss, bias of the loss, saturation.
+
+    Args:
+        ratios: log-ratios [R, 2P] of each batch, nats; best: `pooled` over all designs, for each batch.
+    """
+    loss = settings.loss_type, settings.beta, settings.label_smoothing
+    found: dict[str, list[Tensor]] = {"score": [], "loss": [], "bias": [], "saturated": []}
+    for ratio_RB, (exact_B, left_B), batch in zip(ratios, best, batches, strict=True):
+        chosen_RP, rejected_RP = ratio_RB.chunk(2, dim=1)
+        lengths, score_RP = batch["scored"].sum(-1).cpu(), settings.beta * (chosen_RP - rejected_RP)
+        found["score"].append(score_RP.var(0))
+        found["loss"].append(loss_of(chosen_RP, rejected_RP, lengths, *loss).var(0))
+        found["bias"].append(loss_bias(ratio_RB, exact_B, left_B, lengths, *loss))
+        found["saturated"].append((score_RP.abs() > SATURATED).double().mean(0))
+    return {key: torch.cat(values) for key, values in found.items()}
+
+
+@contextmanager
+def only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients of these parameters alone: what else requires one would keep its activations."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for parameter in before:
+        parameter.requires_grad_(any(parameter is chosen for chosen in parameters))
+    try:
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
 
 
 def chosen_parameters(policy: nn.Module, gradient: str) -> list[nn.Parameter]:

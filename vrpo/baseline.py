@@ -5,8 +5,8 @@
 d_i(M) is the log-ratio (or log-probability) of token i under mask M, w_k the weight of draw k. The baseline c_i^k
 guesses d_i from the draws that are independent of draw k, the *others* O_k:
 
-    c_i^k = x_k^g ( sum_{j in O_k, i in M_j} d_i(M_j) / x_j^g + kappa b_k ) / ( #{j in O_k : i in M_j} + kappa ),
-    b_k   = mean of d / x^g over all masked tokens of O_k,      x = l / L.
+    c_i^k = f_k ( sum_{j in O_k, i in M_j} d_i(M_j) / f_j + kappa b_k ) / ( #{j in O_k : i in M_j} + kappa ),
+    b_k   = mean of d / f over all masked tokens of O_k,      f = 1 + growth x,   x = l / L.
 
 Given its count and the others, M_k is a uniform subset of l_k tokens, so 1[i in M_k] - l_k / L has mean 0 while c_i^k
 is fixed: nothing is added on average, for any kappa > 0 (a control variate; leave-one-out baselines are those of
@@ -26,8 +26,8 @@ from llada.masking import MaskPlan
 def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float, growth: float = 0.0) -> MaskPlan:
     """The plan with the weights of the baseline, in O(S L) for each response.
 
-    With a_ki = w_k x_k^g (1[i in M_k] - x_k) / (#_ki + kappa) and A_k = sum_i a_ki, the weight of token i in draw j
-    loses x_j^-g times the sum over the k of other groups of a_ki + kappa A_k / N_k, N_k the masked tokens of O_k: a
+    With a_ki = w_k f_k (1[i in M_k] - x_k) / (#_ki + kappa) and A_k = sum_i a_ki, the weight of token i in draw j
+    loses 1 / f_j times the sum over the k of other groups of a_ki + kappa A_k / N_k, N_k the masked tokens of O_k: a
     total minus j's own group.
 
     Args:
@@ -35,7 +35,8 @@ def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float, g
         scored_BL: bool, the tokens that may be masked.
         group: draws that depend on each other, next to each other in the plan (2 for complementary pairs, else 1).
         kappa: pseudo-count that pulls a token's baseline to the mean over tokens; positive.
-        growth: the exponent g: log-ratios are larger where more is hidden, by about x^g. 0 ignores the count.
+        growth: log-ratios are larger where more is hidden: 1 + growth times as large where all is as where nothing
+            else is. 0 ignores the count.
 
     Returns:
         a plan with the same masks. With one group there is nothing to leave out: the plan itself.
@@ -63,7 +64,7 @@ def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float, g
 
     # In place from here: at [16, 64, 1024] a fresh tensor costs as much as the arithmetic on it.
     hidden_SB = count_SB / length_B
-    scale_SB = hidden_SB**growth
+    scale_SB = 1 + growth * hidden_SB
     a_SBL = (mask_SBL - hidden_SB[..., None]).mul_(scored_BL).mul_((weight_SB * scale_SB)[..., None])
     a_SBL.div_(others(mask_SBL).add_(kappa))
     shift_SB = kappa * a_SBL.sum(-1) / others(count_SB)

@@ -61,7 +61,8 @@ class VRPOConfig(TrainingArguments):
         metadata={"help": "Pseudo-count of the token baseline, 0 for none; default: the design's."},
     )
     growth: float | None = field(
-        default=None, metadata={"help": "How that baseline grows with the masked count; default: the design's."}
+        default=None,
+        metadata={"help": "How much larger log-ratios are where all is hidden, to it; default: the design's."},
     )
     masks: str | None = field(default=None, metadata={"help": "'exact_count' or 'bernoulli'; default: the design's."})
     eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})

@@ -32,7 +32,8 @@ class Estimator:
     n_t: timesteps; n_y: masks at each; coupled: policy and reference share draws; masks: "exact_count" (weight L/l) or
     "bernoulli" (weight 1/t, floored); levels: "iid", "stratified" or "antithetic" timesteps; complementary: draws 1 and
     2, 3 and 4, ... have masks that complement each other; tilt: exponent of the importance tilt to small counts;
-    kappa: pseudo-count of the token baseline, None for no baseline; growth: how it grows with the masked count.
+    kappa: pseudo-count of the token baseline, None for no baseline; growth: how much larger log-ratios are where all is
+    hidden (`vrpo.baseline.leave_one_out`).
     """
 
     n_t: int
@@ -46,7 +47,7 @@ class Estimator:
     growth: float = 0.0
 
     def __post_init__(self):
-        numbers = {"tilt": (self.tilt, 0, 1), "growth": (self.growth, 0, 4)}
+        numbers = {"tilt": (self.tilt, 0, 1), "growth": (self.growth, 0, 100)}
         if self.kappa is not None:
             numbers["kappa"] = (self.kappa, 0, 1e6)
         for name, (value, low, high) in numbers.items():
@@ -84,7 +85,7 @@ DESIGNS = {
     "vrpo": Estimator(n_t=8),
     "vrpo_bernoulli": Estimator(n_t=8, masks="bernoulli"),
     "naive_dpo": Estimator(n_t=1, coupled=False),
-    "cpl": Estimator(n_t=8, levels="antithetic", complementary=True, tilt=0.1, kappa=0.5, growth=0.3),
+    "cpl": Estimator(n_t=8, levels="antithetic", complementary=True, tilt=0.1, kappa=0.1, growth=3.0),
 }
 
 

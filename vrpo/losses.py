@@ -62,7 +62,7 @@ def exo_pair(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_
 
 
 def nca_pair(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_P, beta, label_smoothing) -> Tensor:
-    """l(a) + l(-a) / 2 + l(-b) / 2, a = beta r_w, b = beta r_l, l = -log sigmoid (NCA, arXiv 2402.05369).
+    """l(a) + l(-a) / 2 + l(-b) / 2, a = beta r_w, b = beta r_l, l = -log sigmoid (NCA, arXiv 2402.05369, section 4).
 
     Worked: a = 0.4, b = -0.2: 0.513015 + 0.913015 / 2 + 0.598139 / 2 = 1.268592.
     """
@@ -71,7 +71,7 @@ def nca_pair(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_
 
 
 def bco_pair(chosen_ratio_P, rejected_ratio_P, chosen_length_P, rejected_length_P, beta, label_smoothing) -> Tensor:
-    """l(a) + l(-b), a = beta r_w, b = beta r_l: tells good from bad (BCO, arXiv 2404.04656, without its shift).
+    """l(a) + l(-b), a = beta r_w, b = beta r_l: tells good from bad (BCO, arXiv 2404.04656, theorem 1, no shift).
 
     Worked: a = 0.4, b = -0.2: 0.513015 + 0.598139 = 1.111154.
     """

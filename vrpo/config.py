@@ -62,7 +62,7 @@ class VRPOConfig(TrainingArguments):
     )
     growth: float | None = field(
         default=None,
-        metadata={"help": "How much larger log-ratios are where all is hidden, to it; default: the design's."},
+        metadata={"help": "Log-ratios 1 + growth times as large where all is hidden, to it; default: the design's."},
     )
     masks: str | None = field(default=None, metadata={"help": "'exact_count' or 'bernoulli'; default: the design's."})
     eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})

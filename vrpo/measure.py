@@ -6,8 +6,7 @@ Variances are over repeats, averaged over pairs (score, loss) or over batches (g
 parameters of the gradient of the batch's mean loss), with jackknife 95% intervals over pairs or batches.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
@@ -102,22 +101,21 @@ def measure(
     designs, loss = settings.rows(), (settings.loss_type, settings.beta, settings.label_smoothing)
     redrawn: list[list[Tensor]] = []  # log-ratios [R, 2P] of each design and batch
     gradients, moments, redraws = [], [], range(settings.repeats)
-    with only_these_train(policy, parameters):
-        for name, estimator in designs:
-            redrawn.append([])
-            gradients.append(list[float]())
-            for batch in batches:
-                draw = planner(batch, estimator, settings.seed)
-                values = redrawn_elbos(policy, reference, batch, draw, redraws, mask_id)
-                if (name, estimator) == ("vrpo", Estimator(4)):  # the sides are drawn apart: their covariances add
-                    moments.append(torch.stack(covariances(*values), -1).unflatten(0, (2, -1)).sum(0))
-                redrawn[-1].append(values[0] - values[1])
-                if parameters:
-                    chosen_RP, rejected_RP = redrawn[-1][-1].chunk(2, dim=1)
-                    slope = slopes(chosen_RP, rejected_RP, batch["scored"].sum(-1).cpu(), *loss)
-                    noise = redrawn_gradients(policy, batch, draw, redraws, mask_id, parameters, slope)
-                    gradients[-1].append(noise.variance)
-                tick()
+    for name, estimator in designs:
+        redrawn.append([])
+        gradients.append(list[float]())
+        for batch in batches:
+            draw = planner(batch, estimator, settings.seed)
+            values = redrawn_elbos(policy, reference, batch, draw, redraws, mask_id)
+            if (name, estimator) == ("vrpo", Estimator(4)):  # the sides are drawn apart: their covariances add
+                moments.append(torch.stack(covariances(*values), -1).unflatten(0, (2, -1)).sum(0))
+            redrawn[-1].append(values[0] - values[1])
+            if parameters:
+                chosen_RP, rejected_RP = redrawn[-1][-1].chunk(2, dim=1)
+                slope = slopes(chosen_RP, rejected_RP, batch["scored"].sum(-1).cpu(), *loss)
+                noise = redrawn_gradients(policy, batch, draw, redraws, mask_id, parameters, slope)
+                gradients[-1].append(noise.variance)
+            tick()
     best = [pooled(list(of_batch)) for of_batch in zip(*redrawn, strict=True)]
     items = [judged(ratios, best, batches, settings) for ratios in redrawn]
     if parameters:
@@ -154,19 +152,6 @@ def judged(
         found["bias"].append(loss_bias(ratio_RB, exact_B, left_B, lengths, *loss))
         found["saturated"].append((score_RP.abs() > SATURATED).double().mean(0))
     return {key: torch.cat(values) for key, values in found.items()}
-
-
-@contextmanager
-def only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Gradients of these parameters alone: what else requires one would keep its activations."""
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    for parameter in before:
-        parameter.requires_grad_(any(parameter is chosen for chosen in parameters))
-    try:
-        yield
-    finally:
-        for parameter, required in before.items():
-            parameter.requires_grad_(required)
 
 
 def chosen_parameters(policy: nn.Module, gradient: str) -> list[nn.Parameter]:

@@ -6,7 +6,8 @@ evaluation mode; nothing here trains.
 Shapes: R redraws, B = 2P responses (chosen, then rejected), L tokens.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,19 @@ def redrawn_elbos(
     return torch.stack([pair[0] for pair in values]), torch.stack([pair[1] for pair in values])
 
 
+@contextmanager
+def only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients of these parameters alone: what else requires one would keep its activations."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for parameter in before:
+        parameter.requires_grad_(any(parameter is chosen for chosen in parameters))
+    try:
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+
+
 def redrawn_gradients(
     policy: nn.Module, batch: Batch, draw: Draw, redraws: Iterable[int], mask_id: int,
     parameters: list[nn.Parameter], slope_RB: Tensor,
@@ -69,15 +83,16 @@ def redrawn_gradients(
             (1/P, -1/P) for the mean margin. Draws are replayed one at a time, as in training.
     """
     noise = GradientNoise()
-    for redraw, slope_B in zip(redraws, slope_RB, strict=True):
-        plan, _ = draw(redraw)
-        draws = len(plan.masked_SBL)
-        total = [torch.zeros_like(parameter) for parameter in parameters]
-        for masked_BL, weight_BL in zip(plan.masked_SBL, plan.weight_SBL, strict=True):
-            value_B = elbos(policy, batch, MaskPlan(masked_BL[None], weight_BL[None]), mask_id)[0]
-            value = (slope_B.to(value_B) * value_B).sum() / draws
-            total = [a + b for a, b in zip(total, torch.autograd.grad(value, parameters), strict=True)]
-        noise.add(total)
+    with only_these_train(policy, parameters):
+        for redraw, slope_B in zip(redraws, slope_RB, strict=True):
+            plan, _ = draw(redraw)
+            draws = len(plan.masked_SBL)
+            total = [torch.zeros_like(parameter) for parameter in parameters]
+            for masked_BL, weight_BL in zip(plan.masked_SBL, plan.weight_SBL, strict=True):
+                value_B = elbos(policy, batch, MaskPlan(masked_BL[None], weight_BL[None]), mask_id)[0]
+                value = (slope_B.to(value_B) * value_B).sum() / draws
+                total = [a + b for a, b in zip(total, torch.autograd.grad(value, parameters), strict=True)]
+            noise.add(total)
     return noise
 
 

@@ -80,7 +80,7 @@ def main() -> None:
                     times[name].append(time.perf_counter() - start)
         trainer, start = both["cpl"], time.perf_counter()
         with torch.no_grad():
-            trainer.scores(trainer.model, batches["cpl"], -2)
+            trainer.scores(trainer.denoiser(trainer.model), batches["cpl"], -2)
         redraw = time.perf_counter() - start
     both_T = torch.tensor([times["cpl"], times["vrpo"]])
     drawn = torch.randint(both_T.shape[1], (2000, both_T.shape[1]), generator=torch.Generator().manual_seed(0))

@@ -50,7 +50,6 @@ class Case:
     policy: torch.nn.Module
     reference: torch.nn.Module
     batches: list[dict[str, Tensor]]
-    mask_id: int
     redraws: int = 64
     path: str | None = None
     rows: list[dict] = field(default_factory=list)
@@ -69,7 +68,7 @@ class Case:
         found = []
         for batch in self.batches:
             draw, redraws = draw_of(batch), range(self.redraws)
-            ours, theirs = redrawn_elbos(self.policy, self.reference, batch, draw, redraws, self.mask_id)
+            ours, theirs = redrawn_elbos(self.policy, self.reference, batch, draw, redraws)
             chosen_RP, rejected_RP = (ours - theirs).chunk(2, dim=1)
             found.append(chosen_RP - rejected_RP)
         return torch.cat(found, 1)
@@ -92,14 +91,10 @@ def ours(estimator: Estimator):
 
 def small_case(args) -> Case:
     from compare_estimators import batches_of
-    from spelling import TOKENIZER, small_models
-
-    from llada.tokenizer import special_ids
+    from spelling import small_models
 
     reference, policy = small_models(Path("runs/estimators"), 0, args.one_manner, args.sft_steps)
-    return Case(
-        policy, reference, batches_of(args.pairs, BATCH, args.fresh, args.one_manner), special_ids(TOKENIZER).mask
-    )
+    return Case(policy, reference, batches_of(args.pairs, BATCH, args.fresh, args.one_manner))
 
 
 def given_case(args) -> Case:
@@ -115,10 +110,10 @@ def given_case(args) -> Case:
     policy = AutoModelForCausalLM.from_pretrained(args.policy).eval()
     reference = make_reference(policy, args.reference)
     tokenizer = load_tokenizer(args.policy)
-    ids = special_ids(tokenizer, policy.config)
+    ids = special_ids(tokenizer, policy.denoiser_spec)
     rows = load_rows(args.data, None, "train", False)
     pairs = list(
-        prepare_pairs(rows, tokenizer, ids, policy.config.max_sequence_length, drop_overlong=True, source=args.data)
+        prepare_pairs(rows, tokenizer, ids, policy.denoiser_spec.context, drop_overlong=True, source=args.data)
     )
     if args.length:
         mean = [(len(p["chosen_ids"]) + len(p["rejected_ids"])) / 2 - p["prompt_length"] for p in pairs]
@@ -126,14 +121,14 @@ def given_case(args) -> Case:
     collate = PairCollator(ids.pad, ids.eos, 1)
     chosen = pairs[: args.pairs]
     batches = [collate(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
-    return Case(policy, reference, batches, ids.mask)
+    return Case(policy, reference, batches)
 
 
 def paper_forms(case: Case, counts: int, masks: int) -> None:
     """The paper's two forms by per-count moments, for any budget; the L/l form redrawn too, to check the harness."""
     found = []  # of the chosen and the rejected response of each pair
     for batch in tqdm(case.batches, desc="banks"):
-        both = banks(case.policy, case.reference, batch, counts, masks, 2, case.mask_id)
+        both = banks(case.policy, case.reference, batch, counts, masks, 2)
         found += zip(both[: len(both) // 2], both[len(both) // 2 :], strict=True)
     lengths = torch.cat([batch["scored"].sum(-1) for batch in case.batches]).double()
     mean = case.note("mean response length", float(lengths.mean()), "tokens")
@@ -191,7 +186,7 @@ def gradients(case: Case) -> None:
         def variances(name: str, n: int, parameters=parameters, redraws=redraws) -> Tensor:
             found = [
                 redrawn_gradients(
-                    case.policy, batch, planner(batch, design(name, n_t=n), 1), range(redraws), case.mask_id,
+                    case.policy, batch, planner(batch, design(name, n_t=n), 1), range(redraws),
                     parameters, slope.expand(redraws, 2),
                 ).variance
                 for whole in case.batches for batch in pairs_of(whole)

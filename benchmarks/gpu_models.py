@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from llada import LLaDAConfig, LLaDAMoEConfig
 from llada.adapters import wrap_with_adapters
-from llada.masking import NOT_SCORED
+from llada.denoiser import NOT_SCORED
 
 FULL = {"LLaDA-8B": LLaDAConfig(mlp_hidden_size=12288), "LLaDA-MoE-7B-A1B": LLaDAMoEConfig()}
 TINY = {

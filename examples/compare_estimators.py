@@ -46,7 +46,7 @@ def main() -> None:
     reference, policy = small_models(args.output, args.seed)
     batches = batches_of(args.pairs, settings.batch_size, seed=args.seed + 1000)
     with tqdm(total=len(batches) * len(settings.rows()), desc="variance") as bar:
-        results = measure(policy, reference, batches, settings, special_ids(TOKENIZER).mask, bar.update)
+        results = measure(policy, reference, batches, settings, bar.update)
     write(results, args.output)
     print_variance(results)
     draw_variance(results, args.output / "variance.png")

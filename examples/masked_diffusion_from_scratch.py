@@ -13,6 +13,7 @@ import string
 import torch
 
 import llada
+from llada.denoiser import as_denoiser
 from llada.likelihood import elbo_draws
 from llada.masking import draw_plan, keyed_generator
 
@@ -43,14 +44,11 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
     held_out_BL = examples(200, keyed_generator(args.seed, -1))
 
-    def log_probs(noisy_BL, target_BL):
-        return model(noisy_BL, target_ids=target_BL).log_probs
-
     def elbo(tokens_BL: torch.Tensor, key: int, n: int) -> torch.Tensor:
         """Mean over n draws of sum_i (L/l) log p(answer token i | masked), nats for each row."""
         answer_BL = (torch.arange(2 * LENGTH) >= LENGTH).expand_as(tokens_BL)
         generators = [keyed_generator(args.seed, key, row) for row in range(len(tokens_BL))]
-        return elbo_draws(log_probs, tokens_BL, draw_plan(answer_BL, generators, n), MASK).mean(0)
+        return elbo_draws(as_denoiser(model), tokens_BL, draw_plan(answer_BL, generators, n)).mean(0)
 
     def report(step: int) -> None:
         with torch.no_grad():

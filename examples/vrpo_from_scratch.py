@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import llada
-from llada.masking import NOT_SCORED, MaskPlan, draw_plan, keyed_generator
+from llada.denoiser import NOT_SCORED
+from llada.masking import MaskPlan, draw_plan, keyed_generator
 
 MASK, EOS = 26, 27
 PROMPT, RESPONSE = 6, 6

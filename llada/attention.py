@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig
 from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from llada.cache import KeyValueCache
 from llada.head import at_least_fp32
+from llada.kv_cache import KeyValueCache
 
 
 def rotary_angles(positions_BL: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

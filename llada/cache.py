@@ -9,17 +9,16 @@ first step. Later steps of the block forward only some positions, whose keys and
 `refresh_every` forwards the whole canvas again after so many steps; 1 is no cache, to rounding. Unlike in the released
 code, padding stays masked, and rows of a batch may be in different blocks.
 
-Shapes: B rows, Q query positions, L canvas positions, K key/value heads, C head size, N candidates.
+Shapes: B rows, Q query positions, L canvas positions, N candidates, V vocabulary.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from llada.guidance import Predictor, Step
+from llada.denoiser import Denoiser, DenoiserSpec, Request
+from llada.kv_cache import KeyValueCache
 
 CACHES = ("prefix", "dual")
 
@@ -43,115 +42,101 @@ class SamplerStats:
         self.tokens += other.tokens
 
 
-def model_predictor(model: PreTrainedModel, stats: SamplerStats) -> Predictor:
-    """The model as a predictor: the head runs at candidates only."""
+@dataclass
+class CountedDenoiser:
+    """A denoiser whose forward passes are counted."""
 
-    def predict(step: Step) -> Tensor:
-        stats.forwards += 1
-        stats.query_tokens += step.canvas_BL.numel()
-        mask = None if step.attention_BL.all() else step.attention_BL
-        return model(step.canvas_BL, attention_mask=mask, logits_at=step.at_BL).logits
+    denoiser: Denoiser
+    stats: SamplerStats
 
-    return predict
+    @property
+    def spec(self) -> DenoiserSpec:
+        return self.denoiser.spec
 
+    def logits(self, request: Request) -> Tensor:
+        self.stats.forwards += 1
+        self.stats.query_tokens += request.tokens_BQ.numel()
+        return self.denoiser.logits(request)
 
-class KeyValueCache:
-    """Rotated keys and values of every layer, [B, K, L, C] each; what `forward(cache=...)` reads and writes.
-
-    rows, positions_RQ: which rows, and which of their positions, the next forward brings; positions None is all of
-    them, in order.
-    """
-
-    def __init__(self) -> None:
-        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-        self.rows: Tensor | None = None
-        self.positions_RQ: Tensor | None = None
-
-    def merge(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the forwarded positions, and return keys and values of the whole canvas of these rows."""
-        if self.rows is None and self.positions_RQ is None:
-            self.kept[layer] = (key, value)
-            return key, value
-        # A model may lie on several devices (`device_map`): each layer's cache is where its keys are.
-        rows, positions_RQ = (x if x is None else x.to(key.device) for x in (self.rows, self.positions_RQ))
-        merged = []
-        for kept_BKLC, new_RKQC in zip(self.kept[layer], (key, value), strict=True):
-            if rows is None:
-                assert positions_RQ is not None
-                kept_BKLC.scatter_(2, positions_RQ[:, None, :, None].expand_as(new_RKQC), new_RKQC)
-            elif positions_RQ is None:
-                kept_BKLC[rows] = new_RKQC
-            else:
-                kept_BKLC[rows[:, None], :, positions_RQ] = new_RKQC.transpose(1, 2)
-            merged.append(kept_BKLC if rows is None else kept_BKLC[rows])
-        return merged[0], merged[1]
-
-    def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these."""
-        for layer, (key, value) in self.kept.items():
-            self.kept[layer] = (key[rows.to(key.device)], value[rows.to(key.device)])
-
-    def resize(self, length: int) -> None:
-        """Make room for a canvas of another length (a negative pad cuts)."""
-        for layer, (key, value) in self.kept.items():
-            if key.shape[2] != length:
-                more = (0, 0, 0, length - key.shape[2])
-                self.kept[layer] = (F.pad(key, more), F.pad(value, more))
+    def log_probs(self, noisy_BL: Tensor, target_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.denoiser.log_probs(noisy_BL, target_BL, attention_mask)
 
 
 @dataclass
-class CachedPredictor:
-    """The model with a block cache. One object serves one `generate` call."""
+class CachedDenoiser:
+    """A denoiser with a block cache. One object serves one `generate` call.
 
-    model: PreTrainedModel
-    stats: SamplerStats
+    Raises:
+        ValueError: the model takes no key-value cache, or its attention is not bidirectional.
+    """
+
+    denoiser: Denoiser
     kind: str
     refresh_every: int | None = None
-    cache: KeyValueCache = field(default_factory=KeyValueCache)
-    names: tuple[int, ...] = ()
+    kv_cache: KeyValueCache = field(default_factory=KeyValueCache)
+    row_ids: tuple[int, ...] = ()
     ages: dict[int, int] = field(default_factory=dict)  # steps since a row's canvas was forwarded whole
 
-    def __call__(self, step: Step) -> Tensor:
-        if self.names and step.names != self.names:  # rows that are done have left
-            places = {name: index for index, name in enumerate(self.names)}
-            self.cache.keep(torch.tensor([places[name] for name in step.names], device=step.canvas_BL.device))
-        self.names = step.names
-        self.cache.resize(step.canvas_BL.shape[1])
-        spans = [self.span(step, row) for row in range(len(step.names))]
+    def __post_init__(self):
+        spec = self.denoiser.spec
+        if not spec.kv_cache or spec.attention != "bidirectional":
+            raise ValueError(
+                f"cache={self.kind!r} needs a model with a key-value cache and bidirectional attention; this one has "
+                f"kv_cache={spec.kv_cache} and attention={spec.attention!r}"
+            )
+
+    @property
+    def spec(self) -> DenoiserSpec:
+        return self.denoiser.spec
+
+    def log_probs(self, noisy_BL: Tensor, target_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.denoiser.log_probs(noisy_BL, target_BL, attention_mask)
+
+    def logits(self, request: Request) -> Tensor:
+        if self.row_ids and request.row_ids != self.row_ids:  # rows that are done have left
+            indices = {row_id: index for index, row_id in enumerate(self.row_ids)}
+            kept = [indices[row_id] for row_id in request.row_ids]
+            self.kv_cache.keep(torch.tensor(kept, device=request.tokens_BQ.device))
+        self.row_ids = request.row_ids
+        self.kv_cache.resize(request.tokens_BQ.shape[1])
+        spans = [self.span(request, row) for row in range(len(request.row_ids))]
         groups: dict[int, list[int]] = {}  # rows by the number of positions to forward
         for row, (first, last) in enumerate(spans):
             groups.setdefault(last - first, []).append(row)
         if len(groups) == 1:
-            return self.forward(step, list(range(len(spans))), spans)
-        row_N = step.at_BL.nonzero()[:, 0]
+            return self.forward(request, list(range(len(spans))), spans)
+        row_N = request.at_BQ.nonzero()[:, 0]
         logits_NV: Tensor | None = None
         for rows in groups.values():
-            found = self.forward(step, rows, spans)
+            found = self.forward(request, rows, spans)
             logits_NV = found.new_empty(len(row_N), found.shape[-1]) if logits_NV is None else logits_NV
             logits_NV[torch.isin(row_N, torch.tensor(rows, device=row_N.device))] = found
         assert logits_NV is not None
         return logits_NV
 
-    def span(self, step: Step, row: int) -> tuple[int, int]:
-        """The positions of a row to forward: all, or those that the cache does not stand for."""
-        name, length = step.names[row], step.canvas_BL.shape[1]
-        age = 0 if step.entered[row] else self.ages[name] + 1
-        self.ages[name] = age % self.refresh_every if self.refresh_every else age
-        if self.ages[name] == 0:
-            return 0, length
-        return step.starts[row], length if self.kind == "prefix" else step.ends[row]
+    def span(self, request: Request, row: int) -> tuple[int, int]:
+        """The positions of a row to forward: the whole row on a refresh, else those whose keys are not cached.
 
-    def forward(self, step: Step, rows: list[int], spans: list[tuple[int, int]]) -> Tensor:
+        Shifted logits of a block's first token are those of the position before it.
+        """
+        row_id, length = request.row_ids[row], request.tokens_BQ.shape[1]
+        age = 0 if request.enters_block[row] else self.ages[row_id] + 1
+        self.ages[row_id] = age % self.refresh_every if self.refresh_every else age
+        if self.ages[row_id] == 0:
+            return 0, length
+        start = max(0, request.block_starts[row] - self.spec.shifted)
+        return start, length if self.kind == "prefix" else request.block_ends[row]
+
+    def forward(self, request: Request, rows: list[int], spans: list[tuple[int, int]]) -> Tensor:
         """Logits at the candidates of some rows, whose spans are of one length."""
-        device, cache = step.canvas_BL.device, self.cache
-        cache.rows = None if len(rows) == len(step.names) else torch.tensor(rows, device=device)
-        at = slice(None) if cache.rows is None else cache.rows
-        canvas_RL, attention_RL, at_RL = step.canvas_BL[at], step.attention_BL[at], step.at_BL[at]
+        device, cache = request.tokens_BQ.device, self.kv_cache
+        cache.rows = None if len(rows) == len(request.row_ids) else torch.tensor(rows, device=device)
+        chosen = slice(None) if cache.rows is None else cache.rows
+        tokens_RQ, at_RQ = request.tokens_BQ[chosen], request.at_BQ[chosen]
         cache.positions_RQ = None
-        if spans[rows[0]] != (0, canvas_RL.shape[1]):
+        if spans[rows[0]] != (0, tokens_RQ.shape[1]):
             cache.positions_RQ = torch.tensor([list(range(*spans[row])) for row in rows], device=device)
-            canvas_RL, at_RL = canvas_RL.gather(1, cache.positions_RQ), at_RL.gather(1, cache.positions_RQ)
-        self.stats.forwards += 1
-        self.stats.query_tokens += canvas_RL.numel()
-        mask = None if attention_RL.all() else attention_RL
-        return self.model(canvas_RL, attention_mask=mask, logits_at=at_RL, cache=cache).logits
+            tokens_RQ, at_RQ = tokens_RQ.gather(1, cache.positions_RQ), at_RQ.gather(1, cache.positions_RQ)
+        attention_RL = request.attention_BL[chosen]
+        part = replace(request, tokens_BQ=tokens_RQ, attention_BL=attention_RL, at_BQ=at_RQ, kv_cache=cache)
+        return self.denoiser.logits(part)

@@ -72,21 +72,20 @@ class Chat:
             ValueError: the dialogue and the answer do not fit the model's context; the turn is not added.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
-        config = self.model.config
-        pad_id = config.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-        ids, mask = left_padded(self.tokenizer, [turn], pad_id, self.model.device)
+        spec = self.model.denoiser_spec
+        ids, mask = left_padded(self.tokenizer, [turn], self.model.device)
         width = ids.shape[1]
 
         def on_step(canvas_BL: Tensor, sure_BL: Tensor) -> None:
-            row, sure = before_eos(canvas_BL[0, width:].tolist(), config.eos_token_id), sure_BL[0, width:].tolist()
-            show(frame(self.tokenizer, row, sure[: len(row)], config.mask_token_id, self.hidden))
+            row, sure = before_eos(canvas_BL[0, width:].tolist(), spec.eos_id), sure_BL[0, width:].tolist()
+            show(frame(self.tokenizer, row, sure[: len(row)], spec.mask_id, self.hidden))
 
         start = time.perf_counter()
         canvas, stats = generate(
             self.model, ids, mask, self.settings, on_step=on_step if show else None, return_stats=True
         )
         seconds = time.perf_counter() - start
-        answered = before_eos(canvas[0, width:].tolist(), config.eos_token_id)
+        answered = before_eos(canvas[0, width:].tolist(), spec.eos_id)
         answer = self.tokenizer.decode(answered, skip_special_tokens=True).strip()
         self.messages = [*turn, {"role": "assistant", "content": answer}]
         return answer, stats, seconds

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from llada.cache import SamplerStats
 from llada.data import column_names, load_rows
+from llada.denoiser import DenoiserSpec, as_denoiser
 from llada.masking import keyed_generator
 from llada.presets import preset
 from llada.sampler import generate
@@ -59,8 +60,7 @@ def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
             f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
         )
     tokenizer, config = load_tokenizer(name), AutoConfig.from_pretrained(name)
-    for kind, number in vars(special_ids(tokenizer, config)).items():
-        setattr(config, f"{kind}_token_id", number)
+    config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
     return tokenizer, config
 
 
@@ -70,15 +70,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
-def left_padded(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], pad_id: int, device
-) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask of prompts (text or messages), [B, P] each."""
-    encoded = [encode(tokenizer, prompt) for prompt in prompts]
-    width = max(map(len, encoded))
-    ids = [[pad_id] * (width - len(row)) + row for row in encoded]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in encoded]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+def left_padded(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask of prompts (text or messages), [B, P] each; padding is EOS for a tokenizer without any."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    rows = {"input_ids": [encode(tokenizer, prompt) for prompt in prompts]}
+    batch = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(device)
+    return batch["input_ids"], batch["attention_mask"]
 
 
 def answers(
@@ -89,15 +87,16 @@ def answers(
 
     stats: what the calls cost is added to it.
     """
-    pad_id = model.config.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    eos_id = as_denoiser(model).spec.eos_id
+    assert eos_id is not None  # `generate` stops without one
     device, pending = next(model.parameters()).device, list[Prompt]()
 
     def flush() -> Iterator[str]:
-        ids, mask = left_padded(tokenizer, pending, pad_id, device)
+        ids, mask = left_padded(tokenizer, pending, device)
         canvas, cost = generate(model, ids, mask, settings, generator=generator, return_stats=True)
         if stats is not None:
             stats.add(cost)
-        answered = [before_eos(row, model.config.eos_token_id) for row in canvas[:, ids.shape[1] :].tolist()]
+        answered = [before_eos(row, eos_id) for row in canvas[:, ids.shape[1] :].tolist()]
         yield from tokenizer.batch_decode(answered, skip_special_tokens=True)
         pending.clear()
 
@@ -208,7 +207,7 @@ class Completions:
         self.rows = list(rows.select(range(min(args.limit or len(rows), len(rows)))))
         self.args, self.settings, self.samples = args, settings, samples
         self.tokenizer, config = load_config(args.model)
-        self.check_rows(config)
+        self.check_rows(config.denoiser_spec)
         content = json.dumps([row["prompt"] for row in self.rows]).encode()
         run = {name: getattr(args, name) for name in ("model", "batch_size", "seed")} | asdict(settings)
         run |= {"samples": samples, "prompts": hashlib.blake2b(content, digest_size=8).hexdigest()}
@@ -219,8 +218,8 @@ class Completions:
         model = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype="auto")
         self.model = model.eval().to(self.state.device)
 
-    def check_rows(self, config: PreTrainedConfig) -> None:
-        room = config.max_sequence_length - self.settings.gen_length
+    def check_rows(self, spec: DenoiserSpec) -> None:
+        room = spec.context - self.settings.gen_length
         for index, row in enumerate(self.rows):
             where = f"{self.args.prompts}: row {index} (counted from 0)"
             ids = encode(self.tokenizer, row["prompt"]) if row["prompt"] else []
@@ -229,7 +228,7 @@ class Completions:
                     f"{where} has a prompt of {len(ids)} tokens; allowed are 1 to {room}, the model's context less "
                     f"gen_length={self.settings.gen_length}"
                 )
-            if config.mask_token_id in ids:
+            if spec.mask_id in ids:
                 raise ValueError(f"{where} has a prompt with the mask token, which the model would have to fill")
             try:
                 json.dumps(row)

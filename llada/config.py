@@ -8,7 +8,11 @@ reads but never computes with (docs/checkpoints.md lists them), are kept in the 
 Both published layouts say `model_type: "llada"`: a config with `num_experts` is a mixture of experts.
 """
 
+from typing import Any
+
 from transformers import PreTrainedConfig
+
+from llada.denoiser import DenoiserSpec
 
 # What the architecture computes; any other value would change the output, so it is refused instead of ignored.
 _SUPPORTED = {
@@ -58,7 +62,27 @@ def refuse_others(fields: dict, supported: dict[str, tuple]) -> None:
             raise ValueError(f"config field {field}={fields[field]!r} is not supported: it must be {allowed}")
 
 
-class LLaDAConfig(PreTrainedConfig):
+class FamilyConfig:
+    """Mixed into the configurations of the family: what they say of a model to the rest of the package."""
+
+    def auxiliary_losses(self) -> dict[str, float]:
+        """Names and weights of the losses that the model returns in training beside its log-probabilities."""
+        return {}
+
+    def set_special_ids(self, mask: int, eos: int, pad: int, eot: int | None) -> None:
+        """Write down ids that the published files lack and a tokenizer has."""
+        for name, value in ("mask", mask), ("eos", eos), ("pad", pad), ("eot", eot):
+            setattr(self, f"{name}_token_id", value)
+
+    @property
+    def denoiser_spec(self: Any) -> DenoiserSpec:
+        """What `llada.denoiser` asks for; the sizes' names are `attribute_map`'s where a layout has others."""
+        ids = {f"{name}_id": getattr(self, f"{name}_token_id") for name in ("mask", "eos", "pad", "eot")}
+        sizes = {"context": self.max_sequence_length, "vocabulary": self.embedding_size}
+        return DenoiserSpec(**ids, **sizes, kv_cache=True, auxiliary_losses=self.auxiliary_losses())
+
+
+class LLaDAConfig(FamilyConfig, PreTrainedConfig):
     """Shape and special ids of a dense LLaDA (LLaDA-8B, LLaDA 1.5, iLLaDA).
 
     Defaults are LLaDA-8B's (LLaDA, arXiv 2502.09992, Table 5, and the released config). `n_kv_heads` below `n_heads`
@@ -128,7 +152,7 @@ class LLaDAConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
 
-class LLaDAMoEConfig(PreTrainedConfig):
+class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
     """Shape and special ids of a LLaDA-MoE. Defaults are LLaDA-MoE-7B-A1B's (its released config).
 
     `moe_layer_freq` has a 1 for each layer with experts and a 0 for each dense one. `router_aux_loss_coef` and
@@ -190,3 +214,6 @@ class LLaDAMoEConfig(PreTrainedConfig):
                 f"num_experts={self.num_experts}"
             )
         super().__post_init__(**kwargs)
+
+    def auxiliary_losses(self) -> dict[str, float]:
+        return {"router/load_balance": self.router_aux_loss_coef, "router/z_loss": self.router_z_loss_coef}

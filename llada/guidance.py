@@ -1,67 +1,47 @@
-"""Classifier-free guidance without a trained condition (LLaDA, arXiv 2502.09992, eq. 16): a wrapper of the predictor.
+"""Classifier-free guidance without a trained condition (LLaDA, arXiv 2502.09992, eq. 16): a denoiser around another.
 
     log p~(r_0 | p, r_t) = u + (1 + w) (c - u) + const,   c: logits given the prompt, u: logits with the prompt masked
 
-The sampler and the likelihood never learn of it: they see one `Predictor`.
+Sampler and likelihood do not know of it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from llada.masking import NOT_SCORED
+from llada.denoiser import Denoiser, DenoiserSpec, Request, log_probs_of_logits
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a predictor is asked: a canvas, and where to predict.
+class GuidedDenoiser:
+    """A denoiser guided by `scale` (w above; the official samplers' `cfg_scale`; 0 changes nothing).
 
-    canvas_BL: tokens; attention_BL: bool, False on padding; at_BL: bool, the N candidates. The rest is for predictors
-    that remember earlier steps (`llada.cache`), one entry for each row: its `name`, the same in all steps; the first
-    position of its current block and the one after it; and whether it enters that block with this step.
+    given_BL: bool, the prompt and its padding, which the unconditional half has masked; row i is that of the row whose
+        id is i, or the i-th row of a request without ids. One forward of twice the rows.
     """
 
-    canvas_BL: Tensor
-    attention_BL: Tensor
-    at_BL: Tensor
-    names: tuple[int, ...] = ()
-    starts: tuple[int, ...] = ()
-    ends: tuple[int, ...] = ()
-    entered: tuple[bool, ...] = ()
+    denoiser: Denoiser
+    given_BL: Tensor
+    scale: float
 
+    @property
+    def spec(self) -> DenoiserSpec:
+        return self.denoiser.spec
 
-Predictor = Callable[[Step], Tensor]  # logits_NV at the candidates, in row-major order
-
-
-def guided(predict: Predictor, given_of: Callable[[Step], Tensor], scale: float, mask_id: int) -> Predictor:
-    """Guide `predict` by `scale` (w above; the official samplers' `cfg_scale`; 0 changes nothing).
-
-    given_of: bool [B, L] of a step, the prompt and its padding: what the unconditional half has masked. One forward of
-    twice the rows.
-    """
-
-    def predict_guided(step: Step) -> Tensor:
-        blind_BL = step.canvas_BL.masked_fill(given_of(step), mask_id)
-        both = Step(
-            torch.cat([step.canvas_BL, blind_BL]), step.attention_BL.repeat(2, 1), step.at_BL.repeat(2, 1),
-            (*step.names, *(-1 - name for name in step.names)), step.starts * 2, step.ends * 2, step.entered * 2,
+    def logits(self, request: Request) -> Tensor:
+        given_BL = self.given_BL[list(request.row_ids)] if request.row_ids else self.given_BL
+        tokens_BQ = request.tokens_BQ
+        unconditional_BQ = tokens_BQ.masked_fill(given_BL[:, : tokens_BQ.shape[1]], self.spec.mask_id)
+        both = replace(
+            request, tokens_BQ=torch.cat([tokens_BQ, unconditional_BQ]),
+            attention_BL=request.attention_BL.repeat(2, 1), at_BQ=request.at_BQ.repeat(2, 1),
+            row_ids=(*request.row_ids, *(-1 - row_id for row_id in request.row_ids)),
+            block_starts=request.block_starts * 2, block_ends=request.block_ends * 2,
+            enters_block=request.enters_block * 2,
         )  # fmt: skip
-        conditional_NV, unconditional_NV = predict(both).chunk(2)
-        return unconditional_NV + (scale + 1) * (conditional_NV - unconditional_NV)
+        conditional_NV, unconditional_NV = self.denoiser.logits(both).chunk(2)
+        return unconditional_NV + (self.scale + 1) * (conditional_NV - unconditional_NV)
 
-    return predict_guided
-
-
-def log_probs_from(predict: Predictor) -> Callable[[Tensor, Tensor], Tensor]:
-    """A predictor, guided or not, as the `log_probs` function that `llada.likelihood` scores (rows without padding)."""
-
-    def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
-        at_BL = target_BL != NOT_SCORED
-        logits_NV = predict(Step(noisy_BL, torch.ones_like(at_BL), at_BL))
-        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        values_N = logits_NV.gather(-1, target_BL[at_BL][:, None])[:, 0] - logits_NV.logsumexp(-1)
-        return values_N.new_zeros(target_BL.shape).masked_scatter(at_BL, values_N)
-
-    return log_probs
+    def log_probs(self, noisy_BL: Tensor, target_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return log_probs_of_logits(self, noisy_BL, target_BL, attention_mask)

@@ -78,7 +78,7 @@ def token_ids(path: str, config: PreTrainedConfig) -> str:
     except (OSError, ValueError):
         known = {name: getattr(config, f"{name}_token_id") for name in ("mask", "eos", "pad", "eot")}
         return ", ".join(f"{name} {value}" for name, value in known.items()) + " (config; no tokenizer could be loaded)"
-    ids = special_ids(tokenizer, config)
+    ids = special_ids(tokenizer, config.denoiser_spec)
     return ", ".join(f"{name} {value}" for name, value in vars(ids).items()) + f"; tokenizer of {len(tokenizer)} agrees"
 
 

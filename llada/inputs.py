@@ -90,7 +90,8 @@ def load_model(
         attention = model_args.attn_implementation
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
     path, revision = model_args.model_name_or_path, model_args.model_revision
-    ids = special_ids(tokenizer, AutoConfig.from_pretrained(path, revision=revision))  # before gigabytes are read
+    config = AutoConfig.from_pretrained(path, revision=revision)
+    ids = special_ids(tokenizer, config.denoiser_spec)  # before gigabytes are read
     model = AutoModelForCausalLM.from_pretrained(
         path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
         **({} if quantization is None else {"quantization_config": quantization}),
@@ -116,8 +117,7 @@ def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> 
         raise RecipeError(f"architecture: unknown fields {sorted(unknown)}")
     fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | fields
     config = kind(**fields)
-    for name, value in vars(special_ids(tokenizer, config)).items():
-        setattr(config, f"{name}_token_id", value)
+    config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
     return config
 
 
@@ -144,7 +144,8 @@ def load_datasets(
         raise RecipeError(f"eval_fraction={recipe.eval_fraction} must be at least 0 and below 1")
     if recipe.eval_fraction and (recipe.dataset_streaming or recipe.eval_dataset_name):
         raise RecipeError("eval_fraction holds out rows of a dataset that is not streamed: use eval_dataset_name alone")
-    ids, max_length = special_ids(tokenizer, config), row_length(args.max_length, config)
+    spec = config.denoiser_spec
+    ids, max_length = special_ids(tokenizer, spec), row_length(args.max_length, spec.context)
 
     def prepared(source: str, split: str, streaming: bool):
         rows = load_rows(source, recipe.dataset_config, split, streaming)

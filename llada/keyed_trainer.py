@@ -5,12 +5,12 @@ A subclass says how rows become examples (`prepare`) and examples batches (`make
 
 import logging
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from llada.adapters import wrap_with_adapters
 from llada.data import column_names
+from llada.denoiser import ModuleDenoiser, as_denoiser
 from llada.tokenizer import SpecialIds, special_ids
 
 logger = logging.getLogger(__name__)
@@ -50,13 +51,12 @@ class EpochCounter(TrainerCallback):
         self.epoch = max(self.epoch + 1, math.floor(state.epoch or 0.0))
 
 
-def row_length(max_length: int | None, config: PreTrainedConfig) -> int:
+def row_length(max_length: int | None, context: int) -> int:
     """`max_length`, or the model's context where it is None.
 
     Raises:
         ValueError: `max_length` exceeds the context.
     """
-    context = config.max_sequence_length
     if max_length is not None and not 1 <= max_length <= context:
         raise ValueError(f"max_length={max_length} must be between 1 and the model's context, {context}")
     return context if max_length is None else max_length
@@ -94,8 +94,10 @@ class KeyedTrainer(Trainer):
         if processing_class is None:
             raise ValueError(f"{type(self).__name__} needs processing_class, the tokenizer")
         model = load(model, adapters=peft_config is not None)
-        self.ids = special_ids(processing_class, model.config)
-        max_length = row_length(args.max_length, model.config)
+        spec = as_denoiser(model).spec
+        self.ids = special_ids(processing_class, spec)
+        self.spec = replace(spec, **{f"{name}_id": number for name, number in vars(self.ids).items()})
+        max_length = row_length(args.max_length, self.spec.context)
         if peft_config is not None:
             model = wrap_with_adapters(model, peft_config)
 
@@ -158,14 +160,19 @@ class KeyedTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last, self.data_collator = kept
 
-    def router_penalty(self, losses: list[Tensor]) -> Tensor:
-        """Weighted router losses of the sequences of each forward pass, [B, 2] each: their mean; 0 without experts."""
-        if not losses:
+    def denoiser(self, model: nn.Module) -> ModuleDenoiser:
+        """The model as it is wrapped by the engine; its spec is that of the model inside."""
+        return ModuleDenoiser(model, self.spec)
+
+    def auxiliary_loss(self, denoiser: ModuleDenoiser) -> Tensor:
+        """Weighted mean over sequences of the auxiliary losses of all forward passes; 0 where there are none."""
+        if not denoiser.auxiliary_losses:
             return torch.zeros(())
-        balance_N, z_N = torch.cat(losses).unbind(-1)
-        self.add_metrics({"router/load_balance": balance_N.detach(), "router/z_loss": z_N.detach()})
-        config = self.accelerator.unwrap_model(self.model).config
-        return config.router_aux_loss_coef * balance_N.mean() + config.router_z_loss_coef * z_N.mean()
+        columns = torch.cat(denoiser.auxiliary_losses).unbind(-1)
+        losses = dict(zip(self.spec.auxiliary_losses, columns, strict=True))
+        self.add_metrics({name: values_N.detach() for name, values_N in losses.items()})
+        first, *others = (self.spec.auxiliary_losses[name] * values_N.mean() for name, values_N in losses.items())
+        return sum(others, first)
 
     def add_metrics(self, metrics: dict[str, Tensor]) -> None:
         """Count values of examples, [N] each, into the means that the next log line shows."""

@@ -18,10 +18,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
 from llada.attention import Narrow
-from llada.cache import KeyValueCache
 from llada.checkpoints import failures_explained, refuse_incomplete
+from llada.denoiser import NOT_SCORED, DenoiserSpec
 from llada.head import Head, at_least_fp32, chunked_log_probs
-from llada.masking import NOT_SCORED
+from llada.kv_cache import KeyValueCache
 
 
 @dataclass
@@ -30,12 +30,12 @@ class MaskedLMOutput(ModelOutput):
 
     logits: [B, L, V], or [N, V] when `logits_at` chose N positions (row-major order).
     log_probs: [B, L] log-probability of `target_ids`, nats, 0 where the target is `NOT_SCORED`.
-    router_losses: [B, 2] load-balance and z-loss of each sequence (`llada.moe`), of a mixture of experts in training.
+    auxiliary_losses: [B, A] of each sequence in training, as `DenoiserSpec.auxiliary_losses` names them.
     """
 
     logits: Tensor | None = None
     log_probs: Tensor | None = None
-    router_losses: Tensor | None = None
+    auxiliary_losses: Tensor | None = None
 
 
 class RMSNorm(nn.Module):
@@ -63,8 +63,8 @@ def residual_linear(inputs: int, outputs: int) -> nn.Linear:
 class MaskedLM(PreTrainedModel):
     """A masked diffusion language model with its head; a subclass says where that is, and has the body `model`:
 
-    (input_ids, attention_mask, segment_ids, cache, narrow) -> final normalised hidden states [B, L, D] ([B, Q, D] of
-    `narrow`), and router losses [B, 2] of a mixture of experts in training, else None.
+    (input_ids, attention_mask, segment_ids, kv_cache, narrow) -> final normalised hidden states [B, L, D] ([B, Q, D] of
+    `narrow`), and auxiliary losses [B, A] of a model that has any, in training, else None.
     """
 
     base_model_prefix = "model"
@@ -109,6 +109,11 @@ class MaskedLM(PreTrainedModel):
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
 
+    @property
+    def denoiser_spec(self) -> DenoiserSpec:
+        """What the rest of the package may know of this model (`llada.denoiser`)."""
+        return self.config.denoiser_spec
+
     def head(self, hidden: Tensor, targets_N: Tensor | None = None) -> Tensor:
         module = self.get_output_embeddings()
         if isinstance(module, Head):
@@ -123,7 +128,7 @@ class MaskedLM(PreTrainedModel):
         segment_ids: Tensor | None = None,
         target_ids: Tensor | None = None,
         logits_at: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        kv_cache: KeyValueCache | None = None,
     ) -> MaskedLMOutput:
         """Predict clean tokens.
 
@@ -137,7 +142,7 @@ class MaskedLM(PreTrainedModel):
                 at those positions only, `HEAD_CHUNK` at a time with recomputation, and `log_probs` [B, L] is returned:
                 no [B, L, V] tensor exists in training.
             logits_at: [B, L] bool, where logits are wanted; None means everywhere.
-            cache: keys and values of earlier forwards (`llada.cache`). `input_ids` are then the positions that it
+            kv_cache: keys and values of earlier forwards. `input_ids` are then the positions that it
                 names, `attention_mask` is of the whole canvas.
 
         Raises:
@@ -154,13 +159,13 @@ class MaskedLM(PreTrainedModel):
         if logits_at is not None and not torch.is_grad_enabled() and segment_ids is None:
             # The mask of other backends is no tensor of queries and keys.
             narrow = Narrow.at(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
-        hidden_BLD, router_losses = self.model(input_ids, attention_mask, segment_ids, cache, narrow)
+        hidden_BLD, auxiliary_losses = self.model(input_ids, attention_mask, segment_ids, kv_cache, narrow)
         if target_ids is None:
             wanted = logits_at if narrow is None else narrow.wanted_BQ
             logits = self.head(hidden_BLD if wanted is None else hidden_BLD[wanted.to(hidden_BLD.device)])
-            return MaskedLMOutput(logits=logits, router_losses=router_losses)
+            return MaskedLMOutput(logits=logits, auxiliary_losses=auxiliary_losses)
         scored_BL = target_ids != NOT_SCORED
         scored_log_probs = self.head(hidden_BLD[scored_BL], target_ids[scored_BL])
         log_probs_BL = scored_log_probs.new_zeros(target_ids.shape)
         log_probs_BL = log_probs_BL.masked_scatter(scored_BL, scored_log_probs)
-        return MaskedLMOutput(log_probs=log_probs_BL, router_losses=router_losses)
+        return MaskedLMOutput(log_probs=log_probs_BL, auxiliary_losses=auxiliary_losses)

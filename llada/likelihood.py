@@ -6,8 +6,7 @@
 
 B is a lower bound on log p(y | x). All values are in nats, summed over tokens.
 
-A model enters as a function `log_probs(noisy_BL, target_BL) -> log_probs_BL`: log p(target) in nats where the target
-is scored and 0 where it is `NOT_SCORED`, as `LLaDAModelLM.forward(target_ids=...)` returns.
+A model enters as a `llada.denoiser.Denoiser`, whose `log_probs` and mask id are all that is used.
 
 Shapes: S draws, B sequences, L tokens.
 """
@@ -18,25 +17,39 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from llada.denoiser import Denoiser
 from llada.masking import MaskPlan, exact_count_masks, hide
 
-LogProbs = Callable[[Tensor, Tensor], Tensor]
+
+def mask_id_of(denoiser: Denoiser) -> int:
+    """The id that hides a token.
+
+    Raises:
+        ValueError: the model's config has none.
+    """
+    if denoiser.spec.mask_id is None:
+        raise ValueError("the model's config has no mask_token_id")
+    return denoiser.spec.mask_id
 
 
-def elbo_draws(log_probs: LogProbs, tokens_BL: Tensor, plan: MaskPlan, mask_id: int) -> Tensor:
+def elbo_draws(denoiser: Denoiser, tokens_BL: Tensor, plan: MaskPlan, attention_mask: Tensor | None = None) -> Tensor:
     """One ELBO sample for each draw and sequence, [S, B], nats; the mean over draws estimates the ELBO.
 
     The weights depend on the masks alone, so autograd through this value gives the matching gradient estimate.
+
+    Args:
+        attention_mask: [B, L], 0 on padding.
     """
     draws = []
     for masked_BL, weight_BL in zip(plan.masked_SBL, plan.weight_SBL, strict=True):
-        values_BL = log_probs(*hide(tokens_BL, masked_BL.to(tokens_BL.device), mask_id))
+        noisy_BL, target_BL = hide(tokens_BL, masked_BL.to(tokens_BL.device), mask_id_of(denoiser))
+        values_BL = denoiser.log_probs(noisy_BL, target_BL, attention_mask)
         draws.append((weight_BL.to(values_BL.dtype).to(values_BL.device) * values_BL).sum(-1))
     return torch.stack(draws)
 
 
 def exact_elbo(
-    log_probs: LogProbs, tokens_L: Tensor, scored_L: Tensor, mask_id: int, eps: float = 0.0, batch_size: int = 64
+    denoiser: Denoiser, tokens_L: Tensor, scored_L: Tensor, eps: float = 0.0, batch_size: int = 64
 ) -> Tensor:
     """The ELBO of one sequence by enumerating every non-empty mask of its n scored tokens, a differentiable scalar.
 
@@ -71,7 +84,8 @@ def exact_elbo(
         coefficient_M.to(tokens_L.device).split(batch_size),
         strict=True,
     ):
-        values_BL = log_probs(*hide(tokens_L.expand(len(masked_BL), -1), masked_BL, mask_id))
+        noisy_and_target = hide(tokens_L.expand(len(masked_BL), -1), masked_BL, mask_id_of(denoiser))
+        values_BL = denoiser.log_probs(*noisy_and_target)
         total = total + (coefficient_B.to(values_BL.dtype) * values_BL.sum(-1)).sum()
     return total
 
@@ -86,24 +100,11 @@ def systematic_counts(rows: int, length: int, generator: Generator) -> Tensor:
     return spread.long().clamp(max=length - 1) + 1
 
 
-def official_counts(rows: int, length: int, generator: Generator) -> Tensor:
-    """The counts of the published evaluation code: spread from an *integer* start and rounded, [rows].
-
-    Rounding halves to even makes single counts not uniform where j * length / rows ends in .5 (for length 8 and 16
-    rows, even counts are three times as likely as odd ones), which biases the estimate. For comparison with published
-    numbers.
-    """
-    start = torch.randint(1, length + 1, (), generator=generator)
-    spread = torch.linspace(float(start), float(start + (rows - 1) * (length / rows)), rows).round().long()
-    return (spread - 1) % length + 1
-
-
 @torch.no_grad()
 def log_likelihood(
-    log_probs: LogProbs,
+    denoiser: Denoiser,
     tokens_L: Tensor,
     scored_L: Tensor,
-    mask_id: int,
     generator: Generator,
     n: int = 128,
     group: int = 16,
@@ -118,7 +119,7 @@ def log_likelihood(
     Args:
         tokens_L: clean tokens; scored_L: bool, the answer (the rest is never masked).
         generator: CPU generator of everything random.
-        counts: `systematic_counts` (unbiased), or `official_counts` for the published code's own draws.
+        counts: the masked counts of a group; `systematic_counts` is unbiased.
 
     Raises:
         ValueError: n is not a multiple of group, or nothing is scored.
@@ -134,7 +135,8 @@ def log_likelihood(
         count_G = counts(group, length, generator)
         masked_GL = torch.zeros(group, len(scored_L), dtype=torch.bool)
         masked_GL[:, scored_L] = exact_count_masks(count_G, length, generator)
-        values_GL = log_probs(*hide(tokens_GL, masked_GL.to(tokens_L.device), mask_id))
+        noisy_and_target = hide(tokens_GL, masked_GL.to(tokens_L.device), mask_id_of(denoiser))
+        values_GL = denoiser.log_probs(*noisy_and_target)
         means.append((values_GL.double().sum(-1).cpu() * length / count_G).mean())
     estimates = torch.stack(means)
     standard_error = estimates.std() / len(estimates) ** 0.5 if len(estimates) > 1 else math.nan

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-NOT_SCORED = -100  # in `target_ids`: this token is not predicted (the value that torch's losses ignore)
+from llada.denoiser import NOT_SCORED
+
 BERNOULLI_FLOOR = 1e-3  # eps of t = (1 - eps) u + eps, as in LLaDA's published training code
 
 

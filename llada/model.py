@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llada.attention import Narrow, Places, attend, heads_of, places_of
-from llada.cache import KeyValueCache
 from llada.config import LLaDAConfig
 from llada.head import Head
+from llada.kv_cache import KeyValueCache
 from llada.layers import MaskedLM, RMSNorm, residual_linear
 
 
@@ -74,13 +74,13 @@ class LLaDAModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
-        cache: KeyValueCache | None,
+        kv_cache: KeyValueCache | None,
         narrow: Narrow | None,
     ) -> tuple[Tensor, None]:
         """Final normalised hidden states, and None for router losses (`MaskedLM`)."""
         x_BLD = self.transformer.wte(input_ids)
         head_size = self.config.d_model // self.config.n_heads
-        places = places_of(self.config, x_BLD, attention_mask, segment_ids, cache, head_size)
+        places = places_of(self.config, x_BLD, attention_mask, segment_ids, kv_cache, head_size)
         *blocks, last = self.transformer.blocks
         for block in blocks:
             x_BLD = block(x_BLD, places)

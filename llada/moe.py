@@ -26,9 +26,9 @@ from transformers.integrations.moe import use_experts_implementation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llada.attention import Narrow, Places, attend, heads_of, places_of
-from llada.cache import KeyValueCache
 from llada.config import LLaDAMoEConfig
 from llada.head import Head, at_least_fp32
+from llada.kv_cache import KeyValueCache
 from llada.layers import MaskedLM, RMSNorm, residual_linear
 
 # Published: one matrix for each expert. In memory: gate and up of all experts in one tensor, down in another.
@@ -203,13 +203,13 @@ class LLaDAMoEModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
-        cache: KeyValueCache | None,
+        kv_cache: KeyValueCache | None,
         narrow: Narrow | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Final normalised hidden states [B, L, D]; in training, router losses [B, 2], means over the MoE layers."""
         x_BLD = self.embed_tokens(input_ids)
         head_size = self.config.hidden_size // self.config.num_attention_heads
-        places = places_of(self.config, x_BLD, attention_mask, segment_ids, cache, head_size)
+        places = places_of(self.config, x_BLD, attention_mask, segment_ids, kv_cache, head_size)
         real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         losses = []
         for index, layer in enumerate(self.layers):

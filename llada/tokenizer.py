@@ -9,7 +9,9 @@ training are the collator's `eos_tail` (`llada.data`), and both are scored.
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llada.denoiser import DenoiserSpec
 
 END_OF_TURN = "<|eot_id|>"
 CHAT_TEMPLATE = (
@@ -108,15 +110,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> SpecialIds:
-    """Special ids from the model's config, and from the tokenizer where the config has none; never guessed.
+def special_ids(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec | None = None) -> SpecialIds:
+    """Special ids from the model, and from the tokenizer where the model has none; never guessed.
 
     Raises:
         ValueError: no mask token or no EOS in either, or the two disagree, in ids or in size.
     """
     ids: dict[str, int | None] = {}
     for name in ("mask", "eos", "pad"):
-        ours, theirs = getattr(config, f"{name}_token_id", None), getattr(tokenizer, f"{name}_token_id")
+        ours, theirs = getattr(spec, f"{name}_id", None), getattr(tokenizer, f"{name}_token_id")
         if ours is not None and theirs is not None and ours != theirs:
             raise ValueError(f"{name}_token_id is {ours} in the model's config but {theirs} in the tokenizer")
         ids[name] = theirs if ours is None else ours
@@ -128,11 +130,12 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | N
             )
         if not 0 <= ids[name] < len(tokenizer):  # type: ignore[operator]
             raise ValueError(f"{name}_token_id={ids[name]} is outside the tokenizer's {len(tokenizer)} tokens")
-    rows = getattr(config, "embedding_size", None)
-    if rows is not None and len(tokenizer) > rows:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {rows} (embedding_size)")
+    if spec is not None and len(tokenizer) > spec.vocabulary:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model embeds {spec.vocabulary} (embedding_size)"
+        )
     vocabulary = tokenizer.get_vocab()
-    eot = getattr(config, "eot_token_id", None)
+    eot = None if spec is None else spec.eot_id
     eot = next((vocabulary[end] for end in TEMPLATES if end in vocabulary), None) if eot is None else eot
     assert ids["mask"] is not None
     assert ids["eos"] is not None

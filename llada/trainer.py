@@ -12,11 +12,12 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from llada.data import Collator, prepare_rows
+from llada.denoiser import Denoiser
 from llada.keyed_trainer import EVAL_EPOCH, KeyedTrainer
 from llada.likelihood import elbo_draws
 from llada.masking import MASKS, draw_plan, keyed_generator
@@ -122,13 +123,9 @@ class MaskedDiffusionTrainer(KeyedTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def negative_elbo(
-        self, model: nn.Module, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, levels: str,
-        router_losses: list[Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Minus the mean over n draws of each row's ELBO, nats, and its number of scored tokens, both [B].
-
-        router_losses: where those of a mixture of experts in training are put, [B, 2] for each draw.
-        """
+        self, denoiser: Denoiser, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, levels: str
+    ) -> tuple[Tensor, Tensor]:
+        """Minus the mean over n draws of each row's ELBO, nats, and its number of scored tokens, both [B]."""
         generators = [keyed_generator(self.args.seed, epoch, key) for key in inputs["example_id"].tolist()]
         attention_BL, scored_BL = inputs["attention_mask"], inputs["scored"]
         if epoch != EVAL_EPOCH and self.args.random_length_probability:
@@ -136,28 +133,21 @@ class MaskedDiffusionTrainer(KeyedTrainer):
             keep_BL = keep_BL.to(scored_BL.device)
             attention_BL, scored_BL = attention_BL * keep_BL, scored_BL & keep_BL
         plan = draw_plan(scored_BL, generators, n, masks, levels)
-
-        def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
-            output = model(input_ids=noisy_BL, attention_mask=attention_BL, target_ids=target_BL)
-            if router_losses is not None and output.router_losses is not None:
-                router_losses.append(output.router_losses)
-            return output.log_probs
-
-        return -elbo_draws(log_probs, inputs["input_ids"], plan, self.ids.mask).mean(0), scored_BL.sum(-1)
+        return -elbo_draws(denoiser, inputs["input_ids"], plan, attention_BL).mean(0), scored_BL.sum(-1)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        routers: list[Tensor] = []
-        nelbo_B, length_B = self.negative_elbo(model, inputs, self.epoch, 1, self.args.masks, "iid", routers)
+        denoiser = self.denoiser(model)
+        nelbo_B, length_B = self.negative_elbo(denoiser, inputs, self.epoch, 1, self.args.masks, "iid")
         loss_B = nelbo_B / length_B
         self.stop_unless_finite(loss_B, inputs)
-        loss = loss_B.mean() + self.router_penalty(routers)
+        loss = loss_B.mean() + self.auxiliary_loss(denoiser)
         return (loss, {"nelbo": nelbo_B}) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             nelbo_B, length_B = self.negative_elbo(
-                model, inputs, EVAL_EPOCH, self.args.eval_draws, "exact_count", levels="stratified"
+                self.denoiser(model), inputs, EVAL_EPOCH, self.args.eval_draws, "exact_count", levels="stratified"
             )
         self.stop_unless_finite(nelbo_B, inputs)
         # No loss: the Trainer would weigh batch means, which depend on batches. `likelihood_metrics` has it by rows.

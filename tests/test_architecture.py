@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-MATH = {"llada.masking", "llada.likelihood", "vrpo.baseline", "vrpo.diagnostics", "vrpo.estimators", "vrpo.losses"}
+MATH = {
+    "llada.kv_cache",
+    "llada.denoiser",
+    "llada.guidance",
+    "llada.masking",
+    "llada.likelihood",
+    "vrpo.baseline",
+    "vrpo.diagnostics",
+    "vrpo.estimators",
+    "vrpo.losses",
+}
 ABOVE = {"llada": {"vrpo", "recipes", "examples", "benchmarks"}, "vrpo": {"recipes", "examples", "benchmarks"}}
 FILES = sorted(path for package in ABOVE for path in (ROOT / package).rglob("*.py"))
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from conftest import load_script
-from test_likelihood import MASK, Table
+from test_likelihood import Table
 from test_masking import standard_errors
 
 from llada.likelihood import elbo_draws, exact_elbo
@@ -127,10 +127,10 @@ def check_design(name: str, n: int, length: int, responses: int) -> None:
 def check_plan(plan: MaskPlan, eps: float = 0.0) -> None:
     _, responses, length = plan.masked_SBL.shape
     model, tokens = Table(length), torch.arange(length)
-    exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), MASK, eps=eps)
+    exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), eps=eps)
     (slope,) = torch.autograd.grad(exact, model.log_p)
     with torch.no_grad():
-        values = elbo_draws(model, tokens.expand(responses, -1), plan, MASK).mean(0)
+        values = elbo_draws(model, tokens.expand(responses, -1), plan).mean(0)
     assert standard_errors(values, exact.item()) < 4
     code_SB = (plan.masked_SBL * 2 ** torch.arange(length)).sum(-1)
     for context in range(1, 2**length):
@@ -179,7 +179,7 @@ def test_equal_models_score_zero_in_every_coupled_plan(name, n):
     plans = draw_pair_plans(scored, list(range(100)), design(name, n_t=n), 0, 0)
     tokens = torch.arange(6).expand(200, -1)
     with torch.no_grad():
-        policy, reference = (elbo_draws(model, tokens, plan, MASK).mean(0) for plan in plans)
+        policy, reference = (elbo_draws(model, tokens, plan).mean(0) for plan in plans)
     assert (policy - reference).abs().max() <= 1e-5
 
 

@@ -7,7 +7,8 @@ import torch
 from conftest import FIXTURES, reference_model, tiny_model, tiny_moe
 
 import llada
-from llada.cache import CachedPredictor, KeyValueCache
+from llada.cache import CachedDenoiser
+from llada.kv_cache import KeyValueCache
 from llada.sampler import infill
 from llada.sampler_settings import SamplerSettings
 
@@ -57,17 +58,17 @@ def sharp(kind: str):
 def test_a_left_padded_batch_equals_each_prompt_alone(kind, cache, monkeypatch):
     """By every rule, guided, growing and refreshed; most often rows are in different blocks and leave one by one."""
     model, (ids, mask), seen = sharp(kind), left_padded(PROMPTS), {"apart": 0, "left": 0, "uneven": 0}
-    forward, keep = CachedPredictor.forward, KeyValueCache.keep
+    forward, keep = CachedDenoiser.forward, KeyValueCache.keep
 
     def counting_forward(self, step, rows, spans):
-        seen["apart"] += len(rows) < len(step.names)
+        seen["apart"] += len(rows) < len(step.row_ids)
         return forward(self, step, rows, spans)
 
     def counting_keep(self, rows):
         seen["left"] += 1
         keep(self, rows)
 
-    monkeypatch.setattr(CachedPredictor, "forward", counting_forward)
+    monkeypatch.setattr(CachedDenoiser, "forward", counting_forward)
     monkeypatch.setattr(KeyValueCache, "keep", counting_keep)
     cases = [(rule, extra) for rule in RULES for extra in EXTRAS if cache or "refresh_every" not in extra]
     for rule, extra in cases:
@@ -105,12 +106,14 @@ def test_cached_logits_are_exact_where_nothing_else_changed(attention):
     model.set_attn_implementation(attention)
     cache = KeyValueCache()
     with torch.no_grad():
-        whole = model(ids, attention_mask=mask, cache=cache).logits
+        whole = model(ids, attention_mask=mask, kv_cache=cache).logits
         cache.positions_RQ = torch.tensor([[3, 5], [4, 5], [2, 3], [5, 5]])
-        part = model(ids.gather(1, cache.positions_RQ), attention_mask=mask, cache=cache).logits
+        part = model(ids.gather(1, cache.positions_RQ), attention_mask=mask, kv_cache=cache).logits
         cache.rows = torch.tensor([2, 0])
         cache.positions_RQ = cache.positions_RQ[cache.rows]
-        some = model(ids[cache.rows].gather(1, cache.positions_RQ), attention_mask=mask[cache.rows], cache=cache).logits
+        some = model(
+            ids[cache.rows].gather(1, cache.positions_RQ), attention_mask=mask[cache.rows], kv_cache=cache
+        ).logits
     expected = whole.gather(1, torch.tensor([[3, 5], [4, 5], [2, 3], [5, 5]])[..., None].expand(-1, -1, 40))
     assert (part - expected).abs().max() < 1e-12
     assert (some - expected[[2, 0]]).abs().max() < 1e-12

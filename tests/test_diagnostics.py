@@ -45,9 +45,8 @@ def sampled_banks(number: int, masks: int) -> list[Bank]:
     generator = torch.Generator().manual_seed(0)
     sums = []
     for count in range(1, LENGTH + 1):
-        choices = torch.stack([
-            MODEL(TOKENS.masked_fill(mask, MASK)[None], TOKENS[None]).sum().detach() for mask in subsets(LENGTH, count)
-        ])  # fmt: skip
+        noisy = [TOKENS.masked_fill(mask, MASK)[None] for mask in subsets(LENGTH, count)]
+        choices = torch.stack([MODEL.log_probs(noisy_1L, TOKENS[None]).sum().detach() for noisy_1L in noisy])
         sums.append(choices[torch.randint(len(choices), (number, masks), generator=generator)])
     return [Bank(torch.arange(1, LENGTH + 1), values, LENGTH) for values in torch.stack(sums, 1)]
 
@@ -55,15 +54,15 @@ def sampled_banks(number: int, masks: int) -> list[Bank]:
 def test_banks_give_the_variance_of_both_forms():
     """The mean over 1,000 banks of 6 masks a count against enumeration: (L/l) S and (1/t) S, variance of one draw."""
     plan, probability = all_masks(LENGTH, lambda count: 1.0)
-    sum_S = elbo_draws(MODEL, TOKENS[None], plan, MASK)[:, 0].detach()
+    sum_S = elbo_draws(MODEL, TOKENS[None], plan)[:, 0].detach()
     count_S = plan.masked_SBL.sum((1, 2)).double()
     exact_count = (probability / LENGTH * (LENGTH / count_S * sum_S).square()).sum()
-    exact_count -= exact_elbo(MODEL, TOKENS, torch.ones(LENGTH, dtype=torch.bool), MASK).detach().square()
+    exact_count -= exact_elbo(MODEL, TOKENS, torch.ones(LENGTH, dtype=torch.bool)).detach().square()
     edge = torch.linspace(math.log(EPS), 0, 400_001, dtype=torch.float64).exp()
     t = (edge[1:] + edge[:-1]) / 2
     square = torch.stack([(t ** (c - 2) * (1 - t) ** (LENGTH - c) * edge.diff()).sum() / (1 - EPS) for c in count_S])
     bernoulli = (square * sum_S.square()).sum()
-    bernoulli -= exact_elbo(MODEL, TOKENS, torch.ones(LENGTH, dtype=torch.bool), MASK, eps=EPS).detach().square()
+    bernoulli -= exact_elbo(MODEL, TOKENS, torch.ones(LENGTH, dtype=torch.bool), eps=EPS).detach().square()
     banks = sampled_banks(1000, 6)
     for split, exact in ((split_exact_count, exact_count), (split_bernoulli, bernoulli)):
         total = torch.tensor([split(bank).of(1) for bank in banks], dtype=torch.float64)

@@ -24,7 +24,7 @@ def test_the_flat_vrpo_loop_has_the_trainer_s_losses_on_the_same_plan(tmp_path, 
     run = VRPOTrainer(policy, reference, args, Dataset.from_list(rows), processing_class=TOKENIZER)
     batch = next(iter(run.get_train_dataloader()))
     with torch.no_grad():
-        scores = run.scores(policy, batch, epoch=0)
+        scores = run.scores(run.denoiser(policy), batch, epoch=0)
         loss = run.compute_loss(policy, batch)
     monkeypatch.setattr(scratch, "MASK", IDS["mask_token_id"])
     assert int(batch["scored"].sum(-1)[0]) == scratch.RESPONSE

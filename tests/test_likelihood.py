@@ -11,9 +11,9 @@ from conftest import FIXTURES, reference_model
 from safetensors.torch import load_file
 from test_masking import standard_errors
 
-from llada.cache import SamplerStats, model_predictor
-from llada.guidance import guided, log_probs_from
-from llada.likelihood import elbo_draws, exact_elbo, log_likelihood, official_counts, systematic_counts
+from llada.denoiser import DenoiserSpec, as_denoiser
+from llada.guidance import GuidedDenoiser
+from llada.likelihood import elbo_draws, exact_elbo, log_likelihood, systematic_counts
 from llada.masking import MaskPlan, draw_plan, keyed_generator
 
 MASK = 9
@@ -28,7 +28,11 @@ class Table:
         self.log_p = -3 * torch.rand(rows, length, generator=generator, dtype=torch.float64)
         self.log_p = self.log_p.expand(2**length, length).clone().requires_grad_()
 
-    def __call__(self, noisy_BL, target_BL):
+    @property
+    def spec(self):
+        return DenoiserSpec(MASK, context=self.log_p.shape[1], vocabulary=MASK + 1)
+
+    def log_probs(self, noisy_BL, target_BL, attention_mask=None):
         code_B = ((noisy_BL == MASK) * 2 ** torch.arange(noisy_BL.shape[1])).sum(-1)
         return self.log_p[code_B] * (noisy_BL == MASK)
 
@@ -57,8 +61,8 @@ def test_the_mean_of_the_count_form_over_all_masks_is_the_exact_elbo(length):
     """E over l uniform on 1..L and subsets of size l of (L/l) S(M), value and gradient, to 1e-12."""
     model, tokens = Table(length), torch.arange(length)
     plan, probability = all_masks(length, lambda count: length / count)
-    mean = (elbo_draws(model, tokens[None], plan, MASK)[:, 0] * probability / length).sum()
-    exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), MASK)
+    mean = (elbo_draws(model, tokens[None], plan)[:, 0] * probability / length).sum()
+    exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool))
     (value, gradient), (exact_value, exact_gradient) = (value_and_gradient(v, model.log_p) for v in (mean, exact))
     assert value == pytest.approx(exact_value, abs=1e-12)
     assert (gradient - exact_gradient).abs().max() < 1e-12
@@ -76,12 +80,12 @@ def test_the_floored_bernoulli_form_equals_its_integral(length, eps):
         plan, _ = all_masks(length, lambda count, t=t: 1 / t)
         count_S = plan.masked_SBL.sum((1, 2)).double()
         probability = t**count_S * (1 - t) ** (length - count_S)
-        integral = integral + node_weight / 2 * (elbo_draws(model, tokens[None], plan, MASK)[:, 0] * probability).sum()
-    exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), MASK, eps=eps)
+        integral = integral + node_weight / 2 * (elbo_draws(model, tokens[None], plan)[:, 0] * probability).sum()
+    exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), eps=eps)
     (value, gradient), (exact_value, exact_gradient) = (value_and_gradient(v, model.log_p) for v in (integral, exact))
     assert value == pytest.approx(exact_value, abs=1e-12)
     assert (gradient - exact_gradient).abs().max() < 1e-12
-    unbiased = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), MASK).item()
+    unbiased = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool)).item()
     print(f"bias of the 1/t form, L={length}, eps={eps}: {exact_value - unbiased:+.6f} nats of {unbiased:.4f}")
     if length == 1:  # by hand: P(masked)/t = 1 at every t, so one token has no bias at all
         assert exact_value == pytest.approx(unbiased, abs=1e-12)
@@ -93,10 +97,10 @@ def test_drawn_plans_are_unbiased_for_value_and_gradient(masks, eps, levels):
     """20,000 plans of two draws of a response of 5 after a prompt of 2, |mean - exact| < 4 standard errors."""
     model, tokens = Table(7), torch.arange(7)
     scored = tokens >= 2
-    exact = exact_elbo(model, tokens, scored, MASK, eps=eps)
+    exact = exact_elbo(model, tokens, scored, eps=eps)
     value, gradient = value_and_gradient(exact, model.log_p)
     plan = draw_plan(scored.expand(20_000, -1), [keyed_generator(1, key) for key in range(20_000)], 2, masks, levels)
-    samples = elbo_draws(model, tokens.expand(20_000, -1), plan, MASK).mean(0)
+    samples = elbo_draws(model, tokens.expand(20_000, -1), plan).mean(0)
     assert standard_errors(samples.detach(), value) < 4
     # The gradient with respect to log p of token 3, summed over contexts, is the weight of that token.
     assert standard_errors(plan.weight_SBL[:, :, 3].mean(0), gradient[:, 3].sum().item()) < 4
@@ -106,18 +110,18 @@ def test_a_context_free_model_has_its_exact_log_likelihood():
     """Without context every order of the chain rule gives the same value: ELBO = sum_i log p_i."""
     model, tokens, scored = Table(6, context_free=True), torch.arange(6), torch.ones(6, dtype=torch.bool)
     exact = model.log_p[0].sum().item()
-    assert exact_elbo(model, tokens, scored, MASK).item() == pytest.approx(exact, abs=1e-12)
-    estimate, standard_error = log_likelihood(model, tokens, scored, MASK, keyed_generator(0), n=512, group=16)
+    assert exact_elbo(model, tokens, scored).item() == pytest.approx(exact, abs=1e-12)
+    estimate, standard_error = log_likelihood(model, tokens, scored, keyed_generator(0), n=512, group=16)
     assert abs(estimate - exact) < 4 * standard_error
     flat = Table(6, context_free=True)
     flat.log_p = torch.full_like(flat.log_p, -0.5)  # all draws equal: (6/l) * l * (-1/2) = -3
-    assert log_likelihood(flat, tokens, scored, MASK, keyed_generator(0), n=8, group=4) == (-3.0, 0.0)
+    assert log_likelihood(flat, tokens, scored, keyed_generator(0), n=8, group=4) == (-3.0, 0.0)
 
 
 def test_monte_carlo_log_likelihood_agrees_with_enumeration():
     model, tokens, scored = Table(6), torch.arange(6), torch.ones(6, dtype=torch.bool)
-    exact = exact_elbo(model, tokens, scored, MASK).item()
-    estimate, standard_error = log_likelihood(model, tokens, scored, MASK, keyed_generator(3), n=2048, group=8)
+    exact = exact_elbo(model, tokens, scored).item()
+    estimate, standard_error = log_likelihood(model, tokens, scored, keyed_generator(3), n=2048, group=8)
     assert abs(estimate - exact) < 4 * standard_error < 1
 
 
@@ -129,6 +133,17 @@ def test_systematic_counts_spread_evenly_and_each_is_uniform(rows, length):
     counts = torch.stack([systematic_counts(rows, length, generator) for _ in range(4000)])
     hits = torch.nn.functional.one_hot(counts - 1, length)
     assert standard_errors(hits, 1 / length).max() < 4.5  # of up to 128 cells
+
+
+def official_counts(rows: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """The counts of the published evaluation code: spread from an *integer* start and rounded, [rows].
+
+    Rounding halves to even makes single counts not uniform where j * length / rows ends in .5, which biases the
+    estimate: `systematic_counts` is what the package draws.
+    """
+    start = torch.randint(1, length + 1, (), generator=generator)
+    spread = torch.linspace(float(start), float(start + (rows - 1) * (length / rows)), rows).round().long()
+    return (spread - 1) % length + 1
 
 
 def test_the_published_counts_favour_even_numbers():
@@ -144,13 +159,11 @@ def test_log_likelihood_of_the_reference_with_the_same_random_calls():
     golden = json.loads((FIXTURES / "generate.json").read_text())["loglik"]
     model, tokens = reference_model(golden["model"]), torch.tensor(golden["prompt"] + golden["answer"])
     scored = torch.arange(len(tokens)) >= len(golden["prompt"])
-    predict = model_predictor(model, SamplerStats())
-    blind = guided(predict, lambda step: (~scored).expand(4, -1), 1.0, model.config.mask_token_id)
-    for predictor, key in ((predict, ""), (blind, "_cfg1")):
+    model.config.mask_token_id = 159
+    guided = GuidedDenoiser(as_denoiser(model), (~scored).expand(4, -1), 1.0)
+    for denoiser, key in ((as_denoiser(model), ""), (guided, "_cfg1")):
         seeded = torch.Generator().manual_seed(17)
-        value, _ = log_likelihood(
-            log_probs_from(predictor), tokens, scored, 159, seeded, n=8, group=4, counts=official_counts
-        )
+        value, _ = log_likelihood(denoiser, tokens, scored, seeded, n=8, group=4, counts=official_counts)
         assert value == pytest.approx(golden[f"get_log_likelihood_seed17_mc8_bs4{key}"], rel=2e-6)
 
 
@@ -159,12 +172,8 @@ def test_sft_loss_and_every_gradient_of_the_reference():
     golden, model = load_file(FIXTURES / "dense_gqa.loss_grad.safetensors"), reference_model("dense_gqa")
     masked = (golden["noisy"] == 159) & (golden["seq"] != 159)
     plan = MaskPlan(masked[None], (masked / golden["p_mask"].double())[None])
-
-    def log_probs(noisy, target):
-        assert torch.equal(noisy, golden["noisy"])
-        return model(noisy, target_ids=target).log_probs
-
-    loss = -elbo_draws(log_probs, golden["seq"], plan, 159).mean(0).div(14).mean()
+    model.config.mask_token_id = 159
+    loss = -elbo_draws(as_denoiser(model), golden["seq"], plan).mean(0).div(14).mean()
     loss.backward()
     assert abs(loss.item() - golden["loss"].item()) <= 1e-6
     for name, parameter in model.named_parameters():
@@ -174,11 +183,11 @@ def test_sft_loss_and_every_gradient_of_the_reference():
 def test_errors():
     model, tokens = Table(3), torch.arange(3)
     with pytest.raises(ValueError, match="n=0 scored tokens must be between 1 and 20"):
-        exact_elbo(model, tokens, torch.zeros(3, dtype=torch.bool), MASK)
+        exact_elbo(model, tokens, torch.zeros(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="n=10 draws must be a multiple of group=4"):
-        log_likelihood(model, tokens, torch.ones(3, dtype=torch.bool), MASK, keyed_generator(0), n=10, group=4)
+        log_likelihood(model, tokens, torch.ones(3, dtype=torch.bool), keyed_generator(0), n=10, group=4)
     with pytest.raises(ValueError, match="empty answer"):
-        log_likelihood(model, tokens, torch.zeros(3, dtype=torch.bool), MASK, keyed_generator(0), n=4, group=4)
+        log_likelihood(model, tokens, torch.zeros(3, dtype=torch.bool), keyed_generator(0), n=4, group=4)
 
 
 def test_noise_of_one_draw_shows_the_two_forms_apart():
@@ -188,5 +197,5 @@ def test_noise_of_one_draw_shows_the_two_forms_apart():
     variance = {}
     for masks in ("bernoulli", "exact_count"):
         plan = draw_plan(torch.ones(4000, 6, dtype=torch.bool), generators, 1, masks)
-        variance[masks] = elbo_draws(model, tokens.expand(4000, -1), plan, MASK)[0].var().item()
+        variance[masks] = elbo_draws(model, tokens.expand(4000, -1), plan)[0].var().item()
     assert variance["bernoulli"] > 2 * variance["exact_count"]

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import llada.head
 from llada import LLaDAConfig, LLaDAModelLM
-from llada.masking import NOT_SCORED
+from llada.denoiser import NOT_SCORED
 
 
 def some_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:

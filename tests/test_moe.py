@@ -144,9 +144,9 @@ def test_router_losses_are_of_training_only_and_do_not_depend_on_the_batch():
     model, tokens = tiny_moe(), some_tokens(3, 9)
     mask = torch.ones(3, 9, dtype=torch.long)
     mask[1, :4] = 0
-    assert model(tokens).router_losses is None
-    together = model.train()(tokens, attention_mask=mask).router_losses
-    alone = torch.cat([model(tokens[i : i + 1], attention_mask=mask[i : i + 1]).router_losses for i in range(3)])
+    assert model(tokens).auxiliary_losses is None
+    together = model.train()(tokens, attention_mask=mask).auxiliary_losses
+    alone = torch.cat([model(tokens[i : i + 1], attention_mask=mask[i : i + 1]).auxiliary_losses for i in range(3)])
     assert together.shape == (3, 2)
     assert (together - alone).abs().max() < 1e-12
 

@@ -19,9 +19,9 @@ def test_the_sft_loss_is_the_likelihood_s_plus_the_weighted_router_losses(tmp_pa
     run = sft.trainer(tmp_path, model=model(), max_steps=1)
     batch = next(iter(run.get_train_dataloader()))
     run.model.train()
-    routers: list[torch.Tensor] = []
-    nelbo_B, length_B = run.negative_elbo(run.model, batch, 0, 1, "bernoulli", "iid", routers)
-    balance, z = routers[0].mean(0)
+    denoiser = run.denoiser(run.model)
+    nelbo_B, length_B = run.negative_elbo(denoiser, batch, 0, 1, "bernoulli", "iid")
+    balance, z = denoiser.auxiliary_losses[0].mean(0)
     expected = (nelbo_B / length_B).mean() + 0.01 * balance + 0.001 * z
     assert run.compute_loss(run.model, batch).item() == pytest.approx(expected.item(), abs=1e-12)
     run.model.eval()

@@ -5,7 +5,8 @@ import torch
 from conftest import FIXTURES, reference_model, tiny_model
 
 import llada
-from llada.guidance import Step, guided
+from llada.denoiser import DenoiserSpec, Request
+from llada.guidance import GuidedDenoiser
 from llada.rules import TokenChoice, above_threshold, ended, step_quotas, top_k, within_factor
 
 GOLDEN = json.loads((FIXTURES / "generate.json").read_text())
@@ -177,13 +178,16 @@ def test_guidance_extrapolates_from_the_masked_prompt():
     """logits = u + (w + 1)(c - u); by hand with c = 3, u = 1, w = 0.5: 1 + 1.5 * 2 = 4."""
     canvas, given = torch.tensor([[5, 39]]), torch.tensor([[True, False]])
 
-    def predict(step):
-        assert step.canvas_BL.tolist() == [[5, 39], [39, 39]]
-        assert step.attention_BL.shape == step.at_BL.shape == (2, 2)
-        return torch.tensor([[3.0], [1.0]])
+    class TwoRows:
+        spec = DenoiserSpec(mask_id=39, context=2, vocabulary=40)
 
-    step = Step(canvas, torch.ones(1, 2), torch.tensor([[False, True]]))
-    assert guided(predict, lambda step: given, 0.5, 39)(step).tolist() == [[4.0]]
+        def logits(self, request):
+            assert request.tokens_BQ.tolist() == [[5, 39], [39, 39]]
+            assert request.attention_BL.shape == request.at_BQ.shape == (2, 2)
+            return torch.tensor([[3.0], [1.0]])
+
+    request = Request(canvas, torch.ones(1, 2), torch.tensor([[False, True]]))
+    assert GuidedDenoiser(TwoRows(), given, 0.5).logits(request).tolist() == [[4.0]]
 
 
 @pytest.mark.parametrize(

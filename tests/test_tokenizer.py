@@ -117,16 +117,18 @@ def test_special_ids_come_from_the_config_first_and_must_agree():
     untagged = byte_tokenizer()
     untagged.mask_token = None  # as in the published tokenizer: the id stands in the model's config only
     config = tiny_config(vocab_size=262, mask_token_id=258, eos_token_id=257, pad_token_id=257, eot_token_id=None)
-    assert special_ids(untagged, config) == SpecialIds(mask=258, eos=257, pad=257, eot=261)
+    assert special_ids(untagged, config.denoiser_spec) == SpecialIds(mask=258, eos=257, pad=257, eot=261)
     with pytest.raises(ValueError, match=r"the tokenizer has 262 tokens but the model embeds 261 \(embedding_size\)"):
-        special_ids(tokenizer, tiny_config(vocab_size=261, mask_token_id=258, eos_token_id=257, pad_token_id=257))
+        special_ids(
+            tokenizer, tiny_config(vocab_size=261, mask_token_id=258, eos_token_id=257, pad_token_id=257).denoiser_spec
+        )
     with pytest.raises(ValueError, match="mask_token_id is 5 in the model's config but 258 in the tokenizer"):
-        special_ids(tokenizer, tiny_config(mask_token_id=5))
+        special_ids(tokenizer, tiny_config(mask_token_id=5).denoiser_spec)
     with pytest.raises(ValueError, match="has no mask token and the model's config no mask_token_id"):
         special_ids(untagged)
     config = tiny_config(vocab_size=400, mask_token_id=300, eos_token_id=257, pad_token_id=257)
     with pytest.raises(ValueError, match="mask_token_id=300 is outside the tokenizer's 262 tokens"):
-        special_ids(untagged, config)
+        special_ids(untagged, config.denoiser_spec)
 
 
 def test_tokenizers_without_any_special_token_say_so():

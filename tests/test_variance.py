@@ -14,7 +14,8 @@ from llada.masking import MaskPlan
 from vrpo import variance
 from vrpo.estimators import draw_pair_plans, log_ratios
 from vrpo.measure import Settings, measure
-from vrpo.redraw import banks, count_grid, elbos, planner, redrawn_elbos, redrawn_gradients
+from vrpo.redraw import banks, count_grid, planner, redrawn_elbos, redrawn_gradients
+from vrpo.replay import batch_elbos
 
 
 @pytest.fixture
@@ -25,9 +26,9 @@ def run(tmp_path):
 def test_a_redraw_is_what_training_would_have_drawn(run):
     batch = first_batch(run)
     with torch.no_grad():
-        scores = run.scores(run.model, batch, epoch=2)
+        scores = run.scores(run.denoiser(run.model), batch, epoch=2)
     policy, reference = redrawn_elbos(
-        run.model, run.reference, batch, planner(batch, run.estimator, run.args.seed), [2], run.ids.mask
+        run.model, run.reference, batch, planner(batch, run.estimator, run.args.seed), [2]
     )
     assert torch.equal(policy[0], scores.policy_SB.mean(0))
     assert torch.equal(reference[0], scores.reference_SB.mean(0))
@@ -37,11 +38,11 @@ def test_redrawn_gradients_are_those_of_one_graph(run):
     batch, weight = first_batch(run), run.model.model.transformer.ff_out.weight
     slope = torch.linspace(-1, 1, len(batch["scored"]), dtype=torch.float64)
     draw = planner(batch, run.estimator, 5)
-    noise = redrawn_gradients(run.model, batch, draw, range(3), run.ids.mask, [weight], slope.expand(3, -1))
+    noise = redrawn_gradients(run.model, batch, draw, range(3), [weight], slope.expand(3, -1))
     naive = []
     for redraw in range(3):
         plan, _ = draw_pair_plans(batch["scored"], batch["example_id"].tolist(), run.estimator, 5, redraw)
-        value = (slope * elbos(run.model, batch, plan, run.ids.mask).mean(0)).sum()
+        value = (slope * batch_elbos(run.denoiser(run.model), batch, plan).mean(0)).sum()
         naive.append(torch.autograd.grad(value, weight)[0])
     assert noise.variance == pytest.approx(torch.stack(naive).var(0).sum().item(), rel=1e-10)
 
@@ -49,10 +50,10 @@ def test_redrawn_gradients_are_those_of_one_graph(run):
 def test_a_bank_holds_masked_sums_of_the_log_ratio(run):
     """At the full count there is one mask, so its value is the ratio of the fully masked responses."""
     batch = first_batch(run)
-    found = banks(run.model, run.reference, batch, counts=4, masks=3, seed=0, mask_id=run.ids.mask)
+    found = banks(run.model, run.reference, batch, counts=4, masks=3, seed=0)
     plan = MaskPlan(batch["scored"][None], batch["scored"][None].double())
     with torch.no_grad():
-        full = elbos(run.model, batch, plan, run.ids.mask) - elbos(run.reference, batch, plan, run.ids.mask)
+        full = batch_elbos(run.denoiser(run.model), batch, plan) - batch_elbos(run.denoiser(run.reference), batch, plan)
     for row, bank in enumerate(found):
         assert bank.count_K[-1] == bank.length == batch["scored"][row].sum()
         assert torch.allclose(bank.value_KM[-1], full[0, row].expand(3), atol=1e-12)
@@ -63,7 +64,7 @@ def test_a_bank_holds_masked_sums_of_the_log_ratio(run):
 def test_the_table_of_a_policy_and_of_the_reference_itself(run):
     batches = [first_batch(run)]
     settings = Settings(repeats=6, budgets=[1, 4], gradient="up", bank_pairs=4)
-    table = measure(run.model, run.reference, batches, settings, run.ids.mask)
+    table = measure(run.model, run.reference, batches, settings)
     rows = {(row["name"], row["n_t"], row["n_y"], row["coupled"]): row for row in table["rows"]}
     assert len(rows) == len(table["rows"]) == 7
     assert rows["vrpo", 4, 1, False]["score"]["value"] > rows["vrpo", 4, 1, True]["score"]["value"]
@@ -72,7 +73,7 @@ def test_the_table_of_a_policy_and_of_the_reference_itself(run):
         assert list(table["sources"][form]) == ["variance", *parts]
         assert sum(table["sources"][form][part]["value"] for part in parts) == pytest.approx(1)
     scores_only = Settings(repeats=6, budgets=[1, 4], gradient="none", bank_pairs=0)
-    same = measure(run.reference, run.reference, batches, scores_only, run.ids.mask)
+    same = measure(run.reference, run.reference, batches, scores_only)
     for row in same["rows"]:
         assert (row["score"]["value"] == 0) == row["coupled"]
 
@@ -117,7 +118,7 @@ def test_every_gradient_of_every_model(build):
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "scored": scored, "example_id": torch.arange(2)}
     for gradient in ("up", "head", "full"):
         settings = Settings(pairs=2, batch_size=2, repeats=2, budgets=[2], gradient=gradient, bank_pairs=0)
-        assert measure(policy, reference, [batch], settings, 39)["rows"][0]["gradient"]["value"] > 0
+        assert measure(policy, reference, [batch], settings)["rows"][0]["gradient"]["value"] > 0
     assert not any(parameter.requires_grad for parameter in policy.parameters())
 
 
@@ -126,13 +127,13 @@ def test_training_logs_the_variance_of_dependent_draws_by_redrawing(tmp_path):
     run = moved(trainer(tmp_path, estimator="cpl", n_t=4, variance_steps=2))
     batch = first_batch(run)
     with torch.no_grad():
-        scores = run.scores(run.model, batch, 0)
+        scores = run.scores(run.denoiser(run.model), batch, 0)
     run.state.global_step = 1
     assert run.redrawn_noise(run.model, batch, scores) is None
     run.state.global_step = 2
     metrics = run.pair_metrics(scores, batch, run.redrawn_noise(run.model, batch, scores))
     with torch.no_grad():
-        other = run.scores(run.model, batch, -2)
+        other = run.scores(run.denoiser(run.model), batch, -2)
     first, second = (torch.stack(log_ratios(each.policy_SB, each.reference_SB)) for each in (scores, other))
     expected = run.args.beta**2 * ((first - second).square() / 2).sum(0)
     assert torch.allclose(metrics["score/variance"], expected, rtol=1e-10)

@@ -66,7 +66,7 @@ def test_the_score_starts_at_exactly_zero_and_the_loss_at_log_two(tmp_path):
     run = trainer(tmp_path, loss_type=["sigmoid"], loss_weights=[1.0])
     batch = first_batch(run)
     with torch.no_grad():
-        scores = run.scores(run.model, batch, epoch=0)
+        scores = run.scores(run.denoiser(run.model), batch, epoch=0)
         loss = run.compute_loss(run.model, batch)
     assert torch.equal(scores.policy_SB, scores.reference_SB)
     assert loss.item() == pytest.approx(0.6931471805599453, abs=1e-15)
@@ -136,7 +136,7 @@ def test_adapters_off_is_the_frozen_copy(tmp_path):
 def test_draws_of_chosen_and_rejected_are_not_shared(tmp_path):
     rows = [{"prompt": "q", "chosen": "abcdefgh", "rejected": "stuvwxyz"}] * 8
     run = trainer(tmp_path, rows=rows, n_t=16)
-    scores = run.scores(run.model, first_batch(run), epoch=0)
+    scores = run.scores(run.denoiser(run.model), first_batch(run), epoch=0)
     chosen, rejected = scores.plan.masked_SBL.chunk(2, 1)
     assert not torch.equal(chosen, rejected)
 
@@ -146,7 +146,7 @@ def test_metrics_are_what_they_say(tmp_path):
     run = moved(trainer(tmp_path, beta=0.5), 0.3)
     batch = first_batch(run)
     with torch.no_grad():
-        scores = run.scores(run.model, batch, epoch=0)
+        scores = run.scores(run.denoiser(run.model), batch, epoch=0)
     metrics = run.pair_metrics(scores, batch)
     ratio = (scores.policy_SB - scores.reference_SB).mean(0)
     assert torch.allclose(metrics["rewards/chosen"], 0.5 * ratio[:8], atol=1e-12)
@@ -158,7 +158,9 @@ def test_metrics_are_what_they_say(tmp_path):
     spread = (scores.policy_SB - scores.reference_SB).var(0) / 3
     assert torch.allclose(metrics["score/variance"], 0.25 * (spread[:8] + spread[8:]), atol=1e-12)
     dependent = trainer(tmp_path, n_y=2)
-    assert "score/variance" not in dependent.pair_metrics(dependent.scores(dependent.model, batch, epoch=0), batch)
+    assert "score/variance" not in dependent.pair_metrics(
+        dependent.scores(dependent.denoiser(dependent.model), batch, epoch=0), batch
+    )
 
 
 def test_logged_and_evaluated_metrics_have_trl_s_names(tmp_path):
@@ -323,7 +325,7 @@ def test_the_trainer_averages_scores_before_the_log_sigmoid(tmp_path, monkeypatc
     run = trainer(tmp_path, loss_type=["sigmoid"], n_t=2)
     batch = first_batch(run)
     with torch.no_grad():
-        scores = run.scores(run.model, batch, epoch=0)
+        scores = run.scores(run.denoiser(run.model), batch, epoch=0)
     policy = torch.zeros_like(scores.policy_SB)
     policy[0, :8], policy[1, :8] = 10.0, -10.0
     fixed = dataclasses.replace(scores, policy_SB=policy, reference_SB=torch.zeros_like(policy))
@@ -337,7 +339,7 @@ def test_evaluation_has_one_design(tmp_path):
     run = trainer(tmp_path, estimator="naive_dpo", n_t=None, eval_dataset=rows)
     assert "eval_score/variance" in run.evaluate()
     with torch.no_grad():
-        scores = run.scores(run.model, first_batch(run), EVAL_EPOCH)
+        scores = run.scores(run.denoiser(run.model), first_batch(run), EVAL_EPOCH)
     assert torch.equal(scores.policy_SB, scores.reference_SB)
     assert "eval_score/variance" not in trainer(tmp_path, eval_draws=1, eval_dataset=rows).evaluate()
 

@@ -80,7 +80,6 @@ def measure(
     reference: nn.Module,
     batches: list[Batch],
     settings: Settings,
-    mask_id: int,
     tick: Callable[[], None] = lambda: None,
 ) -> dict:
     """Every row's numbers, and what they are made of; see `print_variance` for how they read.
@@ -106,14 +105,14 @@ def measure(
         gradients.append(list[float]())
         for batch in batches:
             draw = planner(batch, estimator, settings.seed)
-            values = redrawn_elbos(policy, reference, batch, draw, redraws, mask_id)
+            values = redrawn_elbos(policy, reference, batch, draw, redraws)
             if (name, estimator) == ("vrpo", Estimator(4)):  # the sides are drawn apart: their covariances add
                 moments.append(torch.stack(covariances(*values), -1).unflatten(0, (2, -1)).sum(0))
             redrawn[-1].append(values[0] - values[1])
             if parameters:
                 chosen_RP, rejected_RP = redrawn[-1][-1].chunk(2, dim=1)
                 slope = slopes(chosen_RP, rejected_RP, batch["scored"].sum(-1).cpu(), *loss)
-                noise = redrawn_gradients(policy, batch, draw, redraws, mask_id, parameters, slope)
+                noise = redrawn_gradients(policy, batch, draw, redraws, parameters, slope)
                 gradients[-1].append(noise.variance)
             tick()
     best = [pooled(list(of_batch)) for of_batch in zip(*redrawn, strict=True)]
@@ -130,7 +129,7 @@ def measure(
         "rows": rows,
         "doubled": doubled(designs, items),
         "decoupled": interval(torch.cat(moments), left_by_coupling),
-        "sources": sources(policy, reference, batches, settings, mask_id) if settings.bank_pairs else None,
+        "sources": sources(policy, reference, batches, settings) if settings.bank_pairs else None,
     }
 
 
@@ -198,13 +197,13 @@ def slopes(chosen_RP, rejected_RP, length_B, loss_type: str, beta: float, label_
     return torch.cat(torch.autograd.grad(loss.sum(), sides), 1)
 
 
-def sources(policy, reference, batches: list[Batch], settings: Settings, mask_id: int) -> dict:
+def sources(policy, reference, batches: list[Batch], settings: Settings) -> dict:
     """Variance of a single draw's score in the L/l and the 1/t form, and the share of each source, over pairs."""
     parts: dict[str, list[list[float]]] = {"L/l": [], "1/t": []}
     for batch in batches:
         size = len(batch["example_id"])
         if len(parts["L/l"]) < settings.bank_pairs:
-            found = banks(policy, reference, batch, counts=24, masks=16, seed=settings.seed, mask_id=mask_id)
+            found = banks(policy, reference, batch, counts=24, masks=16, seed=settings.seed)
             for chosen, rejected in zip(found[:size], found[size:], strict=True):
                 exact = [split_exact_count(bank) for bank in (chosen, rejected)]
                 floored = [split_bernoulli(bank) for bank in (chosen, rejected)]

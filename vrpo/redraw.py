@@ -8,35 +8,22 @@ Shapes: R redraws, B = 2P responses (chosen, then rejected), L tokens.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from llada.likelihood import elbo_draws
+from llada.denoiser import Denoiser, as_denoiser
 from llada.masking import MaskPlan, exact_count_masks, keyed_generator
 from vrpo.diagnostics import Bank, GradientNoise
 from vrpo.estimators import Estimator, draw_pair_plans
+from vrpo.replay import batch_elbos, replay, sloped_elbo
 
 BANK = 1_000_003  # the epoch in a bank's mask keys, apart from every redraw's
 Batch = dict[str, Tensor]
+Model: TypeAlias = nn.Module | Denoiser
 Draw = Callable[[int], tuple[MaskPlan, MaskPlan]]  # redraw -> plans of policy and reference
-
-
-def elbos(
-    model: nn.Module, batch: Batch, plan: MaskPlan, mask_id: int, router_losses: list[Tensor] | None = None
-) -> Tensor:
-    """ELBO draws [S, B] of a batch from `vrpo.data.PairCollator`, nats.
-
-    router_losses: where those of a mixture of experts in training are put, [B, 2] for each draw.
-    """
-
-    def log_probs(noisy_BL: Tensor, target_BL: Tensor) -> Tensor:
-        output = model(input_ids=noisy_BL, attention_mask=batch["attention_mask"], target_ids=target_BL)
-        if router_losses is not None and output.router_losses is not None:
-            router_losses.append(output.router_losses)
-        return output.log_probs
-
-    return elbo_draws(log_probs, batch["input_ids"], plan, mask_id)
 
 
 def planner(batch: Batch, estimator: Estimator, seed: int) -> Draw:
@@ -46,12 +33,12 @@ def planner(batch: Batch, estimator: Estimator, seed: int) -> Draw:
 
 @torch.no_grad()
 def redrawn_elbos(
-    policy: nn.Module, reference: nn.Module, batch: Batch, draw: Draw, redraws: Iterable[int], mask_id: int
+    policy: Model, reference: Model, batch: Batch, draw: Draw, redraws: Iterable[int]
 ) -> tuple[Tensor, Tensor]:
     """ELBOs of policy and reference for each redraw, [R, B] each, float64: means over the design's draws."""
     values = [
         [
-            elbos(model, batch, plan, mask_id).double().mean(0).cpu()
+            batch_elbos(as_denoiser(model), batch, plan).double().mean(0).cpu()
             for model, plan in zip((policy, reference), draw(redraw), strict=True)
         ]
         for redraw in redraws
@@ -73,7 +60,7 @@ def only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Iterat
 
 
 def redrawn_gradients(
-    policy: nn.Module, batch: Batch, draw: Draw, redraws: Iterable[int], mask_id: int,
+    policy: nn.Module, batch: Batch, draw: Draw, redraws: Iterable[int],
     parameters: list[nn.Parameter], slope_RB: Tensor,
 ) -> GradientNoise:  # fmt: skip
     """Noise of the gradient of a function of the policy's ELBOs with respect to some parameters.
@@ -82,16 +69,17 @@ def redrawn_gradients(
         slope_RB: d function / d ELBO of each response at each redraw, such as the loss's at that redraw's scores, or
             (1/P, -1/P) for the mean margin. Draws are replayed one at a time, as in training.
     """
-    noise = GradientNoise()
+    noise, denoiser = GradientNoise(), as_denoiser(policy)
     with only_these_train(policy, parameters):
         for redraw, slope_B in zip(redraws, slope_RB, strict=True):
             plan, _ = draw(redraw)
-            draws = len(plan.masked_SBL)
-            total = [torch.zeros_like(parameter) for parameter in parameters]
-            for masked_BL, weight_BL in zip(plan.masked_SBL, plan.weight_SBL, strict=True):
-                value_B = elbos(policy, batch, MaskPlan(masked_BL[None], weight_BL[None]), mask_id)[0]
-                value = (slope_B.to(value_B) * value_B).sum() / draws
-                total = [a + b for a, b in zip(total, torch.autograd.grad(value, parameters), strict=True)]
+            draws, total = len(plan.masked_SBL), [torch.zeros_like(parameter) for parameter in parameters]
+
+            def add_gradient(value: Tensor, draws: int = draws, total: list[Tensor] = total) -> None:
+                for sum_so_far, gradient in zip(total, torch.autograd.grad(value / draws, parameters), strict=True):
+                    sum_so_far += gradient
+
+            replay(plan, partial(sloped_elbo, denoiser, batch, slope_B=slope_B), add_gradient)
             noise.add(total)
     return noise
 
@@ -104,9 +92,7 @@ def count_grid(length: int, most: int) -> list[int]:
 
 
 @torch.no_grad()
-def banks(
-    policy: nn.Module, reference: nn.Module, batch: Batch, counts: int, masks: int, seed: int, mask_id: int
-) -> list[Bank]:
+def banks(policy: Model, reference: Model, batch: Batch, counts: int, masks: int, seed: int) -> list[Bank]:
     """A bank for each response: S(M) of policy minus reference for `masks` masks at up to `counts` counts."""
     lengths = batch["scored"].sum(-1).tolist()
     grids = [count_grid(length, counts) for length in lengths]
@@ -120,7 +106,8 @@ def banks(
             count = torch.full((masks,), grid[min(step, len(grid) - 1)])
             masked_SBL[:, row, scored_BL[row]] = exact_count_masks(count, lengths[row], generators[row])
         plan = MaskPlan(masked_SBL, masked_SBL.double())
-        value_SB = elbos(policy, batch, plan, mask_id).double() - elbos(reference, batch, plan, mask_id).double()
+        policy_SB, reference_SB = (batch_elbos(as_denoiser(model), batch, plan) for model in (policy, reference))
+        value_SB = policy_SB.double() - reference_SB.double()
         for row, grid in enumerate(grids):
             if step < len(grid):
                 values[row].append(value_SB[:, row].cpu())

@@ -7,6 +7,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from llada.denoiser import as_denoiser
+
 
 def make_reference(
     model: PreTrainedModel, ref_model: PreTrainedModel | str | None, peft_config=None
@@ -43,10 +45,13 @@ def make_reference(
         reference = ref_model
     if reference is model:
         raise ValueError("ref_model is the model itself, which training changes: pass None for a frozen copy")
-    for field in ("embedding_size", "mask_token_id"):
-        ours, theirs = getattr(model.config, field), getattr(reference.config, field)
+    policy, other = as_denoiser(model).spec, as_denoiser(reference).spec
+    for name, ours, theirs in (
+        ("embedding_size", policy.vocabulary, other.vocabulary),
+        ("mask_token_id", policy.mask_id, other.mask_id),
+    ):
         if ours != theirs:
-            raise ValueError(f"the reference has another vocabulary: {field} is {theirs}, and {ours} in the model")
+            raise ValueError(f"the reference has another vocabulary: {name} is {theirs}, and {ours} in the model")
     return reference.requires_grad_(False).eval()
 
 

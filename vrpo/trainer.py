@@ -14,12 +14,14 @@ known, the gradient is a sum over draws with known weights: exact for every loss
 import contextlib
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
+from llada.denoiser import ModuleDenoiser
 from llada.keyed_trainer import EVAL_EPOCH, KeyedTrainer, load
 from llada.masking import MaskPlan
 from vrpo.config import VRPOConfig
@@ -27,8 +29,8 @@ from vrpo.data import PairCollator, prepare_pairs
 from vrpo.diagnostics import SATURATED, second_order_bias
 from vrpo.estimators import DESIGNS, Estimator, draw_pair_plans, log_ratios, ratio_variance, score_variance
 from vrpo.losses import total_loss
-from vrpo.redraw import elbos
 from vrpo.reference import make_reference, prepare_reference
+from vrpo.replay import batch_elbos, replay, sloped_elbo
 
 logger = logging.getLogger(__name__)
 
@@ -129,22 +131,17 @@ class VRPOTrainer(KeyedTrainer):
 
     # The loss, with a graph over all draws: the naive form of `training_step`
 
-    def scores(
-        self, model: nn.Module, inputs: dict[str, Tensor], epoch: int, router_losses: list[Tensor] | None = None
-    ) -> Scores:
-        """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without).
-
-        router_losses: where those of the policy are put, if it is a mixture of experts.
-        """
+    def scores(self, denoiser: ModuleDenoiser, inputs: dict[str, Tensor], epoch: int) -> Scores:
+        """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without)."""
         ids = inputs["example_id"].tolist()
         # Evaluation has one design, whatever training has: its curves are to show the model, and to compare.
         estimator = DESIGNS["vrpo"] if epoch == EVAL_EPOCH else self.estimator
         if epoch == EVAL_EPOCH:
             estimator = replace(estimator, n_t=self.args.eval_draws)
         policy_plan, reference_plan = draw_pair_plans(inputs["scored"], ids, estimator, self.args.seed, epoch)
-        policy_SB = elbos(model, inputs, policy_plan, self.ids.mask, router_losses)
-        with torch.no_grad(), self.reference_model(model) as reference:
-            reference_SB = elbos(reference, inputs, reference_plan, self.ids.mask)
+        policy_SB = batch_elbos(denoiser, inputs, policy_plan)
+        with torch.no_grad(), self.reference_model(denoiser.module) as reference:
+            reference_SB = batch_elbos(self.denoiser(reference), inputs, reference_plan)
         return Scores(policy_SB, reference_SB, policy_plan, estimator)
 
     @contextlib.contextmanager
@@ -168,10 +165,10 @@ class VRPOTrainer(KeyedTrainer):
         return loss_P
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        routers: list[Tensor] = []
-        scores = self.scores(model, inputs, self.epoch, routers)
+        denoiser = self.denoiser(model)
+        scores = self.scores(denoiser, inputs, self.epoch)
         loss = self.pair_losses(scores.policy_SB.mean(0), scores.reference_SB.mean(0), inputs).mean()
-        loss = loss + self.router_penalty(routers)
+        loss = loss + self.auxiliary_loss(denoiser)
         return (loss, self.pair_metrics(scores, inputs)) if return_outputs else loss
 
     # Training: scores without a graph, then the draws replayed one at a time
@@ -182,26 +179,30 @@ class VRPOTrainer(KeyedTrainer):
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            scores = self.scores(model, inputs, self.epoch)
+            scores = self.scores(self.denoiser(model), inputs, self.epoch)
         policy_B = scores.policy_SB.mean(0).requires_grad_()
         loss_P = self.pair_losses(policy_B, scores.reference_SB.mean(0), inputs)
         (slope_B,) = torch.autograd.grad(loss_P.mean(), policy_B)
         # Before the last backward, in which DeepSpeed steps the optimizer.
         noise = self.redrawn_noise(model, inputs, scores)
         share = 1 / (self.estimator.n * self.current_gradient_accumulation_steps)
-        penalty = torch.zeros(())
-        for draw in range(self.estimator.n):
-            one = MaskPlan(scores.plan.masked_SBL[draw : draw + 1], scores.plan.weight_SBL[draw : draw + 1])
-            with self.synchronised_at(model, last=draw == self.estimator.n - 1):
-                with self.compute_loss_context_manager():
-                    routers: list[Tensor] = []
-                    value_B = elbos(model, inputs, one, self.ids.mask, routers)[0]
-                    router_penalty = self.router_penalty(routers)
-                    replayed = ((slope_B * value_B).sum() + router_penalty) * share
-                    penalty = penalty + router_penalty.detach() * share
-                self.accelerator.backward(replayed, **self.backward_options())
+        auxiliary = torch.zeros(())
+
+        def forward(draw: MaskPlan) -> Tensor:
+            nonlocal auxiliary
+            with self.compute_loss_context_manager():
+                denoiser = self.denoiser(model)
+                term = sloped_elbo(denoiser, inputs, draw, slope_B)
+                auxiliary_loss = self.auxiliary_loss(denoiser)
+                auxiliary = auxiliary + auxiliary_loss.detach() * share
+                return (term + auxiliary_loss) * share
+
+        def backward(term: Tensor) -> None:
+            self.accelerator.backward(term, **self.backward_options())
+
+        replay(scores.plan, forward, backward, partial(self.synchronised_at, model))
         self.add_metrics(self.pair_metrics(scores, inputs, noise))
-        return loss_P.detach().mean() / self.current_gradient_accumulation_steps + penalty
+        return loss_P.detach().mean() / self.current_gradient_accumulation_steps + auxiliary
 
     @contextlib.contextmanager
     def synchronised_at(self, model: nn.Module, last: bool):
@@ -235,7 +236,7 @@ class VRPOTrainer(KeyedTrainer):
         if scores.tell_variance or not every or self.state.global_step % every:
             return None
         with torch.no_grad(), self.compute_loss_context_manager():
-            other = self.scores(model, inputs, REDRAWN - self.epoch)
+            other = self.scores(self.denoiser(model), inputs, REDRAWN - self.epoch)
         first_B, second_B = ((each.policy_SB - each.reference_SB).mean(0) for each in (scores, other))
         return (first_B - second_B).square() / 2, (first_B + second_B) / 2
 
@@ -288,7 +289,7 @@ class VRPOTrainer(KeyedTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            scores = self.scores(model, inputs, EVAL_EPOCH)
+            scores = self.scores(self.denoiser(model), inputs, EVAL_EPOCH)
             loss_P = self.pair_losses(scores.policy_SB.mean(0), scores.reference_SB.mean(0), inputs)
         # The loss is a metric of each pair: the Trainer would weigh batch means, which depend on batches.
         return None, {"loss": loss_P, **self.pair_metrics(scores, inputs)}, inputs["row"]

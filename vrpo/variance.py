@@ -88,8 +88,9 @@ def main(argv: list[str] | None = None) -> None:
         raise ImportError("the picture needs matplotlib: pip install matplotlib")
     tokenizer, config = load_config(args.model)
     configs = config, AutoConfig.from_pretrained(args.ref_model)
-    ids = special_ids(tokenizer, config)
-    length = min(row_length(args.max_length, each) for each in configs)
+    specs = [each.denoiser_spec for each in configs]
+    ids = special_ids(tokenizer, specs[0])
+    length = min(row_length(args.max_length, spec.context) for spec in specs)
     rows = load_rows(args.data, None, "train", False)
     pairs = prepare_pairs(rows, tokenizer, ids, length, drop_overlong=True, allow_identical=True, source=args.data)
     if len(pairs) < args.pairs:
@@ -107,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         for i in range(0, args.pairs, args.batch_size)
     ]
     with tqdm(total=len(batches) * len(args.rows()), desc="variance") as bar:
-        results = measure(policy, reference, batches, args, ids.mask, bar.update)
+        results = measure(policy, reference, batches, args, bar.update)
     results["settings"] = asdict(args)
     results["machine"] = {"device": args.device, "python": platform.python_version(), "torch": torch.__version__,
                           "transformers": transformers.__version__}  # fmt: skip

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from llada import LLaDAConfig, LLaDAModelLM
-from llada.tokenizer import byte_tokenizer
+from llada.data.tokenizer import byte_tokenizer
 from vrpo import VRPOConfig, VRPOTrainer
-from vrpo.estimators import design, draw_pair_plans
+from vrpo.estimators.designs import design, draw_pair_plans
 
 
 def plan_seconds(name: str, repeats: int) -> float:

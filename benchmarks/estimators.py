@@ -5,9 +5,9 @@ python benchmarks/estimators.py --policy DIR --reference DIR --data PAIRS.jsonl 
 
 Trains a reference and a policy on a made-up task (`examples/spelling.py`), or takes two models and pairs (with
 --length, those whose responses are nearest to it). Values are of the margin M = s / beta, nats^2. Both paper's forms
-come from per-count moments (`vrpo.diagnostics.Bank`), the 1/t form with a floor of 1e-3; everything else is redrawn.
-"gain" is the form's variance over the design's at the same number of forward passes, a ratio of means over pairs with
-its jackknife 95% interval.
+come from per-count moments (`vrpo.analysis.variance_sources`), the 1/t form with a floor of 1e-3; everything else is
+redrawn. "gain" is the form's variance over the design's at the same number of forward passes, a ratio of means over
+pairs with its jackknife 95% interval.
 """
 
 import argparse
@@ -19,15 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from published_designs import PUBLISHED, by_response
 from torch import Tensor
 from tqdm import tqdm
 
+from vrpo.estimators.published import PUBLISHED, by_response
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-from vrpo.diagnostics import Interval, jackknife, ratio_of_means, split_bernoulli, split_exact_count
-from vrpo.estimators import Estimator, design
-from vrpo.redraw import banks, planner, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.redraw import banks, planner, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.statistics import Interval, jackknife, ratio_of_means
+from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
+from vrpo.estimators.designs import Estimator, design
 
 BUDGETS = (2, 4, 8, 16)
 FORMS = {"L/l": split_exact_count, "1/t": split_bernoulli}
@@ -102,10 +104,10 @@ def given_case(args) -> Case:
     from transformers import AutoModelForCausalLM
 
     import llada  # noqa: F401
-    from llada.data import load_rows
-    from llada.tokenizer import load_tokenizer, special_ids
+    from llada.data.loading import load_rows
+    from llada.data.tokenizer import load_tokenizer, special_ids
     from vrpo.data import PairCollator, prepare_pairs
-    from vrpo.reference import make_reference
+    from vrpo.training.reference import make_reference
 
     policy = AutoModelForCausalLM.from_pretrained(args.policy).eval()
     reference = make_reference(policy, args.reference)

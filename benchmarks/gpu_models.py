@@ -16,8 +16,8 @@ from peft import LoraConfig
 from transformers import AutoModel
 
 from llada import LLaDAConfig, LLaDAMoEConfig
-from llada.adapters import wrap_with_adapters
 from llada.denoiser import NOT_SCORED
+from llada.models.common.lora import wrap_with_adapters
 
 FULL = {"LLaDA-8B": LLaDAConfig(mlp_hidden_size=12288), "LLaDA-MoE-7B-A1B": LLaDAMoEConfig()}
 TINY = {

@@ -3,7 +3,7 @@
 python benchmarks/moe.py [--quick] [--json PATH]
 
 One layer with 64 experts, 8 for each token, forward and backward, in fp32 on a CPU (one thread) and bf16 on a GPU. The
-loop looks for the tokens of every expert in turn, as the published code does; `eager` is `llada.moe.experts_by_slices`,
+loop looks for the tokens of every expert in turn, as the published code does; `eager` is our `experts_by_slices`,
 `grouped_mm` is transformers'. Ratios are loop over implementation, of median times, with the 95%
 interval of a bootstrap over rounds. Outputs and gradients are compared first.
 """
@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada.config import LLaDAMoEConfig
-from llada.moe import Experts
+from llada.models.llada_moe import Experts, LLaDAMoEConfig
 
 SHAPES = {"cpu": dict(hidden_size=512, expert_intermediate_size=256), "cuda": dict()}  # cuda: LLaDA-MoE-7B-A1B's
 TOKENS = {"cpu": 256, "cuda": 4096}

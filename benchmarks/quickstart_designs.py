@@ -26,7 +26,7 @@ from datasets.utils.logging import disable_progress_bar
 from quickstart import HELD_OUT, align, is_right_on, prompts, sample_pairs
 
 from llada import LLaDAModelLM
-from vrpo.diagnostics import jackknife
+from vrpo.analysis.statistics import jackknife
 
 DESIGNS, RATES = ("vrpo", "cpl"), (5e-5, 1e-4, 2e-4)
 CHOOSING, FRESH = (100, 101), (200, 201, 202, 203)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import llada
 from llada import LLaDAConfig, LLaDAModelLM, SamplerSettings
-from llada.rules import TokenChoice, top_k
+from llada.sampling.selection import TokenChoice, top_k
 
 PROMPT, NEW, BLOCK, VOCABULARY = 64, 128, 32, 4096
 MASK = VOCABULARY - 1

@@ -23,8 +23,8 @@ from addition import is_right
 from quickstart import GREEDY, TOKENIZER, bootstrap, prompts
 
 import llada  # noqa: F401  (registers the model)
-from llada.cache import SamplerStats
-from llada.completions import answers
+from llada.sampling.block_cache import SamplerStats
+from llada.sampling.text import answers
 
 BLOCK = GREEDY.gen_length // 2
 MODES: dict[str, dict] = {

@@ -37,7 +37,7 @@ def peak_of_step(form: str, n: int, length: int) -> float:
     from datasets import Dataset
 
     from llada import LLaDAConfig, LLaDAModelLM
-    from llada.tokenizer import byte_tokenizer
+    from llada.data.tokenizer import byte_tokenizer
     from vrpo import VRPOConfig, VRPOTrainer
 
     torch.set_num_threads(1)

@@ -17,10 +17,10 @@ from datasets.utils.logging import disable_progress_bar
 from spelling import MAX_LENGTH, TOKENIZER, preferences, small_models
 from tqdm import tqdm
 
-from llada.tokenizer import special_ids
+from llada.data.tokenizer import special_ids
+from vrpo.analysis.report import draw_variance, print_variance
+from vrpo.analysis.table import Settings, measure
 from vrpo.data import PairCollator, prepare_pairs
-from vrpo.measure import Settings, measure
-from vrpo.report import draw_variance, print_variance
 from vrpo.variance import write
 
 

@@ -13,8 +13,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, HfArgumentParser
 
 import llada
-from llada.data import load_rows
-from llada.tokenizer import load_tokenizer, render
+from llada.data.loading import load_rows
+from llada.data.tokenizer import load_tokenizer, render
 from vrpo import VRPOConfig, VRPOTrainer
 
 

@@ -14,8 +14,9 @@ import torch
 
 import llada
 from llada.denoiser import as_denoiser
-from llada.likelihood import elbo_draws
-from llada.masking import draw_plan, keyed_generator
+from llada.diffusion.likelihood import elbo_draws
+from llada.diffusion.masking import draw_plan
+from llada.diffusion.random_streams import keyed_generator
 
 LETTERS = string.ascii_lowercase
 MASK, EOS = 26, 27

@@ -20,17 +20,17 @@ import torch
 from addition import ANSWER_LENGTH, demonstration, is_held_out, is_right, prompts
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
+from quickstart_report import draw_report, print_report
 from tqdm import tqdm
 from transformers import TrainerCallback, set_seed
 
 from llada import LLaDAConfig, LLaDAModelLM
-from llada.completions import answers
-from llada.sampler_settings import SamplerSettings
-from llada.tokenizer import byte_tokenizer, special_ids
-from llada.trainer import MaskedDiffusionConfig, MaskedDiffusionTrainer
+from llada.data.tokenizer import byte_tokenizer, special_ids
+from llada.sampling.settings import SamplerSettings
+from llada.sampling.text import answers
+from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer
 from vrpo import VRPOConfig, VRPOTrainer
-from vrpo.pairs import DIVERSE, pair_up
-from vrpo.report import draw_report, print_report
+from vrpo.rollouts import DIVERSE, pair_up
 
 DEMONSTRATIONS, SFT_STEPS, SFT_BATCH = 40_000, 3000, 96
 PAIR_PROMPTS, SAMPLES = 1000, 4

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, HfArgumentParser
 
 import llada
-from llada.tokenizer import load_tokenizer, render
+from llada.data.tokenizer import load_tokenizer, render
 
 
 @dataclass

@@ -16,8 +16,8 @@ from pathlib import Path
 from transformers import set_seed
 
 from llada import LLaDAConfig, LLaDAModelLM
-from llada.tokenizer import byte_tokenizer, special_ids
-from llada.trainer import MaskedDiffusionConfig, MaskedDiffusionTrainer
+from llada.data.tokenizer import byte_tokenizer, special_ids
+from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer
 from vrpo import VRPOConfig, VRPOTrainer
 
 TOKENIZER = byte_tokenizer()

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 import llada
 from llada.denoiser import NOT_SCORED
-from llada.masking import MaskPlan, draw_plan, keyed_generator
+from llada.diffusion.masking import MaskPlan, draw_plan
+from llada.diffusion.random_streams import keyed_generator
 
 MASK, EOS = 26, 27
 PROMPT, RESPONSE = 6, 6

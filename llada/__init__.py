@@ -1,29 +1,34 @@
-"""LLaDA in native code: model, forward process, likelihood, sampler, pretraining and SFT.
+"""LLaDA in native code: models, forward process, likelihood, sampler, pretraining and SFT.
 
 Importing the package registers the published `model_type` "llada" with the transformers Auto classes, so
-`AutoModel.from_pretrained("GSAI-ML/LLaDA-8B-Instruct")` gives `LLaDAModelLM`, and a
-LLaDA-MoE `LLaDAMoEModelLM`, without remote code.
+`AutoModel.from_pretrained("GSAI-ML/LLaDA-8B-Instruct")` gives `LLaDAModelLM`, and a LLaDA-MoE `LLaDAMoEModelLM`,
+without remote code. What is listed in `__all__` is imported when it is first used.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from llada.lazy import lazy_exports
+from llada.models.registry import register_when_imported
 
-from llada.config import LLaDAConfig, LLaDAMoEConfig
-from llada.model import LLaDAModelLM
-from llada.moe import LLaDAMoEModelLM
-from llada.sampler import generate, infill
-from llada.sampler_settings import SamplerSettings
+__all__, __getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "llada.data.loading": ["load_rows"],
+        "llada.data.tokenizer": ["byte_tokenizer", "load_tokenizer", "render", "special_ids"],
+        "llada.denoiser": ["NOT_SCORED", "Denoiser", "DenoiserSpec", "Request", "as_denoiser"],
+        "llada.diffusion.likelihood": ["elbo_draws", "exact_elbo", "log_likelihood"],
+        "llada.diffusion.masking": ["MaskPlan", "draw_plan", "hide"],
+        "llada.diffusion.random_streams": ["keyed_generator"],
+        "llada.errors": ["DataError", "PairError", "RecipeError"],
+        "llada.evaluation": ["VERIFIERS"],
+        "llada.models.common.lora": ["wrap_with_adapters"],
+        "llada.models.llada": ["LLaDAConfig", "LLaDAModelLM"],
+        "llada.models.llada_moe": ["LLaDAMoEConfig", "LLaDAMoEModelLM"],
+        "llada.sampling.block_cache": ["SamplerStats"],
+        "llada.sampling.loop": ["generate", "infill"],
+        "llada.sampling.presets": ["preset"],
+        "llada.sampling.settings": ["SamplerSettings"],
+        "llada.sampling.text": ["answers"],
+        "llada.training.sft": ["MaskedDiffusionConfig", "MaskedDiffusionTrainer"],
+    },
+)
 
-AutoConfig.register("llada", LLaDAConfig)  # and LLaDAMoEConfig, which its `from_dict` tells apart
-for auto_class in (AutoModel, AutoModelForCausalLM):
-    auto_class.register(LLaDAConfig, LLaDAModelLM)
-    auto_class.register(LLaDAMoEConfig, LLaDAMoEModelLM)
-
-__all__ = [
-    "LLaDAConfig",
-    "LLaDAMoEConfig",
-    "LLaDAMoEModelLM",
-    "LLaDAModelLM",
-    "SamplerSettings",
-    "generate",
-    "infill",
-]
+register_when_imported()

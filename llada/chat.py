@@ -20,11 +20,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 
 import llada  # noqa: F401  (registers the family)
-from llada.cache import SamplerStats
-from llada.completions import left_padded, load_config, settings_of
-from llada.sampler import generate
-from llada.sampler_settings import SamplerFlags, SamplerSettings
-from llada.tokenizer import before_eos
+from llada.cli.arguments import SamplerFlags, settings_of
+from llada.cli.loading import load_config
+from llada.data.tokenizer import before_eos
+from llada.sampling.block_cache import SamplerStats
+from llada.sampling.loop import generate
+from llada.sampling.settings import SamplerSettings
+from llada.sampling.text import left_padded
 
 MASK = "▒"
 COLOURS = ((0.5, "red"), (0.8, "yellow"), (1.01, "green"))  # of a token committed with confidence below

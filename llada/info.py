@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 import llada  # noqa: F401  (registers the family)
-from llada.adapters import wrap_with_adapters
-from llada.tokenizer import load_tokenizer, special_ids
+from llada.data.tokenizer import load_tokenizer, special_ids
+from llada.models.common.lora import wrap_with_adapters
 
 GIB = 2**30
 TRAINED = 16  # bytes of a trained fp32 parameter: weight, gradient, two moments

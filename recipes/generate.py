@@ -3,15 +3,15 @@
     accelerate launch recipes/generate.py --model runs/tiny_sft --prompts FILE.jsonl --output completions.jsonl
 
 FILE has a `prompt` column (text or messages). Rows keep their columns and get `completion`. Settings of the sampler are
-those of `llada.SamplerSettings`, given by name; the others are `--preset`'s (`llada.presets`) or, without one, those
+those of `llada.SamplerSettings`, given by name; the others are `--preset`'s (`llada.preset`) or, without one, those
 that were saved with the model. An answer of EOS alone is an empty completion: it is kept, and its row is named.
 """
 
 import llada  # noqa: F401  (registers the model)
-from llada.completions import CompletionArguments, Completions, settings_of
-from llada.inputs import RecipeError
-from llada.launch import parse
-from llada.sampler_settings import SamplerFlags
+from llada.cli.arguments import CompletionArguments, SamplerFlags, settings_of
+from llada.cli.completions import Completions
+from llada.cli.train import parse
+from llada.errors import RecipeError
 
 
 def main(argv: list[str] | None = None) -> None:

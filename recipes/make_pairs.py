@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import llada  # noqa: F401  (registers the model)
-from llada.completions import CompletionArguments, Completions, settings_of
-from llada.inputs import RecipeError
-from llada.launch import parse
-from llada.sampler_settings import SamplerFlags
-from vrpo.pairs import DIVERSE, VERIFIERS, Verifier, pair_up
+from llada.cli.arguments import CompletionArguments, SamplerFlags, settings_of
+from llada.cli.completions import Completions
+from llada.cli.train import parse
+from llada.errors import RecipeError
+from llada.evaluation import VERIFIERS, Verifier
+from vrpo.rollouts import DIVERSE, pair_up
 
 
 @dataclass

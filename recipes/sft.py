@@ -5,16 +5,16 @@ accelerate launch recipes/sft.py --config recipes/tiny_sft.yaml
 
 from trl import ModelConfig
 
-from llada import launch
-from llada.inputs import RecipeArguments
-from llada.trainer import MaskedDiffusionConfig, MaskedDiffusionTrainer
+from llada.cli import train
+from llada.cli.loading import RecipeArguments
+from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer
 
 ARGUMENTS = (RecipeArguments, ModelConfig, MaskedDiffusionConfig)
 COLUMNS = (("prompt", "completion"), ("messages",))
 
 
 def main(argv: list[str] | None = None) -> None:
-    launch.main(MaskedDiffusionTrainer, ARGUMENTS, COLUMNS, argv)
+    train.main(MaskedDiffusionTrainer, ARGUMENTS, COLUMNS, argv)
 
 
 if __name__ == "__main__":

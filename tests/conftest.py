@@ -57,7 +57,7 @@ def tiny_moe(seed: int = 0, dtype: torch.dtype = torch.float64, **changes) -> LL
 
 
 def load_script(name: str):
-    """A recipe or example as a module, by its path: `recipes/vrpo.py` has the name of the package."""
+    """A recipe or example as a module, by its path: `recipes/align.py` has the name of the package."""
     spec = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look themselves up there
@@ -105,7 +105,7 @@ rows = trajectory(trainer({out!r}, {dtype}, ddp_backend="gloo", **{settings!r}))
 torch.distributed.barrier()
 if torch.distributed.get_rank() == 0:
     save_file({{"rows": rows.contiguous()}}, {out!r} + "/rows.safetensors")
-gc.collect()  # the data-parallel wrapper, before the group (llada.launch.leave_group)
+gc.collect()  # the data-parallel wrapper, before the group (llada.training.distributed.leave_group)
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """

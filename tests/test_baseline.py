@@ -5,14 +5,15 @@ import math
 
 import pytest
 import torch
-from conftest import load_script
 from test_likelihood import Table
 from test_masking import standard_errors
 
-from llada.likelihood import elbo_draws, exact_elbo
-from llada.masking import MaskPlan, draw_plan, keyed_generator, timesteps
-from vrpo.baseline import leave_one_out
-from vrpo.estimators import DESIGNS, Estimator, design, draw_pair_plans
+from llada.diffusion.likelihood import elbo_draws, exact_elbo
+from llada.diffusion.masking import MaskPlan, draw_plan, timesteps
+from llada.diffusion.random_streams import keyed_generator
+from vrpo.estimators import published
+from vrpo.estimators.baseline import leave_one_out
+from vrpo.estimators.designs import DESIGNS, Estimator, design, draw_pair_plans
 
 
 def plan_of(mask_SBL, weight_SB) -> MaskPlan:
@@ -150,7 +151,6 @@ def test_every_design_is_unbiased(name, n):
 @pytest.mark.parametrize("name", ["mirror", "espo", "balanced"])
 def test_published_designs_of_the_benchmark_are_unbiased(name, n):
     """Gauss-Legendre, the fourth, is not: its levels are fixed."""
-    published = load_script("benchmarks/published_designs")
     scored_BL = torch.ones(8_000, 5, dtype=torch.bool)
     check_plan(published.by_response(getattr(published, name), scored_BL, list(range(4_000)), n, 1, 0))
 

@@ -7,10 +7,10 @@ import torch
 from conftest import FIXTURES, reference_model, tiny_model, tiny_moe
 
 import llada
-from llada.cache import CachedDenoiser
 from llada.kv_cache import KeyValueCache
-from llada.sampler import infill
-from llada.sampler_settings import SamplerSettings
+from llada.sampling.block_cache import CachedDenoiser
+from llada.sampling.loop import infill
+from llada.sampling.settings import SamplerSettings
 
 RUNS = json.loads((FIXTURES / "cached.json").read_text())
 CACHE = {"generate": None, "generate_with_prefix_cache": "prefix", "generate_with_dual_cache": "dual"}
@@ -184,7 +184,7 @@ def test_a_growing_canvas_never_shows_a_later_block():
 
 def test_narrowed_positions_and_places_move_as_tensors_do():
     """accelerate calls `to(device)` on what blocks are given where a model lies on several devices."""
-    from llada.attention import Narrow
+    from llada.models.common.attention import Narrow
 
     narrow = Narrow.at(torch.tensor([[False, True, True], [True, False, False]]))
     moved = narrow.to("meta")

@@ -8,7 +8,7 @@ from rich.console import Console
 from test_trainer import IDS, TOKENIZER
 
 from llada.chat import MASK, Chat, frame, talk
-from llada.sampler_settings import SamplerSettings
+from llada.sampling.settings import SamplerSettings
 
 
 def chat(gen_length: int = 8, context: int = 256) -> Chat:

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from llada.adapters import wrap_with_adapters
+from llada.models.common.lora import wrap_with_adapters
 
 TOKENS = torch.randint(3, 39, (2, 9), generator=torch.Generator().manual_seed(0))
 PUBLISHED = {

@@ -12,9 +12,11 @@ from test_trainer import IDS, TOKENIZER
 from transformers import HfArgumentParser
 
 import llada
-from llada.completions import PartFiles, answers
-from llada.presets import preset
-from llada.sampler_settings import SamplerFlags, SamplerSettings, override
+from llada.cli.arguments import SamplerFlags, override
+from llada.cli.completions import PartFiles
+from llada.sampling.presets import preset
+from llada.sampling.settings import SamplerSettings
+from llada.sampling.text import answers
 
 
 @pytest.fixture
@@ -204,7 +206,7 @@ def test_a_rule_replaces_the_other_and_none_is_no_cache():
     assert override(saved, SamplerFlags(cache="none")) == SamplerSettings(threshold=0.9)
 
 
-# Length, block, and whether EOS is never predicted or committed last: the tables that `llada.presets` names, by hand.
+# Length, block, and whether EOS is never predicted or committed last: the published tables, by hand.
 PUBLISHED = """
 llada-base/gsm8k 1024 1024 - -      llada-base/bbh 1024 1024 - -         llada-instruct/mmlu 3 3 - -
 llada-instruct/mmlu_pro 256 256 - - llada-instruct/hellaswag 3 3 - -     llada-instruct/arc_challenge 512 512 - -

@@ -4,8 +4,11 @@ import pytest
 import torch
 from datasets import Dataset
 
-from llada.data import Collator, DataError, load_rows, prepare_rows, token_bytes
-from llada.tokenizer import byte_tokenizer, special_ids
+from llada.data.collator import Collator
+from llada.data.formats import prepare_rows, token_bytes
+from llada.data.loading import load_rows
+from llada.data.tokenizer import byte_tokenizer, special_ids
+from llada.errors import DataError
 
 TOKENIZER = byte_tokenizer()
 IDS = special_ids(TOKENIZER)

@@ -8,25 +8,21 @@ import torch
 from test_likelihood import MASK, Table, all_masks, subsets
 from test_masking import standard_errors
 
-from llada.likelihood import elbo_draws, exact_elbo
-from llada.masking import exact_count_masks
-from vrpo.diagnostics import (
-    Bank,
+from llada.diffusion.likelihood import elbo_draws, exact_elbo
+from llada.diffusion.masking import exact_count_masks
+from vrpo.analysis.redraw import count_grid
+from vrpo.analysis.statistics import (
     GradientNoise,
     covariances,
     jackknife,
     left_by_coupling,
-    loss_bias,
-    loss_of,
     pooled,
     ratio_of_means,
-    second_order_bias,
-    split_bernoulli,
-    split_exact_count,
     student_t,
 )
-from vrpo.losses import LOSSES
-from vrpo.redraw import count_grid
+from vrpo.analysis.variance_sources import Bank, split_bernoulli, split_exact_count
+from vrpo.losses.noise_bias import loss_bias, loss_of, second_order_bias
+from vrpo.losses.pairwise import LOSSES
 
 LENGTH, EPS = 5, 1e-3
 MODEL, TOKENS = Table(LENGTH), torch.arange(LENGTH)

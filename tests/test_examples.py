@@ -7,7 +7,7 @@ from conftest import load_script, tiny_model
 from datasets import Dataset
 from test_trainer import IDS, TOKENIZER
 
-from llada.masking import MaskPlan
+from llada.diffusion.masking import MaskPlan
 from vrpo import VRPOConfig, VRPOTrainer
 
 scratch = load_script("examples/vrpo_from_scratch")

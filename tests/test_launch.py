@@ -11,14 +11,16 @@ import torch
 from conftest import ROOT, load_script, tiny_model
 from trl import ModelConfig
 
-from llada import launch
-from llada.inputs import RecipeArguments, RecipeError, new_config
-from llada.launch import check_engine, check_processes, resume_point
-from llada.tokenizer import byte_tokenizer
-from llada.trainer import MaskedDiffusionConfig
+from llada.cli import train
+from llada.cli.loading import RecipeArguments, new_config
+from llada.cli.train import resume_point
+from llada.data.tokenizer import byte_tokenizer
+from llada.errors import RecipeError
+from llada.training.distributed import check_engine, check_processes
+from llada.training.sft import MaskedDiffusionConfig
 
-pretrain, sft, make_pairs, vrpo_recipe = map(
-    load_script, ("recipes/pretrain", "recipes/sft", "recipes/make_pairs", "recipes/vrpo")
+pretrain, sft, make_pairs, align = map(
+    load_script, ("recipes/pretrain", "recipes/sft", "recipes/make_pairs", "recipes/align")
 )
 
 ARCHITECTURE = dict(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=32, max_sequence_length=64, rope_theta=10000.0)
@@ -278,7 +280,7 @@ def test_deepspeed_shards_equal_one_process(tmp_path, good, preferences, stage, 
         return ["--model_name_or_path", str(tmp_path / "model"), *new[4:]]  # instead of architecture and tokenizer
 
     one = ("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1")
-    (sft if recipe == "sft" else vrpo_recipe).main(command("one", *one))
+    (sft if recipe == "sft" else align).main(command("one", *one))
     launcher = ("--config_file", str(config), f"recipes/{recipe}.py")
     two = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--expected_processes", "2")
     output = launch_recipe(*launcher, *command("two", *two))
@@ -295,7 +297,7 @@ def test_the_launcher_form_that_silently_runs_one_process_is_refused(tmp_path, g
 
 def test_yaml_and_command_line_meet_in_the_dataclasses(tmp_path):
     (tmp_path / "a.yaml").write_text("learning_rate: 1e-3\neos_tail: batch\nlora_r: 4\nseed: 7\n")
-    recipe, model_args, args = launch.parse(
+    recipe, model_args, args = train.parse(
         (RecipeArguments, ModelConfig, MaskedDiffusionConfig),
         ["--config", str(tmp_path / "a.yaml"), "--seed", "8", "--output_dir", str(tmp_path), "--use_cpu", "true"],
     )
@@ -311,15 +313,15 @@ def preferences(tmp_path):
 
 
 @pytest.mark.parametrize("adapters", ["false", "true"])
-def test_the_vrpo_recipe_trains_evaluates_and_saves(tmp_path, preferences, adapters):
+def test_align_trains_evaluates_and_saves(tmp_path, preferences, adapters):
     extra = ("--eval_fraction", "0.25", "--n_t", "2", "--gradient_accumulation_steps", "1", "--use_peft", adapters)
-    vrpo_recipe.main(arguments(tmp_path, preferences, *extra))
+    align.main(arguments(tmp_path, preferences, *extra))
     saved = json.loads((tmp_path / "run" / "eval_results.json").read_text())
     assert saved["eval_rewards/margins_ci95"] > 0
     assert (tmp_path / "run" / "adapter_model.safetensors").exists() == (adapters == "true")
 
 
-def test_the_vrpo_recipe_runs_as_a_script_on_two_processes(tmp_path, preferences):
+def test_align_runs_as_a_script_on_two_processes(tmp_path, preferences):
     """Its name is the package's, which only shows when it is started by its path; rows are streamed."""
     config = ("--config_file", "recipes/accelerate/ddp_cpu.yaml")
     extra = (
@@ -332,13 +334,13 @@ def test_the_vrpo_recipe_runs_as_a_script_on_two_processes(tmp_path, preferences
         "--dataset_streaming",
         "true",
     )
-    output = launch_recipe(*config, "recipes/vrpo.py", *arguments(tmp_path, preferences, *extra))
+    output = launch_recipe(*config, "recipes/align.py", *arguments(tmp_path, preferences, *extra))
     assert (tmp_path / "run" / "model.safetensors").exists(), output.stderr[-3000:]
 
 
 def test_preferences_are_asked_for_by_name(tmp_path, good):
     with pytest.raises(RecipeError, match=r"this recipe needs 'prompt' and 'chosen' and 'rejected', or 'chosen' and"):
-        vrpo_recipe.main(arguments(tmp_path, good))
+        align.main(arguments(tmp_path, good))
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 

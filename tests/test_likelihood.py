@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from test_masking import standard_errors
 
 from llada.denoiser import DenoiserSpec, as_denoiser
-from llada.guidance import GuidedDenoiser
-from llada.likelihood import elbo_draws, exact_elbo, log_likelihood, systematic_counts
-from llada.masking import MaskPlan, draw_plan, keyed_generator
+from llada.diffusion.likelihood import elbo_draws, exact_elbo, log_likelihood, systematic_counts
+from llada.diffusion.masking import MaskPlan, draw_plan
+from llada.diffusion.random_streams import keyed_generator
+from llada.sampling.guidance import GuidedDenoiser
 
 MASK = 9
 

@@ -1,16 +1,9 @@
 import pytest
 import torch
 
-from llada.masking import (
-    BERNOULLI_FLOOR,
-    NOT_SCORED,
-    bernoulli_draws,
-    draw_plan,
-    exact_count_draws,
-    hide,
-    keyed_generator,
-    timesteps,
-)
+from llada.denoiser import NOT_SCORED
+from llada.diffusion.masking import BERNOULLI_FLOOR, bernoulli_draws, draw_plan, exact_count_draws, hide, timesteps
+from llada.diffusion.random_streams import keyed_generator
 
 
 def standard_errors(samples: torch.Tensor, exact: torch.Tensor | float) -> torch.Tensor:

@@ -6,9 +6,9 @@ from conftest import FIXTURES, reference_model, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-import llada.head
 from llada import LLaDAConfig, LLaDAModelLM
 from llada.denoiser import NOT_SCORED
+from llada.models.common import head
 
 
 def some_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_masked_only_chunked_head_equals_the_full_head(weight_tying, monkeypatch
     log_probs = full(tokens).logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * scored
     (log_probs * torch.arange(11)).sum().backward()
     for chunk in (4, int(scored.sum()), 1024):
-        monkeypatch.setattr(llada.head, "HEAD_CHUNK", chunk)
+        monkeypatch.setattr(head, "HEAD_CHUNK", chunk)
         model = tiny_model(weight_tying=weight_tying)
         fast = model(tokens, target_ids=tokens.masked_fill(~scored, NOT_SCORED)).log_probs
         (fast * torch.arange(11)).sum().backward()

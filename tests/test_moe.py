@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from llada import LLaDAMoEConfig, LLaDAMoEModelLM, generate
-from llada.moe import MoE, router_losses
+from llada.models.llada_moe import MoE, router_losses
 
 
 def some_tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:

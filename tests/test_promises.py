@@ -6,9 +6,9 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
-from test_launch import pretrain, sft, vrpo_recipe
+from test_launch import align, pretrain, sft
 
-from llada import launch
+from llada.cli import train
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
@@ -24,8 +24,8 @@ def recipe_of(path) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_yaml_names_its_command_and_parses(path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    script = {"pretrain": pretrain, "sft": sft, "vrpo": vrpo_recipe}[recipe_of(path)]
-    recipe, model_args, args = launch.parse(script.ARGUMENTS, ["--config", str(path), "--use_cpu", "true"])
+    script = {"pretrain": pretrain, "sft": sft, "align": align}[recipe_of(path)]
+    recipe, model_args, args = train.parse(script.ARGUMENTS, ["--config", str(path), "--use_cpu", "true"])
     settings = yaml.safe_load(path.read_text())
     assert (recipe.architecture is None) != (model_args.model_name_or_path is None)
     assert args.output_dir == f"runs/{path.stem}"
@@ -52,8 +52,8 @@ def test_the_file_tree_of_the_readme_is_the_repository_s():
     tree = README.split("## Layout")[1].split("```")[1]
     folders = ("llada", "vrpo", "recipes", "examples", "benchmarks")
     for name in folders:
-        files = {path.name for path in (ROOT / name).glob("*.py")} - {"__init__.py"}
+        files = {path.name for path in (ROOT / name).rglob("*.py")} - {"__init__.py"}
         missing = [file for file in files if file not in tree]
         assert not missing, f"{name}/ has files that the README does not list: {missing}"
     listed = set(re.findall(r"\b(\w+\.py)\b", tree))
-    assert listed <= {path.name for folder in folders for path in (ROOT / folder).glob("*.py")}
+    assert listed <= {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}

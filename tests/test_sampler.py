@@ -6,8 +6,8 @@ from conftest import FIXTURES, reference_model, tiny_model
 
 import llada
 from llada.denoiser import DenoiserSpec, Request
-from llada.guidance import GuidedDenoiser
-from llada.rules import TokenChoice, above_threshold, ended, step_quotas, top_k, within_factor
+from llada.sampling.guidance import GuidedDenoiser
+from llada.sampling.selection import TokenChoice, above_threshold, ended, step_quotas, top_k, within_factor
 
 GOLDEN = json.loads((FIXTURES / "generate.json").read_text())
 GOLDEN_FACTOR = json.loads((FIXTURES / "factor.json").read_text())

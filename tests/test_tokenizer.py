@@ -3,7 +3,15 @@ from conftest import tiny_config
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llada.tokenizer import CHAT_TEMPLATE, SpecialIds, byte_tokenizer, encode_pair, load_tokenizer, render, special_ids
+from llada.data.tokenizer import (
+    CHAT_TEMPLATE,
+    SpecialIds,
+    byte_tokenizer,
+    encode_pair,
+    load_tokenizer,
+    render,
+    special_ids,
+)
 
 SYSTEM, QUESTION, ANSWER = (
     {"role": role, "content": text} for role, text in zip(("system", "user", "assistant"), "sqa", strict=False)

@@ -9,14 +9,11 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from llada import LLaDAModelLM
-from llada.likelihood import elbo_draws, exact_elbo
-from llada.masking import draw_plan, keyed_generator
-from llada.tokenizer import byte_tokenizer
-from llada.trainer import (
-    MaskedDiffusionConfig,
-    MaskedDiffusionTrainer,
-    random_lengths,
-)
+from llada.data.tokenizer import byte_tokenizer
+from llada.diffusion.likelihood import elbo_draws, exact_elbo
+from llada.diffusion.masking import draw_plan
+from llada.diffusion.random_streams import keyed_generator
+from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer, random_lengths
 
 TOKENIZER = byte_tokenizer()
 IDS = dict(vocab_size=262, mask_token_id=258, eos_token_id=257, pad_token_id=257, eot_token_id=261)

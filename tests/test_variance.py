@@ -10,12 +10,13 @@ from conftest import tiny_model, tiny_moe
 from test_trainer import IDS, TOKENIZER
 from test_vrpo_trainer import PAIRS, first_batch, moved, trainer
 
-from llada.masking import MaskPlan
+from llada.diffusion.masking import MaskPlan
 from vrpo import variance
-from vrpo.estimators import draw_pair_plans, log_ratios
-from vrpo.measure import Settings, measure
-from vrpo.redraw import banks, count_grid, planner, redrawn_elbos, redrawn_gradients
-from vrpo.replay import batch_elbos
+from vrpo.analysis.redraw import banks, count_grid, planner, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.table import Settings, measure
+from vrpo.estimators.designs import draw_pair_plans
+from vrpo.scores import log_ratios
+from vrpo.training.replay import batch_elbos
 
 
 @pytest.fixture

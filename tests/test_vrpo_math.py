@@ -7,17 +7,10 @@ import torch
 from test_likelihood import MASK, Table, subsets
 from test_masking import standard_errors
 
-from llada.likelihood import elbo_draws, exact_elbo
-from vrpo.estimators import (
-    DESIGNS,
-    Estimator,
-    budget_variance,
-    draw_pair_plans,
-    log_ratios,
-    ratio_variance,
-    score_variance,
-)
-from vrpo.losses import LOSSES, sft, total_loss
+from llada.diffusion.likelihood import elbo_draws, exact_elbo
+from vrpo.estimators.designs import DESIGNS, Estimator, draw_pair_plans
+from vrpo.losses.pairwise import LOSSES, sft, total_loss
+from vrpo.scores import budget_variance, log_ratios, ratio_variance, score_variance
 
 LENGTH, BETA = 5, 0.2
 TOKENS = torch.arange(LENGTH)

@@ -2,9 +2,10 @@ import pytest
 from conftest import load_script, tiny_model
 from test_trainer import IDS, TOKENIZER
 
-from llada.completions import answers
-from llada.sampler_settings import SamplerSettings
-from vrpo.pairs import last_number, pair_up, same_as_answer, same_last_number
+from llada.evaluation import last_number, same_as_answer, same_last_number
+from llada.sampling.settings import SamplerSettings
+from llada.sampling.text import answers
+from vrpo.rollouts import pair_up
 
 addition = load_script("examples/addition")
 

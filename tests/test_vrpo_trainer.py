@@ -12,7 +12,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from test_trainer import IDS, TOKENIZER
 
-from llada.keyed_trainer import EVAL_EPOCH
+from llada.training.base import EVAL_EPOCH
 from vrpo import VRPOConfig, VRPOTrainer
 from vrpo.data import prepare_pairs
 
@@ -210,7 +210,7 @@ def pairs(*rows) -> Dataset:
 
 
 def prepare(dataset, **changes):
-    from llada.tokenizer import special_ids
+    from llada.data.tokenizer import special_ids
 
     return prepare_pairs(dataset, TOKENIZER, special_ids(TOKENIZER), changes.pop("max_length", 64), **changes)
 

@@ -1,6 +1,19 @@
-"""Preference optimization of masked diffusion language models (VRPO, arXiv 2505.19223), built on `llada`."""
+"""Preference optimization of masked diffusion language models (VRPO, arXiv 2505.19223), built on `llada`.
 
-from vrpo.config import VRPOConfig
-from vrpo.trainer import VRPOTrainer
+What is listed in `__all__` is imported when it is first used.
+"""
 
-__all__ = ["VRPOConfig", "VRPOTrainer"]
+import llada  # noqa: F401  (registers the families with the Auto classes)
+from llada.lazy import lazy_exports
+
+__all__, __getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "vrpo.data": ["PairCollator", "prepare_pairs"],
+        "vrpo.estimators.designs": ["DESIGNS", "design", "draw_pair_plans"],
+        "vrpo.losses.pairwise": ["LOSSES", "total_loss"],
+        "vrpo.rollouts": ["DIVERSE", "pair_up", "preference"],
+        "vrpo.training.config": ["VRPOConfig"],
+        "vrpo.training.trainer": ["VRPOTrainer"],
+    },
+)

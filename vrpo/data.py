@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llada.data import ROWS_VERSION, Collator, DataError, column_names, example_id, keep_fitting, name_rows
-from llada.tokenizer import PairError, SpecialIds, encode_pair
+from llada.data.collator import Collator
+from llada.data.formats import ROWS_VERSION, example_id, keep_fitting, name_rows
+from llada.data.loading import column_names
+from llada.data.tokenizer import SpecialIds, encode_pair
+from llada.errors import DataError, PairError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -32,7 +35,7 @@ def prepare_pairs(
     """Tokenize preference pairs.
 
     Args:
-        ids: special ids (`llada.tokenizer.special_ids`).
+        ids: special ids (`llada.data.tokenizer.special_ids`).
         max_length: the most tokens that prompt, response and EOS tail may have, on either side.
         drop_overlong: leave out pairs with an over-long side (with a warning that counts them) instead of refusing.
         allow_identical: keep pairs whose chosen and rejected tokens are equal (their score is noise around 0).

@@ -2,7 +2,7 @@
 
     python -m vrpo.variance --model POLICY --ref_model REFERENCE --data PAIRS.jsonl
 
-What is measured and how: `vrpo.measure`. Writes variance.json, .csv and .png.
+What is measured and how: `vrpo.analysis.table`. Writes variance.json, .csv and .png.
 """
 
 import csv
@@ -17,14 +17,14 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser
 
 import llada  # noqa: F401  (registers the models)
-from llada.completions import load_config
-from llada.data import load_rows
-from llada.keyed_trainer import row_length
-from llada.tokenizer import special_ids
+from llada.cli.loading import load_config
+from llada.data.loading import load_rows
+from llada.data.tokenizer import special_ids
+from llada.training.base import row_length
+from vrpo.analysis.report import draw_variance, print_variance
+from vrpo.analysis.table import Settings, measure
 from vrpo.data import PairCollator, prepare_pairs
-from vrpo.measure import Settings, measure
-from vrpo.reference import make_reference
-from vrpo.report import draw_variance, print_variance
+from vrpo.training.reference import make_reference
 
 
 @dataclass

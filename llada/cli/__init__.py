@@ -1,0 +1,1 @@
+"""What commands and recipes share: options, loading, the run around a trainer."""

@@ -1,0 +1,193 @@
+"""Answers to many prompts: batched, by several processes, and so that a run that was killed goes on where it stopped.
+
+The batches and their random numbers are those of the whole run, whoever makes them and whenever: the completions depend
+neither on the number of processes nor on where a run was killed.
+"""
+
+import glob
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from llada.cli.arguments import CompletionArguments
+from llada.cli.loading import load_config
+from llada.data.loading import column_names, load_rows
+from llada.denoiser import DenoiserSpec
+from llada.diffusion.random_streams import keyed_generator
+from llada.sampling.block_cache import SamplerStats
+from llada.sampling.settings import SamplerSettings
+from llada.sampling.text import answers, encode
+
+
+class PartFiles:
+    """What several processes have made of an output so far, each in a JSONL of its own until all is there.
+
+    The first line of a part describes its run; a row is {"index": ..., "completion": ...}. Lines are whole or not
+    there: the last one of a killed process is dropped.
+    """
+
+    def __init__(self, output: str | Path, run: dict[str, Any]):
+        self.output, self.run = Path(output), run
+
+    def parts(self) -> list[Path]:
+        found = self.output.parent.glob(f"{glob.escape(self.output.name)}.part*")
+        return sorted(path for path in found if path.name.rpartition(".part")[2].isdigit())
+
+    def done(self) -> dict[int, str]:
+        """Completions of all parts, by index.
+
+        Raises:
+            ValueError: a part is of a run with other settings; the file and what differs are named.
+        """
+        found: dict[int, str] = {}
+        for part in self.parts():
+            text = part.read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text.split("\n")[:-1]]
+            before = lines[0] if lines else self.run
+            for name, value in self.run.items():
+                if before.get(name) != value:
+                    raise ValueError(
+                        f"{part} was made with {name}={before.get(name)!r}, and this run has {value!r}: go on with the "
+                        "same settings, or set overwrite to start again"
+                    )
+            found |= {row["index"]: row["completion"] for row in lines[1:]}
+        return found
+
+    def append(self, process: int, found: dict[int, str]) -> None:
+        part = self.output.with_name(f"{self.output.name}.part{process}")
+        text = part.read_bytes() if part.exists() else b""
+        if not text.endswith(b"\n"):  # what a killed process left of a line
+            text = text[: text.rfind(b"\n") + 1]
+            part.write_bytes(text)
+        rows = [{"index": index, "completion": completion} for index, completion in found.items()]
+        with open(part, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (rows if text else [self.run, *rows]))
+
+    def finish(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write the output, whole or not at all, and remove the parts."""
+        whole = self.output.with_name(self.output.name + ".tmp")
+        with open(whole, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        whole.replace(self.output)
+        self.remove_parts()
+
+    def remove_parts(self) -> None:
+        for part in self.parts():
+            part.unlink()
+
+
+def fingerprint(name: str, config: PreTrainedConfig) -> str | None:
+    """What tells a model's weights from others: of files, sizes and both ends; of the hub, the commit."""
+    files = sorted(Path(name).glob("*.safetensors"))
+    if not files:
+        return getattr(config, "_commit_hash", None)
+    found = hashlib.blake2b(digest_size=8)
+    for path in files:
+        with open(path, "rb") as file:
+            found.update(f"{path.name} {path.stat().st_size}".encode() + file.read(65536))
+            file.seek(-min(65536, path.stat().st_size), 2)
+            found.update(file.read())
+    return found.hexdigest()
+
+
+class Completions:
+    """All answers to the prompts of a file, `samples` to each, by every process of the launcher.
+
+    Raises:
+        ValueError, FileNotFoundError: an option that is missing or cannot be, an output that is there, a part of
+            another run, or a prompt that is empty or too long; nothing has been written or removed then.
+    """
+
+    def __init__(self, args: CompletionArguments, settings: SamplerSettings, samples: int = 1):
+        for name in ("model", "prompts", "output"):
+            if not getattr(args, name):
+                raise ValueError(f"{name} is missing")
+        numbers = {"batch_size": args.batch_size, "samples": samples, "limit": args.limit}
+        if wrong := {name: number for name, number in numbers.items() if number is not None and number < 1}:
+            raise ValueError(f"{wrong}: must be at least 1")
+        if Path(args.output).exists() and not args.overwrite:
+            raise ValueError(f"output={args.output} exists: set overwrite to replace it")
+        if Path(args.output).resolve() == Path(args.prompts).resolve():
+            raise ValueError(f"output={args.output} is the file of the prompts")
+        settings.check_blocks()
+        rows = load_rows(args.prompts)
+        if not len(rows):
+            raise ValueError(f"{args.prompts} has no rows")
+        if "prompt" not in column_names(rows):
+            raise ValueError(f"{args.prompts}: columns are {sorted(column_names(rows))}; needed is 'prompt'")
+        self.rows = list(rows.select(range(min(args.limit or len(rows), len(rows)))))
+        self.args, self.settings, self.samples = args, settings, samples
+        self.tokenizer, config = load_config(args.model)
+        self.check_rows(config.denoiser_spec)
+        content = json.dumps([row["prompt"] for row in self.rows]).encode()
+        run = {name: getattr(args, name) for name in ("model", "batch_size", "seed")} | asdict(settings)
+        run |= {"samples": samples, "prompts": hashlib.blake2b(content, digest_size=8).hexdigest()}
+        self.files = PartFiles(args.output, run | {"weights": fingerprint(args.model, config)})
+        if not args.overwrite:
+            self.files.done()
+        self.state = PartialState(cpu=not torch.cuda.is_available())
+        model = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype="auto")
+        self.model = model.eval().to(self.state.device)
+
+    def check_rows(self, spec: DenoiserSpec) -> None:
+        room = spec.context - self.settings.gen_length
+        for index, row in enumerate(self.rows):
+            where = f"{self.args.prompts}: row {index} (counted from 0)"
+            ids = encode(self.tokenizer, row["prompt"]) if row["prompt"] else []
+            if not 0 < len(ids) <= room:
+                raise ValueError(
+                    f"{where} has a prompt of {len(ids)} tokens; allowed are 1 to {room}, the model's context less "
+                    f"gen_length={self.settings.gen_length}"
+                )
+            if spec.mask_id in ids:
+                raise ValueError(f"{where} has a prompt with the mask token, which the model would have to fill")
+            try:
+                json.dumps(row)
+            except TypeError as error:
+                raise ValueError(f"{where} cannot be written as JSON, which the output is: {error}") from error
+
+    def make(self) -> list[list[str]] | None:
+        """The answers to each prompt, on the main process; None on the others."""
+        state = self.state
+        if state.is_main_process:
+            self.files.output.parent.mkdir(parents=True, exist_ok=True)
+            if self.args.overwrite:  # the old output stays until there is a new one
+                self.files.remove_parts()
+        state.wait_for_everyone()
+        done, total, size = self.files.done(), len(self.rows) * self.samples, self.args.batch_size
+        batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
+        left = [batch for batch in batches if not all(index in done for index in batch)]
+        state.wait_for_everyone()  # all have read what was done before anyone adds to it
+        self.work(left[state.process_index :: state.num_processes])
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return None
+        done = self.files.done()
+        if empty := [index // self.samples for index in range(total) if not done[index].strip()]:
+            rows = ", ".join(map(str, dict.fromkeys(empty[:10]))) + ", ..." * (len(empty) > 10)
+            print(f"{len(empty)} of {total} answers are empty, EOS alone: rows {rows} (counted from 0)")
+        return [[done[row * self.samples + i] for i in range(self.samples)] for row in range(len(self.rows))]
+
+    def work(self, batches: list[range]) -> None:
+        """This process's share."""
+        state, stats, start = self.state, SamplerStats(), time.perf_counter()
+        name = f"answers, process {state.process_index + 1} of {state.num_processes}"
+        bar = tqdm(total=sum(map(len, batches)), desc=name, disable=not state.is_local_main_process)
+        for batch in batches:
+            seed = keyed_generator(self.args.seed, batch[0]).initial_seed()
+            generator = torch.Generator(state.device).manual_seed(seed)
+            prompts = (self.rows[index // self.samples]["prompt"] for index in batch)
+            found = answers(self.model, self.tokenizer, prompts, self.settings, len(batch), generator, stats)
+            self.files.append(state.process_index, dict(zip(batch, found, strict=True)))
+            bar.update(len(batch))
+            rate = stats.tokens / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{rate:.0f} tokens/s, {stats.tokens / stats.forwards:.2f} tokens a forward")

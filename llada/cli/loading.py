@@ -1,0 +1,186 @@
+"""What a recipe starts from: its options, the model and tokenizer that they name, and the rows to train on.
+
+Imported by the recipes only: it needs trl, which the rest of the package does not.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.utils import is_bitsandbytes_available
+from trl import ModelConfig, ScriptArguments, get_quantization_config
+
+from llada.data.loading import column_names, load_rows
+from llada.data.tokenizer import load_tokenizer, special_ids
+from llada.errors import RecipeError
+from llada.models.llada import LLaDAConfig
+from llada.models.llada_moe import LLaDAMoEConfig
+from llada.models.registry import config_class
+from llada.training.base import KeyedTrainer, row_length
+
+SHUFFLE_BUFFER = 10_000  # rows of a stream that are shuffled together
+
+
+@dataclass
+class RecipeArguments(ScriptArguments):
+    """TRL's script arguments, where `dataset_name` may be a local file, plus what starting a run needs."""
+
+    eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out file or hub dataset."})
+    eval_fraction: float = field(
+        default=0.0, metadata={"help": "Without eval_dataset_name: the last share of the rows is held out."}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Tokenizer name or path, or 'bytes'; default: the model's."}
+    )
+    architecture: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of LLaDAConfig (LLaDAMoEConfig, with num_experts) for a new model."},
+    )
+    expected_processes: int | None = field(
+        default=None, metadata={"help": "Stop unless the launcher started this many processes."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Continue the run in output_dir from its last checkpoint."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
+
+
+def load_model(
+    recipe: RecipeArguments, model_args: ModelConfig, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model to train and its tokenizer: a checkpoint (`model_name_or_path`), or a new one (`architecture`).
+
+    Raises:
+        RecipeError: neither or both are given, a new model has no tokenizer, or an option that is not supported.
+        ValueError: the tokenizer lacks a mask or EOS token or disagrees with the config.
+    """
+    if (recipe.architecture is None) == (model_args.model_name_or_path is None):
+        raise RecipeError("give either model_name_or_path (a checkpoint) or architecture (a new model)")
+    quantization = get_quantization_config(model_args)
+    if quantization is not None and not is_bitsandbytes_available():
+        raise RecipeError(
+            "load_in_4bit and load_in_8bit need bitsandbytes: pip install bitsandbytes, or leave them out"
+        )
+    if quantization is not None and not model_args.use_peft:
+        raise RecipeError("load_in_4bit and load_in_8bit freeze the weights: train adapters with use_peft: true")
+    name = recipe.tokenizer or model_args.model_name_or_path
+    if name is None:
+        raise RecipeError("a new model needs tokenizer: a name, a path, or 'bytes'")
+    if Path(name, "adapter_config.json").exists():
+        raise RecipeError(
+            f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
+        )
+    tokenizer = load_tokenizer(name)
+    dtype = model_args.dtype if model_args.dtype in ("auto", None) else getattr(torch, model_args.dtype)
+    set_seed(seed)  # the weights of a new model, and of new adapters
+    if recipe.architecture is not None:
+        config = new_config(recipe.architecture, tokenizer)
+        dtype = torch.float32 if dtype in ("auto", None) else dtype
+        attention = model_args.attn_implementation
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
+    path, revision = model_args.model_name_or_path, model_args.model_revision
+    config = AutoConfig.from_pretrained(path, revision=revision)
+    ids = special_ids(tokenizer, config.denoiser_spec)  # before gigabytes are read
+    model = AutoModelForCausalLM.from_pretrained(
+        path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
+        **({} if quantization is None else {"quantization_config": quantization}),
+    )  # fmt: skip
+    if getattr(model.config, "eot_token_id", None) is None:
+        model.config.eot_token_id = ids.eot
+    return model, tokenizer
+
+
+def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> LLaDAConfig | LLaDAMoEConfig:
+    """The configuration of a new model: the given fields, and size and ids of the tokenizer where they are not given.
+
+    With `num_experts` it is a mixture of experts.
+
+    Raises:
+        RecipeError: an unknown field.
+        ValueError: sizes that do not fit, or no mask or EOS token in either.
+    """
+    fields = json.loads(architecture) if isinstance(architecture, str) else dict(architecture)
+    kind = config_class(fields)
+    unknown = set(fields) - set(kind.__dataclass_fields__)
+    if unknown:
+        raise RecipeError(f"architecture: unknown fields {sorted(unknown)}")
+    fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | fields
+    config = kind(**fields)
+    config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
+    return config
+
+
+def load_datasets(
+    recipe: RecipeArguments,
+    args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    trainer: type[KeyedTrainer],
+    columns: Sequence[tuple[str, ...]],
+) -> tuple[Any, Any]:
+    """Training and evaluation rows, tokenized as `trainer` wants them (the second None if nothing is held out).
+
+    A stream is shuffled in a buffer of `SHUFFLE_BUFFER` rows.
+    columns: the sets of columns that the recipe can train on, the first that the data has is taken.
+
+    Raises:
+        RecipeError: no data, the columns of another recipe, or an `eval_fraction` out of range or of a stream.
+        llada.errors.DataError: a row that cannot be trained on, named by file, row and column.
+    """
+    if recipe.dataset_name is None:
+        raise RecipeError("dataset_name is missing: a local .jsonl, .parquet, .csv or .txt file, or a hub dataset")
+    if not 0 <= recipe.eval_fraction < 1:
+        raise RecipeError(f"eval_fraction={recipe.eval_fraction} must be at least 0 and below 1")
+    if recipe.eval_fraction and (recipe.dataset_streaming or recipe.eval_dataset_name):
+        raise RecipeError("eval_fraction holds out rows of a dataset that is not streamed: use eval_dataset_name alone")
+    spec = config.denoiser_spec
+    ids, max_length = special_ids(tokenizer, spec), row_length(args.max_length, spec.context)
+
+    def prepared(source: str, split: str, streaming: bool):
+        rows = load_rows(source, recipe.dataset_config, split, streaming)
+        found = column_names(rows)
+        wanted = next((names for names in columns if set(names) <= set(found)), None)
+        if wanted is None:
+            needed = ", or ".join(" and ".join(map(repr, names)) for names in columns)
+            raise RecipeError(
+                f"{source}: columns are {sorted(found)}; this recipe needs {needed} (documents: recipes/pretrain.py; "
+                "prompts and answers: recipes/sft.py; preferences: recipes/align.py)"
+            )
+        return trainer.prepare(rows.select_columns(list(wanted)), tokenizer, ids, args, max_length, source)
+
+    with args.main_process_first(desc="tokenizing"):
+        train = prepared(recipe.dataset_name, recipe.dataset_train_split, recipe.dataset_streaming)
+        if recipe.dataset_streaming:
+            train = train.shuffle(seed=args.seed, buffer_size=SHUFFLE_BUFFER)
+        if recipe.eval_dataset_name:
+            return train, prepared(recipe.eval_dataset_name, recipe.dataset_test_split, streaming=False)
+    held_out = round(recipe.eval_fraction * len(train)) if recipe.eval_fraction else 0
+    if not held_out:
+        return train, None
+    split = len(train) - held_out
+    return train.select(range(split)), train.select(range(split, len(train)))
+
+
+def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """The tokenizer of a model and its config, where special ids that it lacks are the tokenizer's.
+
+    Raises:
+        ValueError: neither has a mask token or EOS, or they disagree; or the directory holds adapters.
+    """
+    if Path(name, "adapter_config.json").exists():
+        raise ValueError(
+            f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
+        )
+    tokenizer, config = load_tokenizer(name), AutoConfig.from_pretrained(name)
+    config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
+    return tokenizer, config

@@ -1,0 +1,132 @@
+"""What every recipe does around its trainer: parse, check the processes it got and where it writes, resume, finish.
+
+Imported by the recipes only: it needs trl, which the rest of the package does not.
+"""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from trl import TrlParser, get_peft_config
+
+from llada.cli.loading import load_datasets, load_model
+from llada.errors import RecipeError
+from llada.training.base import KeyedTrainer
+from llada.training.distributed import check_engine, check_processes, leave_group
+
+logger = logging.getLogger(__name__)
+
+
+def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """`TrlParser`: a YAML file after --config, overridden by the command line; an unknown key is an error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else "the command line"
+    if "--config" in argv[:-1] and not Path(config).is_file():
+        raise FileNotFoundError(f"no such config file: {config}")
+    try:
+        return TrlParser(list(dataclass_types)).parse_args_and_config(argv)
+    except ValueError as error:
+        raise RecipeError(f"{config}: {error}") from error
+
+
+def resume_point(output_dir: str, resume: bool, overwrite: bool) -> str | None:
+    """The checkpoint to continue from, or None for a new run; looks only, deletes nothing.
+
+    The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off while it was
+    written; it is passed over with a warning.
+
+    Raises:
+        RecipeError: the directory holds a run and neither `resume` nor `overwrite` is set (or both are), or there is
+            no whole checkpoint to resume from.
+    """
+    if resume and overwrite:
+        raise RecipeError("resume and overwrite are both set: choose one")
+    folder = Path(output_dir)
+    numbered = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    checkpoints = sorted(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+    holds_run = bool(checkpoints) or any(folder.glob("*.safetensors"))
+    if not resume:
+        if holds_run and not overwrite:
+            raise RecipeError(
+                f"output_dir={output_dir} already holds a run: set resume to continue it, overwrite to replace it, or "
+                "another output_dir"
+            )
+        return None
+    for checkpoint in checkpoints:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            logger.warning("%s is incomplete (no readable trainer_state.json): passed over", checkpoint)
+            continue
+        return str(checkpoint)
+    raise RecipeError(f"resume is set, but output_dir={output_dir} holds no complete checkpoint")
+
+
+def check_one_batch(trainer: Trainer) -> None:
+    """Stop if the data is less than one batch of all processes: the Trainer would train nothing and save the result.
+
+    Raises:
+        RecipeError: with the number of rows and of the batch.
+    """
+    rows, args = trainer.train_dataset, trainer.args
+    batch = args.per_device_train_batch_size * args.world_size
+    if hasattr(rows, "__len__") and args.dataloader_drop_last and len(rows) < batch:
+        raise RecipeError(
+            f"{len(rows)} training rows are less than one batch ({args.per_device_train_batch_size} rows x "
+            f"{args.world_size} processes) and dataloader_drop_last is set: nothing would be trained"
+        )
+
+
+def remove_run(output_dir: Path) -> None:
+    """Delete checkpoints, weights and adapters of the run that is overwritten: mixed, they would load as neither."""
+    for pattern in ("checkpoint-*", "*.safetensors*", "adapter_*"):
+        for path in output_dir.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def main(
+    trainer_class: type[KeyedTrainer],
+    arguments: Sequence[type],
+    columns: Sequence[tuple[str, ...]],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """A training recipe from its command line to its saved model; everything is checked before anything is written.
+
+    arguments: `RecipeArguments`, TRL's `ModelConfig` and the trainer's configuration; columns: see `load_datasets`.
+    """
+    recipe, model_args, args = parse(arguments, argv)
+    check_processes(args, recipe.expected_processes)
+    checkpoint = resume_point(args.output_dir, recipe.resume, recipe.overwrite)
+    model, tokenizer = load_model(recipe, model_args, args.seed)
+    train, held_out = load_datasets(recipe, args, tokenizer, model.config, trainer_class, columns)
+    trainer = trainer_class(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_args),
+    )
+    check_engine(trainer)
+    check_one_batch(trainer)
+    run(trainer, recipe.overwrite, checkpoint)
+
+
+def run(trainer: Trainer, overwrite: bool, checkpoint: str | None) -> None:
+    """Train, save model and tokenizer to output_dir, evaluate if there is held-out data, and leave no process group."""
+    if overwrite and trainer.is_world_process_zero():
+        remove_run(Path(trainer.args.output_dir))
+    trainer.accelerator.wait_for_everyone()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    leave_group(trainer)

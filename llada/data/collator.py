@@ -1,0 +1,49 @@
+"""Rows of token ids to a padded batch, with the EOS tail that the model is trained on."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows -> a batch, padded on the right.
+
+    eos_tail: EOS tokens appended to each response as content, masked and scored like any token: a number, or "batch"
+        (LLaDA's SFT: every response is filled to the longest row of the batch, and by one at least). A document
+        (prompt_length 0) has its EOS already and gets no tail. Padding is not content: it is neither attended to nor
+        scored.
+
+    Returns a dict of input_ids [B, L], attention_mask [B, L], scored [B, L] bool, example_id [B], row [B] and
+    text_bytes [B].
+    """
+
+    pad_id: int
+    eos_id: int
+    eos_tail: int | str = 0
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        lengths = [row["length"] for row in rows]
+        if self.eos_tail == "batch":
+            ends = [max(lengths) + 1] * len(rows)
+        else:
+            ends = [length + int(self.eos_tail) for length in lengths]
+        ends = [end if row["prompt_length"] else row["length"] for end, row in zip(ends, rows, strict=True)]
+        input_ids = torch.full((len(rows), max(ends)), self.pad_id)
+        for index, row in enumerate(rows):
+            input_ids[index, : ends[index]] = self.eos_id
+            input_ids[index, : lengths[index]] = torch.tensor(row["input_ids"])
+        position_L, end_B = torch.arange(max(ends)), torch.tensor(ends)
+        prompt_B = torch.tensor([row["prompt_length"] for row in rows])
+        real = position_L < end_B[:, None]
+        return {
+            "input_ids": input_ids,
+            "attention_mask": real.long(),
+            "scored": real & (position_L >= prompt_B[:, None]),
+            **{key: torch.tensor([row[key] for row in rows]) for key in ("example_id", "row", "text_bytes")},
+        }

@@ -1,0 +1,35 @@
+"""Rows from a local file or a dataset of the hub."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+
+
+def load_rows(
+    source: str, name: str | None = None, split: str = "train", streaming: bool = False
+) -> "Dataset | IterableDataset":
+    """Load a local file (.jsonl, .json, .parquet, .csv, or .txt as one document) or a dataset of the hub.
+
+    Raises:
+        FileNotFoundError: `source` looks like a file and does not exist.
+    """
+    from datasets import load_dataset
+
+    path = Path(source)
+    if path.suffix not in LOADERS:
+        return load_dataset(source, name, split=split, streaming=streaming)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such data file: {source}")
+    loader = LOADERS[path.suffix]
+    options = {"sample_by": "document"} if loader == "text" else {}
+    return load_dataset(loader, data_files=str(path), split="train", streaming=streaming, **options)
+
+
+def column_names(dataset: "Dataset | IterableDataset") -> list[str]:
+    """The columns of a dataset; a stream may have to be asked for its first row."""
+    return list(dataset.column_names or next(iter(dataset)))

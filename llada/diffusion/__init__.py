@@ -1,0 +1,1 @@
+"""The forward process and the likelihood: pure functions of tensors and a generator."""

@@ -1,0 +1,143 @@
+"""Likelihood of a sequence under a masked diffusion model: ELBO draws, the exact ELBO, Monte Carlo log-likelihood.
+
+    B(y | x) = E_{t ~ U[0,1]} E_{y_t} [ (1/t) sum_{i masked} log p(y_i | y_t, x) ]              (LLaDA, eq. 4 and 12)
+             = E_{l ~ U{1..L}} E_{|M| = l} [ (L/l) sum_{i in M} log p(y_i | y without M, x) ]   (ib., eq. 6 and 14)
+             = sum_M  1 / (l C(L, l))  sum_{i in M} log p(y_i | y without M, x),   l = |M|      (exact: 2^L - 1 masks)
+
+B is a lower bound on log p(y | x). All values are in nats, summed over tokens.
+
+A model enters as a `llada.denoiser.Denoiser`, whose `log_probs` and mask id are all that is used.
+
+Shapes: S draws, B sequences, L tokens.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from llada.denoiser import Denoiser
+from llada.diffusion.masking import MaskPlan, exact_count_masks, hide
+
+
+def mask_id_of(denoiser: Denoiser) -> int:
+    """The id that hides a token.
+
+    Raises:
+        ValueError: the model's config has none.
+    """
+    if denoiser.spec.mask_id is None:
+        raise ValueError("the model's config has no mask_token_id")
+    return denoiser.spec.mask_id
+
+
+def elbo_draws(denoiser: Denoiser, tokens_BL: Tensor, plan: MaskPlan, attention_mask: Tensor | None = None) -> Tensor:
+    """One ELBO sample for each draw and sequence, [S, B], nats; the mean over draws estimates the ELBO.
+
+    The weights depend on the masks alone, so autograd through this value gives the matching gradient estimate.
+
+    Args:
+        attention_mask: [B, L], 0 on padding.
+    """
+    draws = []
+    for masked_BL, weight_BL in zip(plan.masked_SBL, plan.weight_SBL, strict=True):
+        noisy_BL, target_BL = hide(tokens_BL, masked_BL.to(tokens_BL.device), mask_id_of(denoiser))
+        values_BL = denoiser.log_probs(noisy_BL, target_BL, attention_mask)
+        draws.append((weight_BL.to(values_BL.dtype).to(values_BL.device) * values_BL).sum(-1))
+    return torch.stack(draws)
+
+
+def exact_elbo(
+    denoiser: Denoiser, tokens_L: Tensor, scored_L: Tensor, eps: float = 0.0, batch_size: int = 64
+) -> Tensor:
+    """The ELBO of one sequence by enumerating every non-empty mask of its n scored tokens, a differentiable scalar.
+
+    With eps > 0, the mean of the floored Bernoulli estimator instead (t uniform on [eps, 1], weight 1/t): the mask M
+    with |M| = l then has coefficient
+
+        1/(1 - eps) int_eps^1 t^(l-1) (1-t)^(n-l) dt = P(Bin(n, eps) < l) / ((1 - eps) l C(n, l)),
+
+    because the incomplete beta function of integers is a binomial tail. Its difference from eps = 0 is the bias.
+
+    Args:
+        tokens_L: clean tokens of one sequence; scored_L: bool, the tokens that may be masked (at most 20).
+
+    Raises:
+        ValueError: more than 20 scored tokens (a million masks), or none.
+    """
+    length = int(scored_L.sum())
+    if not 1 <= length <= 20:
+        raise ValueError(f"exact_elbo enumerates 2^n masks: n={length} scored tokens must be between 1 and 20")
+    code_M = torch.arange(1, 2**length)
+    mask_Mn = (code_M[:, None] >> torch.arange(length)) & 1 == 1
+    coefficient = [1.0] * (length + 1)
+    for count in range(1, length + 1):
+        tail = sum(math.comb(length, k) * eps**k * (1 - eps) ** (length - k) for k in range(count))
+        coefficient[count] = tail / ((1 - eps) * count * math.comb(length, count))
+    coefficient_M = torch.tensor(coefficient, dtype=torch.float64)[mask_Mn.sum(-1)]
+    masked_ML = torch.zeros(len(code_M), len(tokens_L), dtype=torch.bool)
+    masked_ML[:, scored_L.cpu()] = mask_Mn
+    total = torch.zeros((), device=tokens_L.device)
+    for masked_BL, coefficient_B in zip(
+        masked_ML.to(tokens_L.device).split(batch_size),
+        coefficient_M.to(tokens_L.device).split(batch_size),
+        strict=True,
+    ):
+        noisy_and_target = hide(tokens_L.expand(len(masked_BL), -1), masked_BL, mask_id_of(denoiser))
+        values_BL = denoiser.log_probs(*noisy_and_target)
+        total = total + (coefficient_B.to(values_BL.dtype) * values_BL.sum(-1)).sum()
+    return total
+
+
+def systematic_counts(rows: int, length: int, generator: Generator) -> Tensor:
+    """`rows` masked counts in 1..length, evenly spread from one uniform start (wrapping around), [rows].
+
+    Each count alone is uniform; those of one group are dependent, and cover 1..length more evenly than chance.
+    """
+    start = torch.rand((), generator=generator, dtype=torch.float64) * length
+    spread = (start + torch.arange(rows, dtype=torch.float64) * length / rows) % length
+    return spread.long().clamp(max=length - 1) + 1
+
+
+@torch.no_grad()
+def log_likelihood(
+    denoiser: Denoiser,
+    tokens_L: Tensor,
+    scored_L: Tensor,
+    generator: Generator,
+    n: int = 128,
+    group: int = 16,
+    counts: Callable[[int, int, Generator], Tensor] = systematic_counts,
+) -> tuple[float, float]:
+    """Monte Carlo estimate of the ELBO of one sequence as the papers evaluate it, and its standard error, nats.
+
+    n draws of exact-count masks with weight L/l (n = 128 is LLaDA's setting; 1 suffices for a single token), in
+    n / group forward passes of `group` rows. The masked counts of a group are spread evenly; groups are independent, so
+    the standard error is that of the mean over groups (nan when there is only one).
+
+    Args:
+        tokens_L: clean tokens; scored_L: bool, the answer (the rest is never masked).
+        generator: CPU generator of everything random.
+        counts: the masked counts of a group; `systematic_counts` is unbiased.
+
+    Raises:
+        ValueError: n is not a multiple of group, or nothing is scored.
+    """
+    length = int(scored_L.sum())
+    if length == 0:
+        raise ValueError("log_likelihood of an empty answer: scored_L has no True")
+    if n % group:
+        raise ValueError(f"n={n} draws must be a multiple of group={group}")
+    tokens_GL, scored_L = tokens_L.expand(group, -1), scored_L.cpu()
+    means = []
+    for _ in range(n // group):
+        count_G = counts(group, length, generator)
+        masked_GL = torch.zeros(group, len(scored_L), dtype=torch.bool)
+        masked_GL[:, scored_L] = exact_count_masks(count_G, length, generator)
+        noisy_and_target = hide(tokens_GL, masked_GL.to(tokens_L.device), mask_id_of(denoiser))
+        values_GL = denoiser.log_probs(*noisy_and_target)
+        means.append((values_GL.double().sum(-1).cpu() * length / count_G).mean())
+    estimates = torch.stack(means)
+    standard_error = estimates.std() / len(estimates) ** 0.5 if len(estimates) > 1 else math.nan
+    return float(estimates.mean()), float(standard_error)

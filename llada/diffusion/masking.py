@@ -1,0 +1,178 @@
+"""The forward process: which tokens of a response are hidden, and what each hidden token weighs.
+
+    q(x_t | x_0): each token becomes MASK with probability t, independently     (LLaDA, arXiv 2502.09992, eq. 7-8)
+    exactly l of the L tokens become MASK, uniformly without replacement        (ib., eq. 6 and 14)
+
+With S(M) = sum of log p(clean token | masked) over the masked set M, both are unbiased draws of the ELBO
+
+    B = E_{t ~ U[0,1]} E_{M | t} [ S(M) / t ]  =  E_{l ~ U{1..L}} E_{|M| = l} [ (L / l) S(M) ]
+
+so a draw is a mask and a weight (1/t or L/l) that depends on the mask alone. Draws of one sequence may depend on each
+other (levels spread over [0, 1), masks that complement each other): each by itself has the right law, or the mixture
+of all does, so their mean is unbiased. Only scored tokens (a response, or a whole document) are ever masked; prompts
+and padding never are.
+
+Everything random is drawn on the CPU from explicit generators into a `MaskPlan`, a value that policy and reference
+share and that any device, process or replay reads back unchanged.
+
+Shapes: S draws, B sequences, L tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from llada.denoiser import NOT_SCORED
+
+BERNOULLI_FLOOR = 1e-3  # eps of t = (1 - eps) u + eps, as in LLaDA's published training code
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """Masks drawn once, and the weight of every token in every draw.
+
+    masked_SBL: bool, True where the token is replaced by MASK.
+    weight_SBL: float64, what log p of that token is multiplied by; 0 where nothing is masked.
+
+    Both stay on the CPU, where they were drawn; `likelihood.elbo_draws` moves one draw at a time.
+    """
+
+    masked_SBL: Tensor
+    weight_SBL: Tensor
+
+
+def timesteps(n: int, generator: Generator, levels: str = "iid") -> Tensor:
+    """n levels u in [0, 1), float64, whose mixture is uniform.
+
+    levels: "iid"; "stratified", one in each of n equal strata, in increasing order; or "antithetic", pairs (u, 1 - u)
+    next to each other with u stratified over the lower half (the last of an odd number is independent).
+
+    Raises:
+        ValueError: unknown levels.
+    """
+    u_S = torch.rand(n, generator=generator, dtype=torch.float64)
+    if levels == "iid":
+        return u_S
+    if levels == "stratified":
+        return (torch.arange(n) + u_S) / n
+    if levels == "antithetic":
+        pairs = n // 2
+        lower_S = (torch.arange(pairs) + u_S[:pairs]) / max(2 * pairs, 1)
+        return torch.cat([torch.stack([lower_S, 1 - lower_S], -1).flatten(), u_S[2 * pairs :]])
+    raise ValueError(f"levels={levels!r} is unknown: it must be one of {LEVELS}")
+
+
+def reversed_second(values_SL: Tensor, n: int, top: float) -> Tensor:
+    """Each row followed by its mirror image (top - value), the first n of them: the orders of complementary masks."""
+    return torch.stack([values_SL, top - values_SL], 1).flatten(0, 1)[:n]
+
+
+def bernoulli_draws(
+    u_S: Tensor, length: int, generator: Generator, complementary: bool = False, eps: float = BERNOULLI_FLOOR
+):
+    """Masks with each token hidden at rate t = (1 - eps) u + eps, and their weight 1/t.
+
+    The floor keeps the variance finite; the price is a bias (`likelihood.exact_elbo` computes it).
+
+    Returns:
+        mask [S, length] bool and weight [S] float64. A mask may be empty.
+    """
+    n = len(u_S)
+    t_S = (1 - eps) * u_S + eps
+    orders = -(-n // 2) if complementary else n
+    order_SL = torch.rand(orders, length, generator=generator, dtype=torch.float64)
+    if complementary:
+        order_SL = reversed_second(order_SL, n, 1.0)
+    return order_SL < t_S[:, None], 1 / t_S
+
+
+def exact_count_masks(count_S: Tensor, length: int, generator: Generator, complementary: bool = False) -> Tensor:
+    """Uniformly random masks of exactly count_S[s] out of `length` tokens, [S, length] bool.
+
+    complementary: masks come in pairs, the first tokens and the last tokens of one random order: disjoint where their
+    counts allow it, and together the whole response where the counts add up to `length`.
+    """
+    n = len(count_S)
+    orders = -(-n // 2) if complementary else n
+    rank_SL = torch.stack([torch.randperm(length, generator=generator) for _ in range(orders)])
+    if complementary:
+        rank_SL = reversed_second(rank_SL, n, length - 1)
+    return rank_SL < count_S[:, None]
+
+
+def exact_count_draws(u_S: Tensor, length: int, generator: Generator, complementary: bool = False, tilt: float = 0.0):
+    """Masks with exactly l tokens hidden, l ~ q by inversion of u, and their weight 1 / (l q(l)): L/l for uniform q.
+
+    tilt: q(l) is proportional to ((l - 1/2) / L)^(-tilt) on 1..L: small counts, whose weights are large, come more
+    often and weigh less (importance sampling; `vrpo.estimators.designs` says when it helps).
+
+    Returns:
+        mask [S, length] bool and weight [S] float64.
+    """
+    count_L = torch.arange(1, length + 1, dtype=torch.float64)
+    density_L = ((count_L - 0.5) / length) ** -tilt
+    density_L /= density_L.sum()
+    index_S = torch.searchsorted(density_L.cumsum(0), u_S, right=True).clamp(max=length - 1)
+    weight_S = 1 / (count_L * density_L)[index_S]
+    return exact_count_masks(index_S + 1, length, generator, complementary), weight_S
+
+
+MASKS = ("bernoulli", "exact_count")
+
+
+LEVELS = ("iid", "stratified", "antithetic")
+
+
+def draw_plan(
+    scored_BL: Tensor,
+    generators: Sequence[Generator],
+    n_t: int,
+    masks: str = "exact_count",
+    levels: str = "iid",
+    n_y: int = 1,
+    complementary: bool = False,
+    tilt: float = 0.0,
+) -> MaskPlan:
+    """Draw n_t levels and n_y masks at each for every sequence, S = n_t n_y draws, from its own generator.
+
+    The draws of a row depend on its number of scored tokens and its generator only, not on where the tokens stand,
+    on padding or on the other rows.
+
+    Args:
+        scored_BL: bool, the tokens that may be masked (a response, or a document); at least one in each row.
+        generators: one CPU generator for each row, e.g. `keyed_generator(seed, epoch, example_id)`.
+        n_t: levels for each sequence; levels: how they are spread (`timesteps`).
+        masks: "exact_count" (weight L/l) or "bernoulli" (weight 1/t, floored).
+        n_y: masks at each level; with exact counts they have the same count.
+        complementary: draws 1 and 2, 3 and 4, ... have masks that complement each other (`exact_count_masks`).
+        tilt: importance tilt of exact counts (`exact_count_draws`).
+
+    Raises:
+        ValueError: a row without a scored token, unknown `masks` or `levels`, or a tilt of Bernoulli masks.
+    """
+    if masks not in MASKS:
+        raise ValueError(f"masks={masks!r} is unknown: it must be one of {MASKS}")
+    if tilt and masks != "exact_count":
+        raise ValueError(f"tilt={tilt} needs masks='exact_count', not {masks!r}")
+    scored_BL = scored_BL.cpu()
+    lengths = scored_BL.sum(-1).tolist()
+    if 0 in lengths:
+        raise ValueError(f"row {lengths.index(0)} of the batch has no scored token: there is nothing to mask")
+    masked_SBL = torch.zeros(n_t * n_y, *scored_BL.shape, dtype=torch.bool)
+    weight_SBL = torch.zeros(n_t * n_y, *scored_BL.shape, dtype=torch.float64)
+    for row, (length, generator) in enumerate(zip(lengths, generators, strict=True)):
+        u_S = timesteps(n_t, generator, levels).repeat_interleave(n_y)
+        if masks == "bernoulli":
+            mask_SL, weight_S = bernoulli_draws(u_S, length, generator, complementary)
+        else:
+            mask_SL, weight_S = exact_count_draws(u_S, length, generator, complementary, tilt)
+        masked_SBL[:, row, scored_BL[row]] = mask_SL
+        weight_SBL[:, row, scored_BL[row]] = mask_SL * weight_S[:, None]
+    return MaskPlan(masked_SBL, weight_SBL)
+
+
+def hide(tokens_BL: Tensor, masked_BL: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """Apply one draw: the noisy tokens and the targets (clean where masked, `NOT_SCORED` elsewhere), each [B, L]."""
+    return tokens_BL.masked_fill(masked_BL, mask_id), tokens_BL.masked_fill(~masked_BL, NOT_SCORED)

@@ -1,0 +1,1 @@
+"""The model families, under the names of the published checkpoints."""

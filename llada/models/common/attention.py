@@ -1,0 +1,158 @@
+"""Bidirectional attention through the transformers attention interface, and where tokens stand for it.
+
+Shapes: B sequences, L tokens, Q chosen positions of each, D width, H heads, K key/value heads, C head size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from llada.kv_cache import KeyValueCache
+from llada.models.common.head import at_least_fp32
+
+
+def rotary_angles(positions_BL: Tensor, head_size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * theta^(-2i / C), each [B, 1, L, C] with the C/2 angles repeated (half-split layout)."""
+    exponent = torch.arange(0, head_size, 2, device=positions_BL.device, dtype=dtype) / head_size
+    angles = positions_BL[:, None, :, None].to(dtype) * theta**-exponent
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHLC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary positions in at least fp32 (`rope_full_precision`) and return to the input's dtype."""
+    wide = x_BHLC.to(at_least_fp32(x_BHLC.dtype))
+    first, second = wide.chunk(2, -1)
+    return (wide * cos + torch.cat([-second, first], -1) * sin).to(x_BHLC.dtype)
+
+
+def eager_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[Tensor, Tensor]:
+    """Plain attention, the form the other backends are held against."""
+    key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=at_least_fp32(scores.dtype)).to(query.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def heads_of(x_BLD: Tensor, head_size: int) -> Tensor:
+    """[B, L, H C] as [B, H, L, C]."""
+    return x_BLD.view(*x_BLD.shape[:2], -1, head_size).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tokens stand and which of them see each other: the same for every block of a forward pass."""
+
+    positions_BL: Tensor
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    cache: KeyValueCache | None = None
+
+    def to(self, *args, **kwargs) -> "Places":
+        """What accelerate calls where the layers of a model are on several devices (`device_map`)."""
+        mask = self.mask.to(*args, **kwargs) if isinstance(self.mask, Tensor) else self.mask
+        positions_BL, cos, sin = (x.to(*args, **kwargs) for x in (self.positions_BL, self.cos, self.sin))
+        return Places(positions_BL, cos, sin, mask, self.cache)
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """The only positions whose output is wanted from the last block: its queries, output and feed-forward run there.
+
+    index_BQ: positions, each row's own in order and then others to fill it up; wanted_BQ: which are its own.
+    """
+
+    index_BQ: Tensor
+    wanted_BQ: Tensor
+
+    @classmethod
+    def at(cls, at_BL: Tensor) -> "Narrow":
+        """Narrow to the positions where `at_BL` is True, [B, L] bool."""
+        number_B = at_BL.sum(-1)
+        most = int(number_B.max())
+        index_BQ = at_BL.long().argsort(dim=-1, descending=True, stable=True)[:, :most]
+        return cls(index_BQ, torch.arange(most, device=at_BL.device) < number_B[:, None])
+
+    def to(self, *args, **kwargs) -> "Narrow":
+        """As `Places.to`."""
+        return Narrow(self.index_BQ.to(*args, **kwargs), self.wanted_BQ.to(*args, **kwargs))
+
+    def pick(self, x_BLD: Tensor) -> Tensor:
+        """The chosen positions of each row, [B, Q, D]."""
+        return x_BLD.gather(1, self.index_BQ[..., None].expand(-1, -1, x_BLD.shape[-1]))
+
+
+def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, places: Places, narrow: Narrow | None = None) -> Tensor:
+    """Rotate queries and keys and attend, [B, L, H C]; `block` is the `module` that attention backends inspect."""
+    k, mask = rotate(k, places.cos, places.sin), places.mask
+    cos, sin = places.cos, places.sin
+    if narrow is not None:  # all queries of a row see the same keys
+        rows = len(narrow.index_BQ)
+        cos, sin = (narrow.pick(angles.expand(rows, -1, -1, -1)[:, 0])[:, None] for angles in (cos, sin))
+        mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, : q.shape[2]]
+    q = rotate(q, cos, sin)
+    if places.cache is not None:
+        k, v = places.cache.merge(block, k, v)
+    backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(block.config._attn_implementation, eager_attention)
+    out_BLHC, _ = backend(
+        block,
+        q,
+        k,
+        v,
+        mask,
+        scaling=q.shape[-1] ** -0.5,
+        dropout=0.0,
+        position_ids=places.positions_BL,  # variable-length flash attention finds packed segments by it
+    )
+    return out_BLHC.flatten(2)
+
+
+def segment_positions(segment_ids_BL: Tensor) -> Tensor:
+    """Positions that restart at 0 wherever the segment id changes, [B, L]."""
+    index_L = torch.arange(segment_ids_BL.shape[1], device=segment_ids_BL.device)
+    starts = torch.ones_like(segment_ids_BL, dtype=torch.bool)
+    starts[:, 1:] = segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1]
+    return index_L - torch.where(starts, index_L, 0).cummax(-1).values
+
+
+def places_of(
+    config: PreTrainedConfig, x_BLD: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None,
+    cache: KeyValueCache | None, head_size: int,
+) -> Places:  # fmt: skip
+    """Positions, rotary angles and the attention mask of a batch.
+
+    Raises:
+        ValueError: segments, or padding with a cache, that the attention backend cannot take.
+    """
+    backend, same_segment = config._attn_implementation, None
+    padded = attention_mask is not None and not bool(attention_mask.all())
+    positions_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device)[None]
+    if segment_ids is not None:
+        if "flash" in backend and (len(segment_ids) > 1 or padded):
+            raise ValueError(
+                f"attn_implementation={backend!r} takes segment_ids for one row without padding only: pack into one "
+                "row, or use 'sdpa' or 'flex_attention'"
+            )
+        positions_BL = segment_positions(segment_ids)
+        same_segment = packed_sequence_mask_function(segment_ids)
+    if cache is not None and cache.positions_RQ is not None:
+        positions_BL, mask = cache.positions_RQ, None
+        if padded:  # queries are fewer than keys, and all see the same ones
+            if backend not in ("sdpa", "eager"):
+                raise ValueError(f"attn_implementation={backend!r} takes no padding with a cache: use 'sdpa'")
+            assert attention_mask is not None
+            mask = attention_mask[:, None, None, :].bool()
+            if backend == "eager":
+                mask = torch.zeros_like(mask, dtype=x_BLD.dtype).masked_fill(~mask, torch.finfo(x_BLD.dtype).min)
+    else:
+        mask = create_bidirectional_mask(config, x_BLD, attention_mask, and_mask_function=same_segment)
+    cos, sin = rotary_angles(positions_BL, head_size, config.rope_theta, at_least_fp32(x_BLD.dtype))
+    return Places(positions_BL, cos, sin, mask, cache)

@@ -1,0 +1,171 @@
+"""What every model of the family is made of: its norm, and the outer model class with loading, head and `forward`.
+
+    p_theta(x_0^i | x_t) = softmax(head(rms(x)))_i                (LLaDA, arXiv 2502.09992, eq. 11: no time input)
+
+The head runs inside `forward`, at chosen positions only.
+
+Shapes: B sequences, L tokens, D width, V vocabulary, N chosen positions, Q the most of them in a row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import ModelOutput
+
+from llada.denoiser import NOT_SCORED, DenoiserSpec
+from llada.kv_cache import KeyValueCache
+from llada.models.common.attention import Narrow
+from llada.models.common.checkpoints import failures_explained, refuse_incomplete
+from llada.models.common.head import Head, at_least_fp32, chunked_log_probs
+
+
+@dataclass
+class MaskedLMOutput(ModelOutput):
+    """What `forward` returns: logits or log_probs, never both.
+
+    logits: [B, L, V], or [N, V] when `logits_at` chose N positions (row-major order).
+    log_probs: [B, L] log-probability of `target_ids`, nats, 0 where the target is `NOT_SCORED`.
+    auxiliary_losses: [B, A] of each sequence in training, as `DenoiserSpec.auxiliary_losses` names them.
+    """
+
+    logits: Tensor | None = None
+    log_probs: Tensor | None = None
+    auxiliary_losses: Tensor | None = None
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(at_least_fp32(x.dtype))
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def residual_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A projection back into the residual stream; only its initialisation differs from that of others.
+
+    A mark, not a subclass: quantization replaces plain `nn.Linear` only.
+    """
+    linear = nn.Linear(inputs, outputs, bias=False)
+    linear.into_residual_stream = True
+    return linear
+
+
+class MaskedLM(PreTrainedModel):
+    """A masked diffusion language model with its head; a subclass says where that is, and has the body `model`:
+
+    (input_ids, attention_mask, segment_ids, kv_cache, narrow) -> final normalised hidden states [B, L, D] ([B, Q, D] of
+    `narrow`), and auxiliary losses [B, A] of a model that has any, in training, else None.
+    """
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """`PreTrainedModel.from_pretrained`, strict.
+
+        Raises:
+            ValueError: tensors are missing, unknown or misshapen, or a file is truncated; they are named.
+        """
+        source = str(pretrained_model_name_or_path)
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, with all the others
+
+        def published_names():
+            config = kwargs.get("config") or AutoConfig.from_pretrained(source)
+            with torch.device("meta"):
+                empty = cls(config)
+            return revert_weight_conversion(empty, empty.state_dict())
+
+        with failures_explained(source, published_names):
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        refuse_incomplete(info, source)
+        return (model, info) if output_loading_info else model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Fan-in scaling; projections back into the residual stream shrink with depth, so that its variance does not
+        # grow with the number of layers. (`init_*` fields of published configs matter to new models only.)
+        if isinstance(module, nn.Linear):
+            into_residual = getattr(module, "into_residual_stream", False)
+            depth = 2 * self.config.num_hidden_layers if into_residual else 1
+            init.normal_(module.weight, 0.0, (depth * module.in_features) ** -0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, 0.0, self.config.hidden_size**-0.5)
+        elif isinstance(module, RMSNorm):
+            init.ones_(module.weight)
+
+    @property
+    def denoiser_spec(self) -> DenoiserSpec:
+        """What the rest of the package may know of this model (`llada.denoiser`)."""
+        return self.config.denoiser_spec
+
+    def head(self, hidden: Tensor, targets_N: Tensor | None = None) -> Tensor:
+        module = self.get_output_embeddings()
+        if isinstance(module, Head):
+            return module(hidden, targets_N)
+        weight_VD = module.weight  # tied: the embedding is the head
+        return F.linear(hidden, weight_VD) if targets_N is None else chunked_log_probs(hidden, targets_N, weight_VD)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        target_ids: Tensor | None = None,
+        logits_at: Tensor | None = None,
+        kv_cache: KeyValueCache | None = None,
+    ) -> MaskedLMOutput:
+        """Predict clean tokens.
+
+        Args:
+            input_ids: [B, L] noisy tokens.
+            attention_mask: [B, L], 0 on padding: padded keys are not attended to. Pads may stand on either side
+                (rotary positions are relative).
+            segment_ids: [B, L] for several sequences packed into one row: attention stays inside a segment and
+                positions restart. Neighbouring segments must have different ids.
+            target_ids: [B, L] clean tokens where they are to be scored and `NOT_SCORED` elsewhere. The head then runs
+                at those positions only, `HEAD_CHUNK` at a time with recomputation, and `log_probs` [B, L] is returned:
+                no [B, L, V] tensor exists in training.
+            logits_at: [B, L] bool, where logits are wanted; None means everywhere.
+            kv_cache: keys and values of earlier forwards. `input_ids` are then the positions that it
+                names, `attention_mask` is of the whole canvas.
+
+        Raises:
+            ValueError: both `target_ids` and `logits_at`, or a sequence longer than `max_sequence_length`.
+        """
+        if target_ids is not None and logits_at is not None:
+            raise ValueError("pass target_ids (training) or logits_at (sampling), not both")
+        if input_ids.shape[1] > self.config.max_sequence_length:
+            raise ValueError(
+                f"a sequence of {input_ids.shape[1]} tokens does not fit the model's context of "
+                f"{self.config.max_sequence_length}"
+            )
+        narrow = None
+        if logits_at is not None and not torch.is_grad_enabled() and segment_ids is None:
+            # The mask of other backends is no tensor of queries and keys.
+            narrow = Narrow.at(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
+        hidden_BLD, auxiliary_losses = self.model(input_ids, attention_mask, segment_ids, kv_cache, narrow)
+        if target_ids is None:
+            wanted = logits_at if narrow is None else narrow.wanted_BQ
+            logits = self.head(hidden_BLD if wanted is None else hidden_BLD[wanted.to(hidden_BLD.device)])
+            return MaskedLMOutput(logits=logits, auxiliary_losses=auxiliary_losses)
+        scored_BL = target_ids != NOT_SCORED
+        scored_log_probs = self.head(hidden_BLD[scored_BL], target_ids[scored_BL])
+        log_probs_BL = scored_log_probs.new_zeros(target_ids.shape)
+        log_probs_BL = log_probs_BL.masked_scatter(scored_BL, scored_log_probs)
+        return MaskedLMOutput(log_probs=log_probs_BL, auxiliary_losses=auxiliary_losses)

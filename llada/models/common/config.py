@@ -1,0 +1,33 @@
+"""What the configurations of the family share."""
+
+from typing import Any
+
+from llada.denoiser import DenoiserSpec
+
+
+def refuse_others(fields: dict, supported: dict[str, tuple]) -> None:
+    """Raise ValueError on the first field whose value is not supported, with what is."""
+    for field, values in supported.items():
+        if field in fields and fields[field] not in values:
+            allowed = " or ".join(repr(value) for value in values)
+            raise ValueError(f"config field {field}={fields[field]!r} is not supported: it must be {allowed}")
+
+
+class FamilyConfig:
+    """Mixed into the configurations of the family: what they say of a model to the rest of the package."""
+
+    def auxiliary_losses(self) -> dict[str, float]:
+        """Names and weights of the losses that the model returns in training beside its log-probabilities."""
+        return {}
+
+    def set_special_ids(self, mask: int, eos: int, pad: int, eot: int | None) -> None:
+        """Write down ids that the published files lack and a tokenizer has."""
+        for name, value in ("mask", mask), ("eos", eos), ("pad", pad), ("eot", eot):
+            setattr(self, f"{name}_token_id", value)
+
+    @property
+    def denoiser_spec(self: Any) -> DenoiserSpec:
+        """What `llada.denoiser` asks for; the sizes' names are `attribute_map`'s where a layout has others."""
+        ids = {f"{name}_id": getattr(self, f"{name}_token_id") for name in ("mask", "eos", "pad", "eot")}
+        sizes = {"context": self.max_sequence_length, "vocabulary": self.embedding_size}
+        return DenoiserSpec(**ids, **sizes, kv_cache=True, auxiliary_losses=self.auxiliary_losses())

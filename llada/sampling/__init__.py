@@ -1,0 +1,1 @@
+"""Filling masks: one loop, the rules of what a step commits, caches and guidance."""

@@ -1,0 +1,266 @@
+"""Sampling: one denoising loop over a canvas of tokens (LLaDA, arXiv 2502.09992, Alg. 4 and 5, and its released code).
+
+The canvas is the prompt followed by `gen_length` MASKs, or any text with MASKs in it (`infill`). It is filled block by
+block from the left (one block: pure diffusion; several: semi-autoregressive). Each step predicts every masked position
+up to the end of the current block and commits some of them (`selection`). Rows of a batch go at their own pace: a row
+that has finished a block enters the next one, and a row that is done leaves the batch.
+
+Departures from the released code, all of them repairs: MASK is never emitted (`allow_mask=True` restores it), ties
+commit the leftmost position (`official_top_k` says where not), guidance works without an attention mask, and
+`confidence_eos_eot_inf` holds for EOS at every temperature.
+
+Shapes: B rows, L canvas positions, N candidate positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Generator, Tensor, nn
+
+from llada.denoiser import Denoiser, Request, as_denoiser
+from llada.diffusion.likelihood import mask_id_of
+from llada.sampling.block_cache import CachedDenoiser, CountedDenoiser, SamplerStats
+from llada.sampling.guidance import GuidedDenoiser
+from llada.sampling.selection import (
+    TokenChoice,
+    above_threshold,
+    ended,
+    official_top_k,
+    scores,
+    step_quotas,
+    top_k,
+    within_factor,
+)
+from llada.sampling.settings import SamplerSettings
+
+
+@dataclass
+class Row:
+    """How far a row of the batch has come: its block [start, end), and what each step that is left in it commits."""
+
+    row_id: int
+    begin: int  # first position that may be filled
+    steps: int  # of each block that has something to fill
+    start: int = 0
+    end: int = 0
+    quotas: list[int] = field(default_factory=list)
+    enters_block: bool = True
+
+
+OnStep = Callable[[Tensor, Tensor], None]  # canvas and confidences, [B, L] each
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module | Denoiser, input_ids: Tensor, attention_mask: Tensor | None = None,
+    settings: SamplerSettings | None = None, *, eos_token_id: int | None = None, eot_token_id: int | None = None,
+    generator: Generator | None = None, on_step: OnStep | None = None, return_stats: bool = False, **changes,
+) -> Tensor | tuple[Tensor, SamplerStats]:  # fmt: skip
+    """Fill `gen_length` tokens after each prompt.
+
+    Args:
+        model: a model of the family, or anything else that `llada.denoiser.as_denoiser` takes.
+        input_ids: [B, P] prompts; prompts of different lengths are padded on the left, with `attention_mask` [B, P].
+        settings: `SamplerSettings`; single ones may be given by name instead (`steps=64`).
+        eos_token_id, eot_token_id: default to the model config's.
+        generator: source of randomness on the model's device; None uses torch's default.
+        on_step: called after every step, and after the rest of an answer was filled with EOS, with the canvas and the
+            confidence of each committed token, [B, L] each (0 elsewhere): the sampler's own tensors, to read or copy.
+        return_stats: also return `SamplerStats`.
+
+    Returns:
+        [B, P + gen_length] prompt and response ids.
+
+    Raises:
+        ValueError: an argument out of range, an empty or right-padded prompt, a prompt that holds MASK, or a canvas
+            longer than the model's context. The message names the argument and what is allowed.
+    """
+    settings = replace(settings or SamplerSettings(), **changes)
+    settings.check_blocks()
+    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    denoiser, length = as_denoiser(model), settings.gen_length
+    mask_id = mask_id_of(denoiser)
+    _check_text(input_ids, attention_mask, denoiser.spec.context - length)
+    if ((input_ids == mask_id) & attention_mask.bool()).any():
+        raise ValueError(f"a prompt holds the mask token (id {mask_id}): generate fills what follows the prompt only")
+    width = input_ids.shape[1]
+    canvas_BL = torch.cat([input_ids, input_ids.new_full((len(input_ids), length), mask_id)], -1)
+    real_BL = torch.cat([attention_mask, attention_mask.new_ones(len(input_ids), length)], -1).bool()
+    loop = DenoisingLoop(denoiser, settings, eos_token_id, eot_token_id, generator, on_step)
+    canvas_BL = loop.fill(canvas_BL, real_BL, [width] * len(input_ids))
+    return (canvas_BL, loop.stats) if return_stats else canvas_BL
+
+
+@torch.no_grad()
+def infill(
+    model: nn.Module | Denoiser, input_ids: Tensor, attention_mask: Tensor | None = None,
+    settings: SamplerSettings | None = None, *, eos_token_id: int | None = None, eot_token_id: int | None = None,
+    generator: Generator | None = None, on_step: OnStep | None = None, return_stats: bool = False, **changes,
+) -> Tensor | tuple[Tensor, SamplerStats]:  # fmt: skip
+    """Fill the MASKs of a text, wherever they stand, and keep all other tokens.
+
+    Blocks of `block_length` begin at a row's first MASK, `gen_length` is not used, and each block that has a MASK takes
+    its share of `steps`. A text whose MASKs are all at its end comes out as from `generate` without `stop_at_eos`.
+
+    Args:
+        input_ids: [B, L] texts with the mask token in them, padded on the left, with `attention_mask` [B, L].
+        The others are those of `generate`.
+
+    Raises:
+        ValueError: an argument out of range, a row without a MASK, or a text longer than the model's context.
+    """
+    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    denoiser = as_denoiser(model)
+    mask_id = mask_id_of(denoiser)
+    _check_text(input_ids, attention_mask, denoiser.spec.context)
+    changes |= {"stop_at_eos": False, "gen_length": input_ids.shape[1]}
+    settings = replace(settings or SamplerSettings(), **changes)
+    real_BL = attention_mask.bool()
+    is_mask_BL = (input_ids == mask_id) & real_BL
+    if not is_mask_BL.any(-1).all():
+        row = (~is_mask_BL.any(-1)).nonzero()[0].item()
+        raise ValueError(f"row {row} has no mask token (id {mask_id}) to fill")
+    loop = DenoisingLoop(denoiser, settings, eos_token_id, eot_token_id, generator, on_step)
+    canvas_BL = loop.fill(input_ids.clone(), real_BL, is_mask_BL.long().argmax(-1).tolist())
+    return (canvas_BL, loop.stats) if return_stats else canvas_BL
+
+
+class DenoisingLoop:
+    """One call of the sampler: the denoiser behind caches and guidance, the selection rule, and the loop over steps.
+
+    State: canvas_BL, the tokens; real_BL, False on padding; is_mask_BL (on the CPU), what is left to fill;
+    confidence_BL, that of each committed token, 0 elsewhere.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, settings: SamplerSettings, eos_id, eot_id, generator, on_step: OnStep | None
+    ):
+        spec, s = denoiser.spec, settings
+        self.settings, self.on_step, self.stats, self.mask_id = s, on_step, SamplerStats(), mask_id_of(denoiser)
+        self.eos_id = spec.eos_id if eos_id is None else eos_id
+        eot_id = spec.eot_id if eot_id is None else eot_id
+        if self.eos_id is None and (s.stop_at_eos or s.logits_eos_inf or s.confidence_eos_eot_inf):
+            raise ValueError(
+                "the config has no eos_token_id: pass eos_token_id, or stop_at_eos=False and no eos option"
+            )
+        if eot_id is None and s.confidence_eos_eot_inf:
+            raise ValueError("confidence_eos_eot_inf needs eot_token_id, which the config does not have: pass it")
+        self.denoiser: Denoiser = CountedDenoiser(denoiser, self.stats)
+        if s.cache:
+            self.denoiser = CachedDenoiser(self.denoiser, s.cache, s.refresh_every)
+        self.choose = TokenChoice(
+            remasking=s.remasking,
+            temperature=s.temperature,
+            forbidden=[] if s.allow_mask else [self.mask_id],
+            removed=[i for i in (self.eos_id,) if i is not None and s.logits_eos_inf],
+            unconfident=[i for i in (self.eos_id, eot_id) if i is not None] if s.confidence_eos_eot_inf else [],
+            generator=generator,
+        )
+
+    def fill(self, canvas_BL: Tensor, real_BL: Tensor, begins: list[int]) -> Tensor:
+        """Fill the MASKs of each row from its `begin` on."""
+        self.canvas_BL, self.real_BL = canvas_BL, real_BL
+        self.is_mask_BL = self.masks_left()
+        self.confidence_BL = torch.zeros(canvas_BL.shape, device=canvas_BL.device)
+        self.padding_B = (~real_BL).sum(-1)
+        if self.settings.cfg_scale > 0:  # guidance hides everything that is not a MASK at the start
+            self.denoiser = GuidedDenoiser(self.denoiser, canvas_BL != self.mask_id, self.settings.cfg_scale)
+        rows = [self.first_block(row_id, begin) for row_id, begin in enumerate(begins)]
+        while rows := [row for row in rows if self.advance(row)]:
+            request = self.request(rows)
+            self.commit(request, rows, *self.choose(self.denoiser.logits(request)))
+            if self.on_step:
+                self.on_step(self.canvas_BL, self.confidence_BL)
+            self.is_mask_BL = self.masks_left()
+            for row in rows:
+                row.enters_block = False
+        if self.on_step and not torch.equal(self.is_mask_BL, self.masks_left()):
+            self.on_step(self.canvas_BL, self.confidence_BL)  # the rest of the last answers was filled with EOS
+        return self.canvas_BL
+
+    def masks_left(self) -> Tensor:
+        return ((self.canvas_BL == self.mask_id) & self.real_BL).cpu()
+
+    def first_block(self, row_id: int, begin: int) -> Row:
+        """A row at its first block; its steps are shared by the blocks that have a MASK."""
+        blocks = sum(bool(block.any()) for block in self.is_mask_BL[row_id, begin:].split(self.settings.block_length))
+        row = Row(row_id, begin, max(1, self.settings.steps // blocks))
+        self.enter(row, begin)
+        return row
+
+    def enter(self, row: Row, start: int) -> None:
+        """Put a row at the beginning of a block, with the shares of its steps."""
+        is_mask_L = self.is_mask_BL[row.row_id]
+        row.start, row.end, row.enters_block = start, min(start + self.settings.block_length, len(is_mask_L)), True
+        row.quotas = [q for q in step_quotas(int(is_mask_L[row.start : row.end].sum()), row.steps) if q]
+
+    def advance(self, row: Row) -> bool:
+        """Move a row past the blocks that it has finished. False: it is done, and after EOS nothing is left to fill."""
+        canvas_L, is_mask_L = self.canvas_BL[row.row_id], self.is_mask_BL[row.row_id]
+        while True:
+            masks = int(is_mask_L[row.start : row.end].sum())
+            if masks and (row.quotas or not self.settings.by_quota):
+                return True
+            answer_L = canvas_L[row.begin : row.end]
+            if self.settings.stop_at_eos and self.eos_id is not None and ended(answer_L, self.mask_id, self.eos_id):
+                canvas_L[row.begin :].masked_fill_(canvas_L[row.begin :] == self.mask_id, self.eos_id)
+                return False
+            if row.end >= len(is_mask_L):
+                return False
+            self.enter(row, row.end)
+
+    def request(self, rows: list[Row]) -> Request:
+        """What the denoiser is asked in this step: every MASK up to the end of each row's block."""
+        row_ids, device = [row.row_id for row in rows], self.canvas_BL.device
+        seen = max(row.end for row in rows) if self.settings.grow else self.canvas_BL.shape[1]
+        position_L, ends_B = torch.arange(seen), torch.tensor([row.end for row in rows])
+        before_end_BL = position_L < ends_B[:, None]
+        at_BL = self.is_mask_BL[row_ids, :seen] & before_end_BL
+        if self.settings.cache:
+            at_BL &= position_L >= torch.tensor([row.start for row in rows])[:, None]
+        attention_BL = self.real_BL[row_ids, :seen]
+        if self.settings.grow:
+            attention_BL = attention_BL & before_end_BL.to(device)
+        return Request(
+            self.canvas_BL[row_ids, :seen], attention_BL, at_BL.to(device), tuple(row_ids),
+            tuple(row.start for row in rows), tuple(row.end for row in rows), tuple(row.enters_block for row in rows),
+        )  # fmt: skip
+
+    def commit(self, request: Request, rows: list[Row], tokens_N: Tensor, confidence_N: Tensor) -> None:
+        """Write the candidates that the rule selects."""
+        row_ids, at_BL, seen = list(request.row_ids), request.at_BQ, request.at_BQ.shape[1]
+        chosen_BL = self.select(at_BL, confidence_N, rows)
+        self.stats.tokens += int(chosen_BL.sum())
+        proposed_BL = request.tokens_BQ.masked_scatter(at_BL, tokens_N)
+        self.canvas_BL[row_ids, :seen] = torch.where(chosen_BL, proposed_BL, request.tokens_BQ)
+        if self.on_step:
+            self.confidence_BL[row_ids, :seen] = torch.where(
+                chosen_BL, scores(at_BL, confidence_N).float(), self.confidence_BL[row_ids, :seen]
+            )
+
+    def select(self, at_BL: Tensor, confidence_N: Tensor, rows: list[Row]) -> Tensor:
+        """Which candidates are written, [B, L] bool."""
+        settings = self.settings
+        if settings.threshold is not None:
+            return above_threshold(at_BL, confidence_N, settings.threshold)
+        if settings.factor is not None:
+            return within_factor(at_BL, confidence_N, settings.factor)
+        quota_B = torch.tensor([row.quotas.pop(0) for row in rows], device=at_BL.device)
+        if settings.confidence_eos_eot_inf:
+            return official_top_k(at_BL, confidence_N, quota_B, self.padding_B[[row.row_id for row in rows]])
+        return top_k(at_BL, confidence_N, quota_B)
+
+
+def _check_text(input_ids: Tensor, attention_mask: Tensor, room: int) -> None:
+    if input_ids.dim() != 2 or attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must be [B, L] alike"
+        )
+    if input_ids.shape[1] > room:
+        raise ValueError(f"a text of {input_ids.shape[1]} tokens does not fit: context less gen_length is {room}")
+    empty = (attention_mask.sum(-1) == 0).nonzero()[:, 0].tolist()
+    if empty or input_ids.shape[1] == 0:
+        raise ValueError(f"empty prompt in row {empty[0] if empty else 0}")
+    if (attention_mask.long().diff(dim=-1) < 0).any():
+        raise ValueError("prompts must be padded on the left (attention_mask rows must be 0...01...1)")

@@ -1,0 +1,70 @@
+"""The settings that LLaDA's authors sampled with, by model and benchmark: `preset("llada-1.5/gsm8k")`.
+
+Sources: the evaluation page of the LLaDA repository, and Table 6 of LLaDA 1.5 (arXiv 2505.19223) for what is not there:
+IFEval of LLaDA-8B-Instruct and the three benchmarks with a judge; EOS has confidence 0 in these, as that paper says.
+All are greedy and commit one token a step.
+"""
+
+from llada.sampling.settings import SamplerSettings
+
+
+def blocks(length: int, block: int, **changes) -> SamplerSettings:
+    """Semi-autoregressive: `length` tokens in blocks, one a step."""
+    return SamplerSettings(steps=length, gen_length=length, block_length=block, **changes)
+
+
+def whole(length: int, **changes) -> SamplerSettings:
+    """Pure diffusion: `length` tokens in one block, one a step."""
+    return blocks(length, length, **changes)
+
+
+EOS_LAST = {"confidence_eos_eot_inf": True}
+
+
+PRESETS: dict[str, dict[str, SamplerSettings]] = {
+    "llada-base": {name: whole(1024) for name in ("bbh", "gsm8k", "humaneval", "math", "mbpp")},
+    "llada-instruct": {
+        "arc_challenge": whole(512),
+        "gpqa": whole(64, **EOS_LAST),
+        "gsm8k": whole(512, **EOS_LAST),
+        "hellaswag": whole(3),
+        "humaneval": whole(512, logits_eos_inf=True),
+        "math": whole(512, **EOS_LAST),
+        "mbpp": whole(256, **EOS_LAST),
+        "mmlu": whole(3),
+        "mmlu_pro": whole(256),
+    },
+    "llada-instruct-blocks": {
+        "gsm8k": blocks(256, 8),
+        "math": blocks(512, 64),
+        "alignbench": blocks(512, 32, **EOS_LAST),
+        "arena_hard": blocks(1024, 128, **EOS_LAST),
+        "ifeval": blocks(512, 512, **EOS_LAST),
+        "mt_bench": blocks(512, 32, **EOS_LAST),
+    },
+    "llada-1.5": {
+        "gpqa": blocks(256, 16),
+        "gsm8k": blocks(256, 16, **EOS_LAST),
+        "humaneval": blocks(512, 32, **EOS_LAST),
+        "ifeval": blocks(256, 16, **EOS_LAST),
+        "math": blocks(1024, 128, **EOS_LAST),
+        "mbpp": blocks(512, 32, **EOS_LAST),
+        "alignbench": blocks(512, 32, **EOS_LAST),
+        "arena_hard": blocks(1024, 128, **EOS_LAST),
+        "mt_bench": blocks(256, 16, **EOS_LAST),
+    },
+}
+
+
+def preset(name: str) -> SamplerSettings:
+    """The published settings of "MODEL/BENCHMARK".
+
+    Raises:
+        ValueError: there are none of that name; those of the model, or the models, are listed.
+    """
+    model, _, benchmark = name.partition("/")
+    if model not in PRESETS:
+        raise ValueError(f"preset={name!r} must be MODEL/BENCHMARK with a model of {sorted(PRESETS)}")
+    if benchmark not in PRESETS[model]:
+        raise ValueError(f"preset={name!r} is unknown: of {model} there are {sorted(PRESETS[model])}")
+    return PRESETS[model][benchmark]

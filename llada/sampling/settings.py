@@ -1,0 +1,113 @@
+"""The settings of `llada.generate`: checked where they are made, saved with a model, given as a command's options."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from llada.sampling.block_cache import CACHES
+from llada.sampling.selection import REMASKING
+
+
+@dataclass
+class SamplerSettings:
+    """Settings of `generate`; names and meaning follow the official samplers.
+
+    steps: denoising steps in all, shared evenly by the gen_length / block_length blocks.
+    temperature: 0 is greedy; above it, tokens are drawn from softmax(logits / temperature).
+    cfg_scale: guidance scale w of `llada.sampling.guidance`.
+    remasking: what a step keeps. "low_confidence": the most probable of the drawn tokens, as the papers do, which above
+        temperature 0 draws unlikely tokens again until they are likely; "top_probability": the positions whose most
+        probable token is most probable, whatever was drawn, so that samples keep the model's diversity (the same at
+        temperature 0); "random": random positions.
+    threshold, factor: commit several tokens a step, as many as are sure (approximate; `selection`). `steps` is then
+        not used: a block takes as many as it needs.
+    cache: "prefix" or "dual" (approximate; `block_cache`); refresh_every: steps after which it is filled again.
+    grow: show the model no block before its turn, instead of a fixed window of MASKs (iLLaDA, arXiv 2606.25331).
+    logits_eos_inf: EOS is never predicted. confidence_eos_eot_inf: EOS and end-of-turn are committed last.
+    stop_at_eos: a row is done once a finished block holds EOS with no MASK before it, and the rest is filled with EOS.
+        The text up to EOS is the same as without.
+    allow_mask: let the model emit MASK as the official code does.
+    """
+
+    steps: int = 128
+    gen_length: int = 128
+    block_length: int = 128
+    temperature: float = 0.0
+    cfg_scale: float = 0.0
+    remasking: str = "low_confidence"
+    threshold: float | None = None
+    factor: float | None = None
+    cache: str | None = None
+    refresh_every: int | None = None
+    grow: bool = False
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    stop_at_eos: bool = True
+    allow_mask: bool = False
+
+    def __post_init__(self):
+        for name in ("steps", "gen_length", "block_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.temperature < 0 or self.cfg_scale < 0:
+            raise ValueError(f"temperature={self.temperature} and cfg_scale={self.cfg_scale} must not be negative")
+        if self.remasking not in REMASKING:
+            raise ValueError(f"remasking={self.remasking!r} is unknown: it must be one of {REMASKING}")
+        if self.cache is not None and self.cache not in CACHES:
+            raise ValueError(f"cache={self.cache!r} is unknown: it must be None or one of {CACHES}")
+        if self.refresh_every is not None and (self.cache is None or self.refresh_every < 1):
+            raise ValueError(f"refresh_every={self.refresh_every} must be at least 1, and needs a cache")
+        if self.threshold is not None and self.factor is not None:
+            raise ValueError("threshold and factor are two rules: set one of them")
+        if self.remasking == "random" and not self.by_quota:
+            raise ValueError("remasking='random' has no confidence that threshold or factor could judge")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} must be above 0 and at most 1")
+        if self.allow_mask and not self.by_quota:
+            raise ValueError("allow_mask needs the share of steps: with threshold or factor a MASK could come for ever")
+        if self.factor is not None and self.factor <= 0:
+            raise ValueError(f"factor={self.factor} must be positive")
+
+    @property
+    def by_quota(self) -> bool:
+        """Whether steps commit a fixed share, rather than what is sure."""
+        return self.threshold is None and self.factor is None
+
+    def check_blocks(self) -> None:
+        """Raise ValueError unless blocks divide the window, and steps the blocks."""
+        length, block = self.gen_length, self.block_length
+        if length % block:
+            down, up = length // block * block, -(-length // block) * block
+            such = f"{down} or {up}" if down else f"{up}; or block_length={length}"
+            raise ValueError(f"gen_length={length} must be a multiple of block_length={block}, such as {such}")
+        if self.by_quota and self.steps % (length // block):
+            raise ValueError(
+                f"steps={self.steps} must be a multiple of the number of blocks, gen_length / block_length="
+                f"{length // block}"
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Write `sampler.json` into a model's directory."""
+        Path(folder, FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SamplerSettings":
+        """The settings in a model's directory, the defaults where it has none.
+
+        Raises:
+            ValueError: a field that is unknown, or a value out of range; the file is named.
+        """
+        file = Path(folder, FILE)
+        if not file.exists():
+            return cls()
+        found = json.loads(file.read_text())
+        unknown = set(found) - {setting.name for setting in fields(cls)}
+        if unknown:
+            raise ValueError(f"{file}: unknown settings {sorted(unknown)}")
+        try:
+            return cls(**found)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {error}") from error
+
+
+FILE = "sampler.json"

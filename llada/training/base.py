@@ -1,0 +1,213 @@
+"""What pretraining, SFT and preference training share: keyed masks, strict losses, evaluation that depends on no batch.
+
+A subclass says how rows become examples (`prepare`) and examples batches (`make_collator`), its loss and its metrics.
+"""
+
+import logging
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalPrediction
+
+from llada.data.loading import column_names
+from llada.data.tokenizer import SpecialIds, special_ids
+from llada.denoiser import ModuleDenoiser, as_denoiser
+from llada.models.common.lora import wrap_with_adapters
+
+logger = logging.getLogger(__name__)
+
+
+EVAL_EPOCH = -1  # the epoch key of every evaluation
+
+
+class EpochCounter(TrainerCallback):
+    """Which pass over the data this is: the epoch part of the mask keys.
+
+    `TrainerState.epoch` is a fraction of steps, which for streamed data does not reach 1 at the end of a pass.
+    """
+
+    def __init__(self):
+        self.epoch = -1
+        self.step = -1
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.epoch = self.step = -1
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise RuntimeError(
+                "a pass over the training data trained no step: the data is shorter than one batch, or it is a stream "
+                "that ended before the step to resume from (a stream can be resumed in its first pass only)"
+            )
+        self.step = state.global_step
+        self.epoch = max(self.epoch + 1, math.floor(state.epoch or 0.0))
+
+
+def row_length(max_length: int | None, context: int) -> int:
+    """`max_length`, or the model's context where it is None.
+
+    Raises:
+        ValueError: `max_length` exceeds the context.
+    """
+    if max_length is not None and not 1 <= max_length <= context:
+        raise ValueError(f"max_length={max_length} must be between 1 and the model's context, {context}")
+    return context if max_length is None else max_length
+
+
+def load(model: PreTrainedModel | str, adapters: bool) -> PreTrainedModel:
+    """A model as it is, or by name or path: in fp32, or as saved if only adapters will be trained."""
+    if not isinstance(model, str):
+        return model
+    return AutoModelForCausalLM.from_pretrained(model, dtype="auto" if adapters else torch.float32)
+
+
+class KeyedTrainer(Trainer):
+    """A `Trainer` whose masks come from keys and whose loss is a mean over examples.
+
+    Raises:
+        ValueError: the tokenizer or its ids do not fit the model, `max_length` exceeds its context, or a row cannot
+            be trained on (`llada.errors.DataError`).
+        FloatingPointError: during training, before the optimizer moves: a loss that is not finite.
+    """
+
+    loss_is_scaled_for_ga = False  # the loss is a mean: the Trainer divides it by the accumulation steps
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config=None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers=(None, None),
+    ):
+        if processing_class is None:
+            raise ValueError(f"{type(self).__name__} needs processing_class, the tokenizer")
+        model = load(model, adapters=peft_config is not None)
+        spec = as_denoiser(model).spec
+        self.ids = special_ids(processing_class, spec)
+        self.spec = replace(spec, **{f"{name}_id": number for name, number in vars(self.ids).items()})
+        max_length = row_length(args.max_length, self.spec.context)
+        if peft_config is not None:
+            model = wrap_with_adapters(model, peft_config)
+
+        def prepared(dataset, name: str):
+            if dataset is None or "example_id" in column_names(dataset):
+                return dataset
+            with args.main_process_first(desc=f"tokenizing {name}"):
+                return self.prepare(dataset, processing_class, self.ids, args, max_length, name)
+
+        train_dataset, eval_dataset = prepared(train_dataset, "train_dataset"), prepared(eval_dataset, "eval_dataset")
+        self.epoch_counter = EpochCounter()
+        self.metric_sums: dict[str, Tensor] = {}
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=self.make_collator(args, self.ids, training=True),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=self.metrics,
+            callbacks=[self.epoch_counter, *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False  # the same statement for releases without `loss_is_scaled_for_ga`
+        warn_of_half_precision(self)
+
+    @staticmethod
+    def prepare(dataset, tokenizer, ids: SpecialIds, args, max_length: int, source: str):
+        """Rows of text -> rows out, with `example_id` and `row`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def make_collator(args, ids: SpecialIds, training: bool):
+        """What makes batches of rows out; for evaluation it must not let a row depend on the others."""
+        raise NotImplementedError
+
+    @staticmethod
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        """Metrics of an evaluation, from what `prediction_step` returned for all rows."""
+        raise NotImplementedError
+
+    @property
+    def epoch(self) -> int:
+        """The pass over the data, as it stands in the mask keys."""
+        return max(self.epoch_counter.epoch, 0)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        # The Trainer goes by names, which miss `ln_f`: no vector (norm, bias) is decayed.
+        matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        # The Trainer would apply to held-out rows what is about training batches: dropping an incomplete one, and a
+        # tail that depends on the batch.
+        kept = self.args.dataloader_drop_last, self.data_collator
+        self.args.dataloader_drop_last = False
+        self.data_collator = self.make_collator(self.args, self.ids, training=False)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last, self.data_collator = kept
+
+    def denoiser(self, model: nn.Module) -> ModuleDenoiser:
+        """The model as it is wrapped by the engine; its spec is that of the model inside."""
+        return ModuleDenoiser(model, self.spec)
+
+    def auxiliary_loss(self, denoiser: ModuleDenoiser) -> Tensor:
+        """Weighted mean over sequences of the auxiliary losses of all forward passes; 0 where there are none."""
+        if not denoiser.auxiliary_losses:
+            return torch.zeros(())
+        columns = torch.cat(denoiser.auxiliary_losses).unbind(-1)
+        losses = dict(zip(self.spec.auxiliary_losses, columns, strict=True))
+        self.add_metrics({name: values_N.detach() for name, values_N in losses.items()})
+        first, *others = (self.spec.auxiliary_losses[name] * values_N.mean() for name, values_N in losses.items())
+        return sum(others, first)
+
+    def add_metrics(self, metrics: dict[str, Tensor]) -> None:
+        """Count values of examples, [N] each, into the means that the next log line shows."""
+        for name, values_N in metrics.items():
+            entry = torch.stack([values_N.double().sum(), torch.tensor(float(len(values_N))).to(values_N.device)])
+            self.metric_sums[name] = self.metric_sums.get(name, 0) + entry
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.metric_sums:
+            sums = self.accelerator.reduce(torch.stack(list(self.metric_sums.values())), "sum")
+            logs |= dict(zip(self.metric_sums, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+            self.metric_sums = {}
+        super().log(logs, start_time)
+
+    def stop_unless_finite(self, value_B: Tensor, inputs: dict[str, Tensor], what: str = "loss") -> None:
+        """Raise FloatingPointError with the rows of the batch whose value [B] is nan or infinite."""
+        bad = (~torch.isfinite(value_B.detach())).nonzero()[:, 0].tolist()
+        if bad:
+            names = "; ".join(
+                f"row {int(inputs['row'][b])} (example id {int(inputs['example_id'][b])}): {value_B[b].item()}"
+                for b in bad
+            )
+            raise FloatingPointError(
+                f"the {what} is not finite after {self.state.global_step} optimizer steps, for {len(bad)} of "
+                f"{len(value_B)} examples of the batch: {names}. Stopped here: no parameter was changed by it"
+            )
+
+
+def warn_of_half_precision(trainer: Trainer) -> None:
+    """A step of 2.5e-5 is below half the spacing of bfloat16 at a weight of 0.02: most updates would round away."""
+    half = {p.dtype for p in trainer.model.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
+    if half and not trainer.is_deepspeed_enabled:  # DeepSpeed keeps fp32 master weights
+        logger.warning(
+            "the trained weights are %s: small updates round away. Load the model with dtype float32 and set "
+            "bf16=True, which computes in bfloat16 and keeps float32 weights",
+            half.pop(),
+        )

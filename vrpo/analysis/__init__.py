@@ -1,0 +1,1 @@
+"""How much preference scores, losses and gradients vary, and why."""

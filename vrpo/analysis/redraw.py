@@ -1,0 +1,125 @@
+"""Redraw the masks of a batch of pairs again and again: scores, gradients and banks.
+
+Redraw r takes the plans of epoch r, so it is what a training run with that seed would have drawn. Models are in
+evaluation mode; nothing here trains.
+
+Shapes: R redraws, B = 2P responses (chosen, then rejected), L tokens.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from llada.denoiser import Denoiser, as_denoiser
+from llada.diffusion.masking import MaskPlan, exact_count_masks
+from llada.diffusion.random_streams import keyed_generator
+from vrpo.analysis.statistics import GradientNoise
+from vrpo.analysis.variance_sources import Bank
+from vrpo.estimators.designs import Estimator, draw_pair_plans
+from vrpo.training.replay import batch_elbos, replay, sloped_elbo
+
+BANK = 1_000_003  # the epoch in a bank's mask keys, apart from every redraw's
+
+
+Batch = dict[str, Tensor]
+
+
+Model: TypeAlias = nn.Module | Denoiser
+
+
+Draw = Callable[[int], tuple[MaskPlan, MaskPlan]]  # redraw -> plans of policy and reference
+
+
+def planner(batch: Batch, estimator: Estimator, seed: int) -> Draw:
+    """The plans of policy and reference for each redraw of a batch."""
+    return lambda redraw: draw_pair_plans(batch["scored"], batch["example_id"].tolist(), estimator, seed, redraw)
+
+
+@torch.no_grad()
+def redrawn_elbos(
+    policy: Model, reference: Model, batch: Batch, draw: Draw, redraws: Iterable[int]
+) -> tuple[Tensor, Tensor]:
+    """ELBOs of policy and reference for each redraw, [R, B] each, float64: means over the design's draws."""
+    values = [
+        [
+            batch_elbos(as_denoiser(model), batch, plan).double().mean(0).cpu()
+            for model, plan in zip((policy, reference), draw(redraw), strict=True)
+        ]
+        for redraw in redraws
+    ]
+    return torch.stack([pair[0] for pair in values]), torch.stack([pair[1] for pair in values])
+
+
+@contextmanager
+def only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients of these parameters alone: what else requires one would keep its activations."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for parameter in before:
+        parameter.requires_grad_(any(parameter is chosen for chosen in parameters))
+    try:
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+
+
+def redrawn_gradients(
+    policy: nn.Module, batch: Batch, draw: Draw, redraws: Iterable[int],
+    parameters: list[nn.Parameter], slope_RB: Tensor,
+) -> GradientNoise:  # fmt: skip
+    """Noise of the gradient of a function of the policy's ELBOs with respect to some parameters.
+
+    Args:
+        slope_RB: d function / d ELBO of each response at each redraw, such as the loss's at that redraw's scores, or
+            (1/P, -1/P) for the mean margin. Draws are replayed one at a time, as in training.
+    """
+    noise, denoiser = GradientNoise(), as_denoiser(policy)
+    with only_these_train(policy, parameters):
+        for redraw, slope_B in zip(redraws, slope_RB, strict=True):
+            plan, _ = draw(redraw)
+            draws, total = len(plan.masked_SBL), [torch.zeros_like(parameter) for parameter in parameters]
+
+            def add_gradient(value: Tensor, draws: int = draws, total: list[Tensor] = total) -> None:
+                for sum_so_far, gradient in zip(total, torch.autograd.grad(value / draws, parameters), strict=True):
+                    sum_so_far += gradient
+
+            replay(plan, partial(sloped_elbo, denoiser, batch, slope_B=slope_B), add_gradient)
+            noise.add(total)
+    return noise
+
+
+def count_grid(length: int, most: int) -> list[int]:
+    """At most `most` counts from 1 to length: all of them, or evenly spread in log l."""
+    if length <= most:
+        return list(range(1, length + 1))
+    return sorted({round(length ** (step / (most - 1))) for step in range(most)})
+
+
+@torch.no_grad()
+def banks(policy: Model, reference: Model, batch: Batch, counts: int, masks: int, seed: int) -> list[Bank]:
+    """A bank for each response: S(M) of policy minus reference for `masks` masks at up to `counts` counts."""
+    lengths = batch["scored"].sum(-1).tolist()
+    grids = [count_grid(length, counts) for length in lengths]
+    ids = batch["example_id"].tolist()
+    generators = [keyed_generator(seed, BANK, ids[b % len(ids)], b // len(ids)) for b in range(len(lengths))]
+    values: list[list[Tensor]] = [[] for _ in lengths]
+    scored_BL = batch["scored"].cpu()
+    for step in range(max(map(len, grids))):
+        masked_SBL = torch.zeros(masks, *scored_BL.shape, dtype=torch.bool)
+        for row, grid in enumerate(grids):
+            count = torch.full((masks,), grid[min(step, len(grid) - 1)])
+            masked_SBL[:, row, scored_BL[row]] = exact_count_masks(count, lengths[row], generators[row])
+        plan = MaskPlan(masked_SBL, masked_SBL.double())
+        policy_SB, reference_SB = (batch_elbos(as_denoiser(model), batch, plan) for model in (policy, reference))
+        value_SB = policy_SB.double() - reference_SB.double()
+        for row, grid in enumerate(grids):
+            if step < len(grid):
+                values[row].append(value_SB[:, row].cpu())
+    return [
+        Bank(torch.tensor(grid), torch.stack(value), length)
+        for grid, value, length in zip(grids, values, lengths, strict=True)
+    ]

@@ -1,0 +1,68 @@
+"""The variance table of a checkpoint's scores, on the terminal and as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+
+def print_variance(results: dict[str, Any]) -> None:
+    """The variance table (`vrpo.variance.measure`) on the terminal, and below it what the draws are made of."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Variance over redrawn masks [95% interval]")
+    for heading in ("design", "n_t", "n_y", "coupled", "Var score", "Var loss", "Var gradient", "loss bias", "|s| > 6"):
+        table.add_column(heading, justify="left" if heading == "design" else "right")
+    for row in results["rows"]:
+        cells = [bounded(row[key]) for key in ("score", "loss", "gradient", "bias")]
+        coupled = "yes" if row["coupled"] else "no"
+        saturated = f"{row['saturated']['value']:.0%}"
+        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), coupled, *cells, saturated)
+    console = Console(width=160)
+    console.print(table)
+    console.print(
+        f"1 - correlation of policy and reference ELBOs over coupled draws, n = 4: {bounded(results['decoupled'])}"
+    )
+    for form, parts in (results["sources"] or {}).items():
+        shares = ", ".join(f"{name} {bounded(cell)}" for name, cell in parts.items() if name != "variance")
+        console.print(f"One coupled draw, {form} form: Var score {bounded(parts['variance'])}; share of {shares}")
+    for row in results["doubled"]:
+        shares = ", ".join(f"{key} x{bounded(row[key])}" for key in ("score", "loss", "gradient") if row[key])
+        console.print(f"Twice the forward passes of {row['name']}, {row['n']} -> {2 * row['n']}: variance of {shares}")
+
+
+def bounded(cell: dict[str, float] | None) -> str:
+    """A value with its interval, where it has one."""
+    if cell is None:
+        return ""
+    ends = "" if cell["low"] is None else f" [{cell['low']:.2g}, {cell['high']:.2g}]"
+    return f"{cell['value']:.2g}{ends}"
+
+
+def is_plotted(row: dict[str, Any], name: str) -> bool:
+    """Rows of a budget curve: coupled, one mask at each timestep."""
+    return row["name"] == name and row["coupled"] and row["n_y"] == 1
+
+
+def draw_variance(results: dict[str, Any], path: Path) -> None:
+    """Variance of score, loss and gradient against forward passes, with the 1/n line of the paper's design."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    keys = [key for key in ("score", "loss", "gradient") if results["rows"][0][key] is not None]
+    figure, axes = pyplot.subplots(1, len(keys), figsize=(5 * len(keys), 4), constrained_layout=True, squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        for name in ("vrpo", "cpl"):
+            rows = sorted((row for row in results["rows"] if is_plotted(row, name)), key=lambda row: row["n"])
+            n, value = [row["n"] for row in rows], [row[key]["value"] for row in rows]
+            ends = [(row[key]["low"], row[key]["high"]) for row in rows]
+            bars = [[abs(v - end[side] if end[side] is not None else 0) for v, end in zip(value, ends, strict=True)]
+                    for side in (0, 1)]  # fmt: skip
+            axis.errorbar(n, value, yerr=bars, marker="o", capsize=3, label=name)
+            if name == "vrpo":
+                axis.plot(n, [value[0] * n[0] / m for m in n], "k--", linewidth=0.8, label="1/n")
+        axis.set(title=f"variance of the {key}", xlabel="forward passes of each response", xscale="log", yscale="log")
+        axis.legend()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

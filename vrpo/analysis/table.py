@@ -1,0 +1,219 @@
+"""What preference scores, losses and gradients owe to the draws: every design on the same pairs, with intervals.
+
+The rows are those of the paper's ablation (LLaDA 1.5, arXiv 2505.19223, Table 2: (n_t, n_y, coupled)), then `vrpo` and
+`cpl` at the budgets of the plot; the protocol is the paper's (ib., D.5: 128 pairs, batches of 16, 8 repeats).
+Variances are over repeats, averaged over pairs (score, loss) or over batches (gradient: total variance over the named
+parameters of the gradient of the batch's mean loss), with jackknife 95% intervals over pairs or batches.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from vrpo.analysis.redraw import Batch, banks, planner, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.statistics import covariances, jackknife, left_by_coupling, pooled, ratio_of_means
+from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
+from vrpo.estimators.designs import Estimator, design
+from vrpo.losses.noise_bias import loss_bias, loss_of
+from vrpo.losses.pairwise import LOSSES, check_loss_settings
+from vrpo.scores import SATURATED
+
+# The paper's rows, its default first.
+TABLE_2 = [(4, 1, True), (1, 1, True), (8, 1, True), (1, 4, True), (2, 2, True), (4, 1, False)]
+
+
+# Parameters whose gradient is measured: the first block's up-projection (the paper's choice; that of all its experts),
+# the head, or all.
+GRADIENTS = ("up", "head", "full")
+
+
+FIRST_UP = ("blocks.0.up_proj.", "layers.0.mlp.experts.gate_up_proj")
+
+
+@dataclass
+class Settings:
+    """How much is measured; the defaults are the paper's protocol."""
+
+    pairs: int = field(default=128, metadata={"help": "Pairs from the top of the data."})
+    batch_size: int = field(default=16, metadata={"help": "Pairs of a batch, whose gradient is one sample."})
+    repeats: int = field(default=8, metadata={"help": "Redraws of each batch."})
+    budgets: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "n of the plot."})
+    gradient: str = field(default="up", metadata={"help": "'up', 'head', 'full', or 'none' (much faster)."})
+    loss_type: str = field(default="sigmoid", metadata={"help": "A loss of vrpo.losses.pairwise."})
+    beta: float = field(default=0.2, metadata={"help": "Scale of the score, 1/nats."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "For 'robust' and 'exo_pair'."})
+    bank_pairs: int = field(default=8, metadata={"help": "Pairs, in whole batches, to split by source (0: none)."})
+    seed: int = field(default=0, metadata={"help": "Seed of the draws."})
+
+    def __post_init__(self):
+        if self.gradient not in (*GRADIENTS, "none"):
+            raise ValueError(f"gradient={self.gradient!r} must be one of {[*GRADIENTS, 'none']}")
+        if self.repeats < 2:
+            raise ValueError(f"repeats={self.repeats} must be at least 2: a variance needs two draws")
+        if self.pairs < 1 or self.batch_size < 1 or self.pairs % self.batch_size:
+            raise ValueError(
+                f"pairs={self.pairs} must be a positive multiple of batch_size={self.batch_size}: the gradient of a "
+                "smaller batch varies more"
+            )
+        if not self.budgets or min(self.budgets) < 1 or self.bank_pairs < 0:
+            raise ValueError(f"budgets={self.budgets} must be at least 1, and bank_pairs={self.bank_pairs} at least 0")
+        if self.loss_type not in LOSSES:
+            raise ValueError(f"loss_type={self.loss_type!r} is unknown: it must be one of {sorted(LOSSES)}")
+        check_loss_settings([self.loss_type], [1.0], self.beta, self.label_smoothing)
+
+    def rows(self) -> list[tuple[str, Estimator]]:
+        """Named designs, each once: the paper's rows, then vrpo and cpl at every budget."""
+        rows = [("vrpo", Estimator(n_t, n_y, coupled)) for n_t, n_y, coupled in TABLE_2]
+        rows += [(name, design(name, n_t=n)) for name in ("vrpo", "cpl") for n in self.budgets]
+        return list(dict.fromkeys((name, estimator) for name, estimator in rows if (name, estimator.n) != ("cpl", 1)))
+
+
+def measure(
+    policy: nn.Module,
+    reference: nn.Module,
+    batches: list[Batch],
+    settings: Settings,
+    tick: Callable[[], None] = lambda: None,
+) -> dict:
+    """Every row's numbers, and what they are made of; see `print_variance` for how they read.
+
+    Args:
+        batches: from `PairCollator`, on the models' device.
+        tick: called after each batch of each row (there are `len(batches) * len(settings.rows())`).
+
+    Returns:
+        {"rows": one dict a design (name, n_t, n_y, coupled, n, score, loss, gradient, bias, saturated; intervals as
+        {value, low, high}), "doubled": what twice the budget leaves of each variance, "decoupled": 1 - correlation of
+        policy and reference, "sources": shares of a single draw's variance}.
+
+    Raises:
+        ValueError: the model has no parameter of that name.
+    """
+    parameters = chosen_parameters(policy, settings.gradient)
+    designs, loss = settings.rows(), (settings.loss_type, settings.beta, settings.label_smoothing)
+    redrawn: list[list[Tensor]] = []  # log-ratios [R, 2P] of each design and batch
+    gradients, moments, redraws = [], [], range(settings.repeats)
+    for name, estimator in designs:
+        redrawn.append([])
+        gradients.append(list[float]())
+        for batch in batches:
+            draw = planner(batch, estimator, settings.seed)
+            values = redrawn_elbos(policy, reference, batch, draw, redraws)
+            if (name, estimator) == ("vrpo", Estimator(4)):  # the sides are drawn apart: their covariances add
+                moments.append(torch.stack(covariances(*values), -1).unflatten(0, (2, -1)).sum(0))
+            redrawn[-1].append(values[0] - values[1])
+            if parameters:
+                chosen_RP, rejected_RP = redrawn[-1][-1].chunk(2, dim=1)
+                slope = slopes(chosen_RP, rejected_RP, batch["scored"].sum(-1).cpu(), *loss)
+                noise = redrawn_gradients(policy, batch, draw, redraws, parameters, slope)
+                gradients[-1].append(noise.variance)
+            tick()
+    best = [pooled(list(of_batch)) for of_batch in zip(*redrawn, strict=True)]
+    items = [judged(ratios, best, batches, settings) for ratios in redrawn]
+    if parameters:
+        for item, of_batches in zip(items, gradients, strict=True):
+            item["gradient"] = torch.tensor(of_batches, dtype=torch.float64)
+    rows = [
+        {"name": name, **asdict(estimator), "n": estimator.n, "gradient": None}
+        | {key: interval(values) for key, values in item.items()}
+        for (name, estimator), item in zip(designs, items, strict=True)
+    ]
+    return {
+        "rows": rows,
+        "doubled": doubled(designs, items),
+        "decoupled": interval(torch.cat(moments), left_by_coupling),
+        "sources": sources(policy, reference, batches, settings) if settings.bank_pairs else None,
+    }
+
+
+def judged(
+    ratios: list[Tensor], best: list[tuple[Tensor, Tensor]], batches: list[Batch], settings: Settings
+) -> dict[str, Tensor]:
+    """What each pair's redrawn score does, [pairs] each: variance of score and loss, bias of the loss, saturation.
+
+    Args:
+        ratios: log-ratios [R, 2P] of each batch, nats; best: `pooled` over all designs, for each batch.
+    """
+    loss = settings.loss_type, settings.beta, settings.label_smoothing
+    found: dict[str, list[Tensor]] = {"score": [], "loss": [], "bias": [], "saturated": []}
+    for ratio_RB, (exact_B, left_B), batch in zip(ratios, best, batches, strict=True):
+        chosen_RP, rejected_RP = ratio_RB.chunk(2, dim=1)
+        lengths, score_RP = batch["scored"].sum(-1).cpu(), settings.beta * (chosen_RP - rejected_RP)
+        found["score"].append(score_RP.var(0))
+        found["loss"].append(loss_of(chosen_RP, rejected_RP, lengths, *loss).var(0))
+        found["bias"].append(loss_bias(ratio_RB, exact_B, left_B, lengths, *loss))
+        found["saturated"].append((score_RP.abs() > SATURATED).double().mean(0))
+    return {key: torch.cat(values) for key, values in found.items()}
+
+
+def chosen_parameters(policy: nn.Module, gradient: str) -> list[nn.Parameter]:
+    """The parameters that a setting of `gradient` names."""
+    if gradient == "none":
+        return []
+    if gradient == "head":  # the embedding where they are tied
+        return list(policy.get_output_embeddings().parameters())
+    found = [p for name, p in policy.named_parameters() if gradient == "full" or any(up in name for up in FIRST_UP)]
+    if not found:
+        raise ValueError(f"gradient={gradient!r}: the model has no parameter with any of {FIRST_UP} in its name")
+    return found
+
+
+def doubled(designs: list[tuple[str, Estimator]], items: list[dict[str, Tensor]]) -> list[dict]:
+    """The variance that is left with twice the forward passes, as a share, for each budget of vrpo and cpl."""
+    curve = {
+        (name, estimator.n): item
+        for (name, estimator), item in zip(designs, items, strict=True)
+        if estimator == design(name, n_t=estimator.n)
+    }
+    return [
+        {"name": name, "n": n}
+        | {
+            key: interval(curve[name, 2 * n][key], ratio_of_means, item[key]) if key in item else None
+            for key in ("score", "loss", "gradient")
+        }
+        for (name, n), item in sorted(curve.items(), key=lambda row: (row[0][0] != "vrpo", row[0][1]))
+        if (name, 2 * n) in curve and item["score"].any()
+    ]
+
+
+def interval(values: Tensor, statistic: Callable[..., Tensor] = torch.mean, *more: Tensor) -> dict[str, float | None]:
+    """A statistic over items with its interval, as JSON has it: no ends for a single item."""
+    if len(values) < 2:
+        return {"value": float(statistic(values, *more)), "low": None, "high": None}
+    return asdict(jackknife(statistic, values, *more))
+
+
+def slopes(chosen_RP, rejected_RP, length_B, loss_type: str, beta: float, label_smoothing: float) -> Tensor:
+    """d (mean loss of the batch) / d (policy ELBO of each response) at each redraw's scores, [R, 2P]."""
+    sides = [side.clone().requires_grad_() for side in (chosen_RP, rejected_RP)]
+    loss = loss_of(sides[0], sides[1], length_B, loss_type, beta, label_smoothing).mean(1)
+    return torch.cat(torch.autograd.grad(loss.sum(), sides), 1)
+
+
+def sources(policy, reference, batches: list[Batch], settings: Settings) -> dict:
+    """Variance of a single draw's score in the L/l and the 1/t form, and the share of each source, over pairs."""
+    parts: dict[str, list[list[float]]] = {"L/l": [], "1/t": []}
+    for batch in batches:
+        size = len(batch["example_id"])
+        if len(parts["L/l"]) < settings.bank_pairs:
+            found = banks(policy, reference, batch, counts=24, masks=16, seed=settings.seed)
+            for chosen, rejected in zip(found[:size], found[size:], strict=True):
+                exact = [split_exact_count(bank) for bank in (chosen, rejected)]
+                floored = [split_bernoulli(bank) for bank in (chosen, rejected)]
+                # Where the count is drawn, it is the level.
+                parts["L/l"].append([sum(s.level for s in exact), sum(s.pattern for s in exact)])
+                parts["1/t"].append([sum(getattr(s, part) for s in floored) for part in ("level", "count", "pattern")])
+    shares = {}
+    for form, names in (("L/l", ("count", "pattern")), ("1/t", ("level", "count", "pattern"))):
+        part_PK = settings.beta**2 * torch.tensor(parts[form], dtype=torch.float64)
+        shares[form] = {"variance": interval(part_PK.sum(-1))} | {
+            name: interval(part_PK, partial(share, k)) for k, name in enumerate(names) if part_PK.any()
+        }
+    return shares
+
+
+def share(column: int, part_PK: Tensor) -> Tensor:
+    return part_PK[:, column].sum() / part_PK.sum()

@@ -1,0 +1,1 @@
+"""Losses of a preference pair, and what noise does to them."""

@@ -1,0 +1,48 @@
+"""Score, then replay: the gradient of a loss of mean ELBOs, with the memory of one draw.
+
+A loss depends on the parameters through mean ELBOs B_b = (1/n) sum_k B_bk alone, so that with slope_b = dloss / dB_b
+
+    grad loss = sum_b slope_b grad B_b = (1/n) sum_k grad [ sum_b slope_b B_bk ]
+
+The slopes come from scores without a graph; then every draw is forwarded again and its graph freed before the next.
+
+Shapes: S draws, B responses.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor
+
+from llada.denoiser import Denoiser
+from llada.diffusion.likelihood import elbo_draws
+from llada.diffusion.masking import MaskPlan
+
+
+def batch_elbos(denoiser: Denoiser, batch: dict[str, Tensor], plan: MaskPlan) -> Tensor:
+    """ELBO draws [S, B] of a batch from `vrpo.data.PairCollator`, nats."""
+    return elbo_draws(denoiser, batch["input_ids"], plan, batch["attention_mask"])
+
+
+def sloped_elbo(denoiser: Denoiser, batch: dict[str, Tensor], draw: MaskPlan, slope_B: Tensor) -> Tensor:
+    """sum_b slope_b B_bk of one draw, a scalar with its graph."""
+    elbo_B = batch_elbos(denoiser, batch, draw)[0]
+    return (slope_B.to(elbo_B) * elbo_B).sum()
+
+
+def replay(
+    plan: MaskPlan,
+    forward: Callable[[MaskPlan], Tensor],
+    backward: Callable[[Tensor], None],
+    around: Callable[[bool], AbstractContextManager] = lambda last: nullcontext(),
+) -> None:
+    """Run `backward(forward(draw))` for one draw after another.
+
+    Args:
+        around: a context for each draw, given whether it is the last one, such as one that keeps processes from
+            reducing gradients before it.
+    """
+    for index in range(len(plan.masked_SBL)):
+        with around(index == len(plan.masked_SBL) - 1):
+            draw = MaskPlan(plan.masked_SBL[index : index + 1], plan.weight_SBL[index : index + 1])
+            backward(forward(draw))

@@ -1,4 +1,4 @@
-"""What cpl costs beside vrpo: the time of its plan, and of a training step, interleaved in one run.
+"""What loo_complementary costs beside vrpo: the time of its plan, and of a training step, interleaved in one run.
 
 python benchmarks/estimator_cost.py [--quick] [--json PATH]
 
@@ -18,8 +18,9 @@ import torch
 
 from llada import LLaDAConfig, LLaDAModelLM
 from llada.data.tokenizer import byte_tokenizer
+from llada.diffusion.random_streams import second_draw
 from vrpo import VRPOConfig, VRPOTrainer
-from vrpo.estimators.designs import design, draw_pair_plans
+from vrpo.estimators.designs import design, draw_for_pairs
 
 
 def plan_seconds(name: str, repeats: int) -> float:
@@ -28,7 +29,7 @@ def plan_seconds(name: str, repeats: int) -> float:
     times = []
     for repeat in range(repeats):
         start = time.perf_counter()
-        draw_pair_plans(scored, list(range(32)), design(name, n_t=16), 0, repeat)
+        draw_for_pairs(design(name, n_t=16), scored, list(range(32)), 0, repeat)
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -42,7 +43,7 @@ def trainers(folder: str) -> dict[str, VRPOTrainer]:
     )  # fmt: skip
     rows = [{"prompt": "q" * 60, "chosen": f"{i}a" * 95, "rejected": f"{i}b" * 95} for i in range(2)]
     found = {}
-    for name in ("vrpo", "cpl"):
+    for name in ("vrpo", "loo_complementary"):
         torch.manual_seed(0)
         args = VRPOConfig(
             folder, use_cpu=True, report_to="none", per_device_train_batch_size=2, gradient_accumulation_steps=1,
@@ -62,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for name in ("vrpo", "cpl"):
+    for name in ("vrpo", "loo_complementary"):
         milliseconds = 1000 * plan_seconds(name, 5 if args.quick else 20)
         print(f"plan of {name}, n = 16, 64 responses of 1,024 tokens: {milliseconds:.1f} ms")
         rows.append({"name": f"plan of {name}", "value": milliseconds, "unit": "ms", "low": None, "high": None})
@@ -78,19 +79,27 @@ def main() -> None:
                 trainer.model.zero_grad()
                 if step:  # the first one warms up
                     times[name].append(time.perf_counter() - start)
-        trainer, start = both["cpl"], time.perf_counter()
+        trainer, start = both["loo_complementary"], time.perf_counter()
         with torch.no_grad():
-            trainer.scores(trainer.denoiser(trainer.model), batches["cpl"], -2)
+            trainer.scores(trainer.denoiser(trainer.model), batches["loo_complementary"], second_draw(0))
         redraw = time.perf_counter() - start
-    both_T = torch.tensor([times["cpl"], times["vrpo"]])
+    both_T = torch.tensor([times["loo_complementary"], times["vrpo"]])
     drawn = torch.randint(both_T.shape[1], (2000, both_T.shape[1]), generator=torch.Generator().manual_seed(0))
     resampled = both_T[:, drawn].mean(-1)
     low, high = (resampled[0] / resampled[1]).quantile(torch.tensor([0.025, 0.975])).tolist()
     value = (both_T[0].mean() / both_T[1].mean()).item()
     seconds = torch.tensor(times["vrpo"]).median().item()
-    print(f"step of cpl over step of vrpo ({seconds:.2f} s): {value:.3f} [{low:.3f}, {high:.3f}]")
+    print(f"step of loo_complementary over step of vrpo ({seconds:.2f} s): {value:.3f} [{low:.3f}, {high:.3f}]")
     print(f"redraw for the logged variance: {redraw / seconds:.2f} of a step, once in 50 steps")
-    rows.append({"name": "step of cpl over step of vrpo", "value": value, "unit": "ratio", "low": low, "high": high})
+    rows.append(
+        {
+            "name": "step of loo_complementary over step of vrpo",
+            "value": value,
+            "unit": "ratio",
+            "low": low,
+            "high": high,
+        }
+    )
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1))
 

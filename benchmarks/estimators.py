@@ -1,7 +1,8 @@
-"""Variance of preference scores and gradients at equal forward passes: the paper's forms, cpl, and published designs.
+"""Variance of preference scores and gradients at equal forward passes: the paper's forms, loo_complementary, and
+published designs.
 
 python benchmarks/estimators.py [--quick] [--one_manner] [--json PATH]
-python benchmarks/estimators.py --policy DIR --reference DIR --data PAIRS.jsonl [--length 128] [--only cpl]
+python benchmarks/estimators.py --policy DIR --reference DIR --data PAIRS.jsonl [--length 128] [--only NAME]
 
 Trains a reference and a policy on a made-up task (`examples/spelling.py`), or takes two models and pairs (with
 --length, those whose responses are nearest to it). Values are of the margin M = s / beta, nats^2. Both paper's forms
@@ -22,18 +23,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vrpo.estimators.published import PUBLISHED, by_response
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from vrpo.analysis.redraw import banks, planner, redrawn_elbos, redrawn_gradients
 from vrpo.analysis.statistics import Interval, jackknife, ratio_of_means
+from vrpo.analysis.table import chosen_parameters
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
-from vrpo.estimators.designs import Estimator, design
+from vrpo.estimators.designs import ComposedDesign, Design, design
+from vrpo.estimators.published import PUBLISHED
 
 BUDGETS = (2, 4, 8, 16)
 FORMS = {"L/l": split_exact_count, "1/t": split_bernoulli}
-PARTS = ("cpl", "published", "orderings", "gradients")
+PARTS = ("loo_complementary", "published", "orderings", "gradients")
 
 
 BATCH = 8  # pairs forwarded together; masks do not depend on it
@@ -87,8 +88,8 @@ class Case:
         return values_RP
 
 
-def ours(estimator: Estimator):
-    return lambda batch: planner(batch, estimator, 1)
+def draws_of(design: Design):
+    return lambda batch: planner(batch, design, 1)
 
 
 def small_case(args) -> Case:
@@ -146,24 +147,17 @@ def paper_forms(case: Case, counts: int, masks: int) -> None:
         print(f"{form} form by source: {drawn}, mask pattern {pattern:.0%}")
     gain = jackknife(ratio_of_means, case.single["1/t"], case.single["L/l"])
     print("L/l form over 1/t form:", case.note("L/l form, gain over 1/t form", gain))
-    margin_P = case.design("vrpo (L/l), redrawn", 4, ours(design("vrpo", n_t=4))).mean(0)
+    margin_P = case.design("vrpo (L/l), redrawn", 4, draws_of(design("vrpo", n_t=4))).mean(0)
     print("mean margin:", case.note("mean margin", jackknife(torch.mean, margin_P), "nats"))
 
 
 def published(case: Case) -> None:
-    exact_RP = case.margins(ours(design("cpl", n_t=16)))
-    for name, draw in PUBLISHED.items():
+    exact_RP = case.margins(draws_of(design("loo_complementary", n_t=16)))
+    for name in PUBLISHED:
         for n in (4, 8):
-
-            def draw_of(batch, draw=draw, n=n):
-                def plans(redraw):
-                    plan = by_response(draw, batch["scored"], batch["example_id"].tolist(), n, 1, redraw)
-                    return plan, plan
-
-                return plans
-
-            values_RP = case.design(name, n, draw_of)
-            if name == "Gauss-Legendre":  # its mean differs from an unbiased design's by its bias
+            published_design = design(name, n_t=n)
+            values_RP = case.design(name, n, draws_of(published_design))
+            if published_design.biased:  # its mean differs from an unbiased design's by its bias
                 noise_P = (values_RP.var(0) + exact_RP.var(0)) / case.redraws
                 square_P = (values_RP.mean(0) - exact_RP.mean(0)).square() - noise_P
                 bias = jackknife(torch.mean, square_P)
@@ -172,17 +166,17 @@ def published(case: Case) -> None:
 
 def orderings(case: Case) -> None:
     for n in (2, 8, 16):
-        case.design("vrpo", n, ours(design("vrpo", n_t=n)))
-    case.design("vrpo n_t=1 n_y=4", 4, ours(Estimator(1, 4)))
-    case.design("vrpo n_t=2 n_y=2", 4, ours(Estimator(2, 2)))
-    case.design("vrpo uncoupled", 4, ours(Estimator(4, coupled=False)))
+        case.design("vrpo", n, draws_of(design("vrpo", n_t=n)))
+    case.design("vrpo n_t=1 n_y=4", 4, draws_of(ComposedDesign(1, 4)))
+    case.design("vrpo n_t=2 n_y=2", 4, draws_of(ComposedDesign(2, 2)))
+    case.design("vrpo, masks not shared", 4, draws_of(ComposedDesign(4, shared_masks=False)))
 
 
 def gradients(case: Case) -> None:
     """Total variance of the gradient of each pair's margin: of the head, and of all parameters."""
     slope = torch.tensor([1.0, -1.0], dtype=torch.float64)
-    head = [p for name, p in case.policy.named_parameters() if "transformer.ff_out." in name]
-    every, fewer = list(case.policy.parameters()), max(2, case.redraws // 4)
+    head, every = (chosen_parameters(case.policy, which) for which in ("head", "full"))
+    fewer = max(2, case.redraws // 4)
     for what, parameters, redraws in (("head", head, case.redraws), ("full", every, fewer)):
 
         def variances(name: str, n: int, parameters=parameters, redraws=redraws) -> Tensor:
@@ -196,9 +190,9 @@ def gradients(case: Case) -> None:
             return torch.tensor(found, dtype=torch.float64)
 
         for n in (4, 8):
-            gain = jackknife(ratio_of_means, variances("vrpo", n), variances("cpl", n))
-            found = case.note(f"cpl, n={n}, {what} gradient, gain over L/l", gain)
-            print(f"{what} gradient of the margin, n={n}: gain of cpl over L/l {found}", flush=True)
+            gain = jackknife(ratio_of_means, variances("vrpo", n), variances("loo_complementary", n))
+            found = case.note(f"loo_complementary, n={n}, {what} gradient, gain over L/l", gain)
+            print(f"{what} gradient of the margin, n={n}: gain of loo_complementary over L/l {found}", flush=True)
 
 
 def main() -> None:
@@ -211,7 +205,7 @@ def main() -> None:
     parser.add_argument("--redraws", type=int, default=64)
     parser.add_argument("--masks", type=int, default=24, help="masks at each count of a bank")
     parser.add_argument("--counts", type=int, default=64, help="counts of a bank, all where the response is shorter")
-    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="forward passes of cpl")
+    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="forward passes of loo_complementary")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure beside the forms")
     for name in ("policy", "reference", "data", "json"):
         parser.add_argument(f"--{name}")
@@ -224,9 +218,9 @@ def main() -> None:
     case = (given_case if args.policy else small_case)(args)
     case.redraws, case.path = args.redraws, args.json
     paper_forms(case, args.counts, args.masks)
-    if "cpl" in args.only:
+    if "loo_complementary" in args.only:
         for n in args.budgets:
-            case.design("cpl", n, ours(design("cpl", n_t=n)))
+            case.design("loo_complementary", n, draws_of(design("loo_complementary", n_t=n)))
     for part in (published, orderings, gradients):
         if part.__name__ in args.only:
             part(case)

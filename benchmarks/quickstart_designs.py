@@ -1,4 +1,5 @@
-"""Does less variance make a better model? The quickstart's VRPO stage with `vrpo` and with `cpl`, n = 2 each.
+"""Does less variance make a better model? The quickstart's VRPO stage with `vrpo` and with `loo_complementary`, n = 2
+each.
 
 python benchmarks/quickstart_designs.py --sft runs/quickstart/sft_model [--quick] [--json PATH]
 
@@ -28,7 +29,7 @@ from quickstart import HELD_OUT, align, is_right_on, prompts, sample_pairs
 from llada import LLaDAModelLM
 from vrpo.analysis.statistics import jackknife
 
-DESIGNS, RATES = ("vrpo", "cpl"), (5e-5, 1e-4, 2e-4)
+DESIGNS, RATES = ("vrpo", "loo_complementary"), (5e-5, 1e-4, 2e-4)
 CHOOSING, FRESH = (100, 101), (200, 201, 202, 203)
 COLUMNS = ("accuracy", "margin", "reward_accuracy", "loss", "with_sft")
 
@@ -97,7 +98,7 @@ def main() -> None:
                 f"{name}: learning rate {best} by {args.by}",
                 {rate: round(value / len(choosing), 4) for rate, value in found.items()},
             )
-    columns["cpl - vrpo"] = columns["cpl"] - columns["vrpo"]
+    columns["loo_complementary - vrpo"] = columns["loo_complementary"] - columns["vrpo"]
     for name, values_RC in columns.items():
         found = (f"{column} {jackknife(torch.mean, values_RC[:, c])}" for c, column in enumerate(COLUMNS))
         print(f"{name:12}", *found, sep="  ")

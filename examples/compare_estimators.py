@@ -1,4 +1,5 @@
-"""How noisy are preference scores? The paper's variance table, and cpl beside it, for a small model trained here.
+"""How noisy are preference scores? The paper's variance table, and loo_complementary beside it, for a small model
+trained here.
 
     python examples/compare_estimators.py
 

@@ -21,8 +21,9 @@ from vrpo.analysis.statistics import (
     student_t,
 )
 from vrpo.analysis.variance_sources import Bank, split_bernoulli, split_exact_count
-from vrpo.losses.noise_bias import loss_bias, loss_of, second_order_bias
-from vrpo.losses.pairwise import LOSSES
+from vrpo.losses.noise_bias import loss_bias, loss_of_ratio, second_order_bias
+from vrpo.losses.pairwise import LOSSES, PreferenceLoss
+from vrpo.scores import PairScores
 
 LENGTH, EPS = 5, 1e-3
 MODEL, TOKENS = Table(LENGTH), torch.arange(LENGTH)
@@ -100,6 +101,7 @@ def documented_bias(a, b, v_w, v_l, length_w, length_l) -> dict[str, torch.Tenso
         "apo_zero": half * (q(a) * (2 * up(a) - 1) * v_w + q(b) * (1 - 2 * up(b)) * v_l),
         "apo_down": half * (q(a) * (1 - 2 * up(a)) * v_w + q(s) * (2 * up(s) - 1) * v),
         "sigmoid_norm": half * q(a / length_w - b / length_l) * per_token,
+        "sft": 0 * s,
     }
 
 
@@ -107,17 +109,25 @@ def documented_bias(a, b, v_w, v_l, length_w, length_l) -> dict[str, torch.Tenso
 def test_the_bias_of_noise_is_what_the_docs_say(name):
     """The documented formula, the second derivative, and small two-point noise on either side agree."""
     chosen, rejected = (side.double() for side in RATIOS)
+    preference_loss, length = PreferenceLoss((name,), (1.0,), BETA, EPSILON), PairScores.split(LENGTHS.double())
     documented = documented_bias(BETA * chosen, BETA * rejected, *NOISE.chunk(2), *LENGTHS.chunk(2))[name]
-    computed = second_order_bias(chosen, rejected, NOISE, LENGTHS, name, BETA, EPSILON)
+    computed = second_order_bias(preference_loss, PairScores(chosen, rejected), PairScores.split(NOISE), length)
     assert torch.allclose(computed, documented.double(), rtol=1e-5, atol=1e-7)
 
     def loss(to_chosen, to_rejected):
-        return loss_of(chosen + to_chosen, rejected + to_rejected, LENGTHS.double(), name, BETA, EPSILON)
+        return loss_of_ratio(preference_loss, PairScores(chosen + to_chosen, rejected + to_rejected), length)
 
     step_w, step_l = ((1e-4 * side).sqrt().double() for side in NOISE.chunk(2))
     zero = torch.zeros(3, dtype=torch.float64)
     moved = (loss(step_w, zero) + loss(-step_w, zero) + loss(zero, step_l) + loss(zero, -step_l)) / 2
     assert torch.allclose((moved - 2 * loss(zero, zero)) / 1e-4, documented.double(), rtol=1e-3, atol=1e-5)
+
+
+def bias_over_redraws(name: str, ratio_RB, *designs) -> torch.Tensor:
+    """`loss_bias` of log-ratios whose best estimate is pooled over the designs, for responses of one token."""
+    exact, variance = (PairScores.split(values) for values in pooled(list(designs)))
+    length = PairScores.split(torch.ones(ratio_RB.shape[1]))
+    return loss_bias(PreferenceLoss((name,), (1.0,), BETA), PairScores.split(ratio_RB), exact, variance, length)
 
 
 def test_the_bias_over_redraws_is_unbiased_for_a_quadratic():
@@ -126,7 +136,7 @@ def test_the_bias_over_redraws_is_unbiased_for_a_quadratic():
     noise = torch.randn(8, 8000, generator=generator, dtype=torch.float64)
     scale = torch.cat([torch.full((4000,), 0.7), torch.full((4000,), 0.3)]).double().sqrt()
     ratio_RB = torch.cat([torch.full((4000,), 2.0), torch.full((4000,), -1.0)]) + scale * noise
-    found = loss_bias(ratio_RB, *pooled([ratio_RB]), torch.ones(8000), "sppo_hard", BETA)
+    found = bias_over_redraws("sppo_hard", ratio_RB, ratio_RB)
     assert standard_errors(found, 1.0) < 4
 
 
@@ -140,7 +150,7 @@ def test_the_bias_of_a_noisy_design_is_judged_by_a_less_noisy_one(name, variance
     ratio = torch.cat([torch.full((4000,), 1 / BETA), torch.zeros(4000)]).double()
     noise = torch.randn(2, 8, 8000, generator=generator, dtype=torch.float64) * (variance / 2) ** 0.5 / BETA
     noisy, quiet = ratio + noise[0], ratio + 1e-3**0.5 * noise[1]
-    found = loss_bias(noisy, *pooled([noisy, quiet]), torch.ones(8000), name, BETA)
+    found = bias_over_redraws(name, noisy, noisy, quiet)
     if name == "hinge":
         expected = (variance / (2 * math.pi)) ** 0.5
     else:

@@ -7,7 +7,6 @@ from conftest import load_script, tiny_model
 from datasets import Dataset
 from test_trainer import IDS, TOKENIZER
 
-from llada.diffusion.masking import MaskPlan
 from vrpo import VRPOConfig, VRPOTrainer
 
 scratch = load_script("examples/vrpo_from_scratch")
@@ -28,8 +27,7 @@ def test_the_flat_vrpo_loop_has_the_trainer_s_losses_on_the_same_plan(tmp_path, 
         loss = run.compute_loss(policy, batch)
     monkeypatch.setattr(scratch, "MASK", IDS["mask_token_id"])
     assert int(batch["scored"].sum(-1)[0]) == scratch.RESPONSE
-    plan = MaskPlan(scores.plan.masked_SBL, scores.plan.weight_SBL)
-    loss_P, _ = scratch.vrpo_loss(policy, reference, batch["input_ids"], plan)
+    loss_P, _ = scratch.vrpo_loss(policy, reference, batch["input_ids"], scores.plan)
     assert abs(loss_P.mean().item() - loss.item()) <= 1e-6
 
 

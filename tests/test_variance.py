@@ -14,35 +14,33 @@ from llada.diffusion.masking import MaskPlan
 from vrpo import variance
 from vrpo.analysis.redraw import banks, count_grid, planner, redrawn_elbos, redrawn_gradients
 from vrpo.analysis.table import Settings, measure
-from vrpo.estimators.designs import draw_pair_plans
+from vrpo.estimators.designs import draw_for_pairs
 from vrpo.scores import log_ratios
 from vrpo.training.replay import batch_elbos
 
 
 @pytest.fixture
 def run(tmp_path):
-    return moved(trainer(tmp_path, estimator="cpl", n_t=4))
+    return moved(trainer(tmp_path, estimator="loo_complementary", n_t=4))
 
 
 def test_a_redraw_is_what_training_would_have_drawn(run):
     batch = first_batch(run)
     with torch.no_grad():
         scores = run.scores(run.denoiser(run.model), batch, epoch=2)
-    policy, reference = redrawn_elbos(
-        run.model, run.reference, batch, planner(batch, run.estimator, run.args.seed), [2]
-    )
-    assert torch.equal(policy[0], scores.policy_SB.mean(0))
-    assert torch.equal(reference[0], scores.reference_SB.mean(0))
+    policy, reference = redrawn_elbos(run.model, run.reference, batch, planner(batch, run.design, run.args.seed), [2])
+    assert torch.equal(policy[0], scores.policy.joined().mean(0))
+    assert torch.equal(reference[0], scores.reference.joined().mean(0))
 
 
 def test_redrawn_gradients_are_those_of_one_graph(run):
     batch, weight = first_batch(run), run.model.model.transformer.ff_out.weight
     slope = torch.linspace(-1, 1, len(batch["scored"]), dtype=torch.float64)
-    draw = planner(batch, run.estimator, 5)
+    draw = planner(batch, run.design, 5)
     noise = redrawn_gradients(run.model, batch, draw, range(3), [weight], slope.expand(3, -1))
     naive = []
     for redraw in range(3):
-        plan, _ = draw_pair_plans(batch["scored"], batch["example_id"].tolist(), run.estimator, 5, redraw)
+        plan, _ = draw_for_pairs(run.design, batch["scored"], batch["example_id"].tolist(), 5, redraw)
         value = (slope * batch_elbos(run.denoiser(run.model), batch, plan).mean(0)).sum()
         naive.append(torch.autograd.grad(value, weight)[0])
     assert noise.variance == pytest.approx(torch.stack(naive).var(0).sum().item(), rel=1e-10)
@@ -66,7 +64,7 @@ def test_the_table_of_a_policy_and_of_the_reference_itself(run):
     batches = [first_batch(run)]
     settings = Settings(repeats=6, budgets=[1, 4], gradient="up", bank_pairs=4)
     table = measure(run.model, run.reference, batches, settings)
-    rows = {(row["name"], row["n_t"], row["n_y"], row["coupled"]): row for row in table["rows"]}
+    rows = {(row["name"], row["n_t"], row["n_y"], row["shared_masks"]): row for row in table["rows"]}
     assert len(rows) == len(table["rows"]) == 7
     assert rows["vrpo", 4, 1, False]["score"]["value"] > rows["vrpo", 4, 1, True]["score"]["value"]
     assert rows["vrpo", 1, 1, True]["gradient"]["value"] > rows["vrpo", 8, 1, True]["gradient"]["value"]
@@ -76,7 +74,7 @@ def test_the_table_of_a_policy_and_of_the_reference_itself(run):
     scores_only = Settings(repeats=6, budgets=[1, 4], gradient="none", bank_pairs=0)
     same = measure(run.reference, run.reference, batches, scores_only)
     for row in same["rows"]:
-        assert (row["score"]["value"] == 0) == row["coupled"]
+        assert (row["score"]["value"] == 0) == row["shared_masks"]
 
 
 def test_the_command_writes_its_table(tmp_path, capsys):
@@ -95,7 +93,7 @@ def test_the_command_writes_its_table(tmp_path, capsys):
     assert "Var gradient" in capsys.readouterr().out
     for option, value, message in (
         ("--pairs", "6", "pairs=6 must be a positive multiple of batch_size=4"),
-        ("--loss_type", "sft", "loss_type='sft' is unknown"),
+        ("--loss_type", "sft", "loss_type='sft' is no function of a score"),
         ("--loss_type", "exo_pair", "label_smoothing=0 makes exo_pair infinite"),
         ("--budgets", "0", "must be at least 1"),
         ("--beta", "0", "beta=0.0 must be positive"),
@@ -125,18 +123,19 @@ def test_every_gradient_of_every_model(build):
 
 def test_training_logs_the_variance_of_dependent_draws_by_redrawing(tmp_path):
     """Half the squared difference of two draws of the design, at its interval; its mean is the variance."""
-    run = moved(trainer(tmp_path, estimator="cpl", n_t=4, variance_steps=2))
+    run = moved(trainer(tmp_path, estimator="loo_complementary", n_t=4, variance_steps=2))
     batch = first_batch(run)
     with torch.no_grad():
         scores = run.scores(run.denoiser(run.model), batch, 0)
     run.state.global_step = 1
-    assert run.redrawn_noise(run.model, batch, scores) is None
+    assert run.second_scores(run.model, batch, scores) is None
     run.state.global_step = 2
-    metrics = run.pair_metrics(scores, batch, run.redrawn_noise(run.model, batch, scores))
+    metrics = run.metrics_of(scores, batch, run.second_scores(run.model, batch, scores))
     with torch.no_grad():
         other = run.scores(run.denoiser(run.model), batch, -2)
-    first, second = (torch.stack(log_ratios(each.policy_SB, each.reference_SB)) for each in (scores, other))
-    expected = run.args.beta**2 * ((first - second).square() / 2).sum(0)
+    first, second = (log_ratios(each.policy, each.reference) for each in (scores, other))
+    half = (first - second).map(lambda difference_P: difference_P.square() / 2)
+    expected = run.args.beta**2 * (half.chosen + half.rejected)
     assert torch.allclose(metrics["score/variance"], expected, rtol=1e-10)
-    score = run.args.beta * ((first + second) / 2).diff(dim=0)[0]  # beta^2 q(s) V / 2, s halfway between the two
+    score = run.args.beta * (first.margin + second.margin) / 2  # beta^2 q(s) V / 2, s halfway between the two
     assert torch.allclose(metrics["loss/bias"], torch.sigmoid(score) * torch.sigmoid(-score) * expected / 2, rtol=1e-8)

@@ -8,9 +8,9 @@ from test_likelihood import MASK, Table, subsets
 from test_masking import standard_errors
 
 from llada.diffusion.likelihood import elbo_draws, exact_elbo
-from vrpo.estimators.designs import DESIGNS, Estimator, draw_pair_plans
-from vrpo.losses.pairwise import LOSSES, sft, total_loss
-from vrpo.scores import budget_variance, log_ratios, ratio_variance, score_variance
+from vrpo.estimators.designs import DESIGNS, ComposedDesign, draw_for_pairs
+from vrpo.losses.pairwise import LOSSES, LossInputs, PreferenceLoss
+from vrpo.scores import PairScores, log_ratios, ratio_variance, score_variance
 
 LENGTH, BETA = 5, 0.2
 TOKENS = torch.arange(LENGTH)
@@ -28,13 +28,16 @@ REFERENCE = Table(LENGTH)
 POLICY = perturbed(REFERENCE)
 
 
-def sampled_scores(estimator: Estimator, pairs: int, policy=POLICY, reference=REFERENCE):
-    """ELBO draws of `pairs` copies of one pair whose two responses are the same text: [S, 2 * pairs] each."""
+def sampled_scores(design, pairs: int, policy=POLICY, reference=REFERENCE) -> list[PairScores]:
+    """ELBO draws of `pairs` copies of one pair whose two responses are the same text: [S, pairs] for each side."""
     scored = torch.ones(2 * pairs, LENGTH, dtype=torch.bool)
-    plans = draw_pair_plans(scored, list(range(pairs)), estimator, seed=0, epoch=0)
+    plans = draw_for_pairs(design, scored, list(range(pairs)), seed=0, epoch=0)
     tokens = TOKENS.expand(2 * pairs, -1)
     with torch.no_grad():
-        return [elbo_draws(model, tokens, plan) for model, plan in zip((policy, reference), plans, strict=True)]
+        return [
+            PairScores.split(elbo_draws(model, tokens, plan))
+            for model, plan in zip((policy, reference), plans, strict=True)
+        ]
 
 
 @pytest.mark.parametrize("coupled", [True, False])
@@ -42,10 +45,11 @@ def sampled_scores(estimator: Estimator, pairs: int, policy=POLICY, reference=RE
 @pytest.mark.parametrize("masks", ["exact_count", "bernoulli"])
 def test_the_score_is_unbiased(n_t, n_y, coupled, masks):
     """20,000 pairs against the exact log-ratio by enumeration, both sides."""
-    policy_SB, reference_SB = sampled_scores(Estimator(n_t, n_y, coupled, masks), 6_000)
+    policy, reference = sampled_scores(ComposedDesign(n_t, n_y, coupled, masks), 6_000)
     scored, eps = torch.ones(LENGTH, dtype=torch.bool), 1e-3 if masks == "bernoulli" else 0.0
     exact = [exact_elbo(model, TOKENS, scored, eps=eps).item() for model in (POLICY, REFERENCE)]
-    for ratio_P in log_ratios(policy_SB, reference_SB):
+    ratio = log_ratios(policy, reference)
+    for ratio_P in (ratio.chosen, ratio.rejected):
         assert standard_errors(ratio_P, exact[0] - exact[1]) < 4
 
 
@@ -53,28 +57,27 @@ def test_the_gradient_of_the_score_is_unbiased():
     """d ratio / d log p of token 2, summed over contexts: the token's mean weight against the exact gradient."""
     scored = torch.ones(LENGTH, dtype=torch.bool)
     (exact,) = torch.autograd.grad(exact_elbo(POLICY, TOKENS, scored), POLICY.log_p)
-    plan, _ = draw_pair_plans(scored.expand(6_000, -1), list(range(3_000)), DESIGNS["vrpo"], seed=1, epoch=0)
+    plan, _ = draw_for_pairs(DESIGNS["vrpo"], scored.expand(6_000, -1), list(range(3_000)), seed=1, epoch=0)
     assert standard_errors(plan.weight_SBL[:, :, 2].mean(0), exact[:, 2].sum().item()) < 4
 
 
 def test_coupled_and_equal_models_score_exactly_zero():
-    policy_SB, reference_SB = sampled_scores(DESIGNS["vrpo"], 50, policy=REFERENCE)
-    assert torch.equal(policy_SB, reference_SB)
-    policy_SB, reference_SB = sampled_scores(DESIGNS["naive_dpo"], 50, policy=REFERENCE)
-    assert (policy_SB - reference_SB).abs().max() > 0.1
+    policy, reference = sampled_scores(DESIGNS["vrpo"], 50, policy=REFERENCE)
+    assert torch.equal(policy.joined(), reference.joined())
+    policy, reference = sampled_scores(DESIGNS["naive_dpo"], 50, policy=REFERENCE)
+    assert (policy - reference).chosen.abs().max() > 0.1
 
 
-def variance_of_score(estimator: Estimator, pairs: int = 4000) -> float:
-    chosen_P, rejected_P = log_ratios(*sampled_scores(estimator, pairs))
-    return (BETA * (chosen_P - rejected_P)).var().item()
+def variance_of_score(design, pairs: int = 4000) -> float:
+    return (BETA * log_ratios(*sampled_scores(design, pairs)).margin).var().item()
 
 
 def test_the_paper_s_orderings_of_variance():
     """One mask at each timestep is best at equal n (Prop. 1), coupling helps (Prop. 2), variance falls as 1/n."""
-    allocation = [variance_of_score(Estimator(n_t, 4 // n_t, True, "exact_count")) for n_t in (4, 2, 1)]
+    allocation = [variance_of_score(ComposedDesign(n_t, 4 // n_t, True, "exact_count")) for n_t in (4, 2, 1)]
     assert allocation[0] < allocation[1] < allocation[2]
-    assert allocation[0] < 0.1 * variance_of_score(Estimator(4, 1, False, "exact_count"))  # measured: 1/23
-    eight = variance_of_score(Estimator(8, 1, True, "exact_count"))
+    assert allocation[0] < 0.1 * variance_of_score(ComposedDesign(4, 1, False, "exact_count"))  # measured: 1/23
+    eight = variance_of_score(ComposedDesign(8, 1, True, "exact_count"))
     assert eight == pytest.approx(allocation[0] / 2, rel=4 * (2 / 4000) ** 0.5 * 2)
 
 
@@ -94,21 +97,29 @@ def test_the_variance_of_an_elbo_is_the_paper_s_decomposition(n_t, n_y):
     level = means.var(unbiased=False).item()
     mask = torch.stack([value.var(unbiased=False) for value in values.values()]).mean().item()
     draws = 6_000
-    sampled = sampled_scores(Estimator(n_t, n_y, True, "exact_count"), draws // 2)[1].mean(0)
+    sampled = sampled_scores(ComposedDesign(n_t, n_y, True, "exact_count"), draws // 2)[1].joined().mean(0)
     kurtosis = ((sampled - sampled.mean()) ** 4).mean() / sampled.var() ** 2
     error = sampled.var() * ((kurtosis - 1) / draws) ** 0.5
-    assert abs(sampled.var() - budget_variance(level, mask, n_t, n_y)) < 4 * error
+    assert abs(sampled.var() - (level / n_t + mask / (n_t * n_y))) < 4 * error
 
 
 @pytest.mark.parametrize("coupled", [True, False])
 def test_the_reported_variance_of_the_score_is_unbiased(coupled):
     """The mean over pairs of the within-pair estimate against the variance between pairs (both sides random)."""
-    estimator = Estimator(4, 1, coupled, "exact_count")
-    policy_SB, reference_SB = sampled_scores(estimator, 4000)
-    reported = score_variance(ratio_variance(policy_SB, reference_SB), BETA)
-    assert standard_errors(reported, variance_of_score(estimator)) < 6  # both numbers are estimates
+    design = ComposedDesign(4, 1, coupled, "exact_count")
+    policy, reference = sampled_scores(design, 4000)
+    reported = score_variance(ratio_variance(policy, reference), BETA)
+    assert standard_errors(reported, variance_of_score(design)) < 6  # both numbers are estimates
+    one = policy.map(lambda draws_SP: draws_SP[:1])
     with pytest.raises(ValueError, match="at least two draws"):
-        ratio_variance(policy_SB[:1], reference_SB[:1])
+        ratio_variance(one, one)
+
+
+def inputs(chosen, rejected, lengths=(1.0, 1.0), reference=(0.0, 0.0)) -> LossInputs:
+    """Of one pair: policy ELBOs, lengths, and ELBOs of the reference."""
+    policy = PairScores(torch.as_tensor(chosen), torch.as_tensor(rejected))
+    other, length = (PairScores(*(torch.tensor([side]) for side in sides)) for sides in (reference, lengths))
+    return LossInputs(policy - other, policy, length)
 
 
 def test_the_loss_of_a_mean_score_is_not_the_mean_loss():
@@ -117,61 +128,59 @@ def test_the_loss_of_a_mean_score_is_not_the_mean_loss():
     Averaged after the log-sigmoid it would be (log(1 + e^-2) + log(1 + e^2)) / 2 = 1.1269.
     """
     policy_SB = torch.tensor([[10.0, 0.0], [-10.0, 0.0]], dtype=torch.float64)
-    reference_SB, length_B = torch.zeros_like(policy_SB), torch.ones(2)
-    loss = total_loss(policy_SB.mean(0), reference_SB.mean(0), length_B, ["sigmoid"], [1.0], BETA, 0.0)
-    assert loss.item() == pytest.approx(math.log(2), abs=1e-12)
-    each = [
-        total_loss(p, r, length_B, ["sigmoid"], [1.0], BETA, 0.0) for p, r in zip(policy_SB, reference_SB, strict=True)
-    ]
+    loss = PreferenceLoss(("sigmoid",), (1.0,), BETA)
+    assert loss(inputs(*policy_SB.mean(0)[:, None])).item() == pytest.approx(math.log(2), abs=1e-12)
+    each = [loss(inputs(*draw_B[:, None])) for draw_B in policy_SB]
     assert torch.stack(each).mean().item() == pytest.approx(1.126928, abs=1e-6)
 
 
 WORKED = {
     "sigmoid": 0.437488, "robust": 0.362488, "ipo": 3.24, "hinge": 0.4, "exo_pair": 0.233839, "nca_pair": 1.268592,
     "bco_pair": 1.111154, "sppo_hard": 2.5, "apo_zero": 0.851478, "apo_down": 0.953031, "sigmoid_norm": 0.625595,
+    "sft": -0.5,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_the_numbers_worked_in_their_docstrings(name):
-    """r_w = 2 over 4 tokens, r_l = -1 over 5, beta 0.2, 10% of labels flipped."""
-    ratios = torch.tensor([2.0]), torch.tensor([-1.0])
-    lengths = torch.tensor([4.0]), torch.tensor([5.0])
-    assert LOSSES[name](*ratios, *lengths, 0.2, 0.1).item() == pytest.approx(WORKED[name], abs=1e-6)
+    """r_w = 2 over 4 tokens, r_l = -1 over 5, ELBOs of the reference 0, beta 0.2, 10% of labels flipped."""
+    pair = inputs([2.0], [-1.0], lengths=(4.0, 5.0))
+    assert LOSSES[name](pair, 0.2, 0.1).item() == pytest.approx(WORKED[name], abs=1e-6)
 
 
 def test_the_sft_term_is_the_chosen_elbo_by_length():
-    assert sft(torch.tensor([-6.0]), torch.tensor([4.0])).item() == 1.5
-    policy_B, reference_B = torch.tensor([-6.0, -9.0]), torch.tensor([-8.0, -8.0])
-    total = total_loss(policy_B, reference_B, torch.tensor([4.0, 5.0]), ["sigmoid", "sft"], [1.0, 0.05], 0.2, 0.0)
+    pair = inputs([-6.0], [-9.0], lengths=(4.0, 5.0), reference=(-8.0, -8.0))
+    assert LOSSES["sft"](pair, 0.2, 0.0).item() == 1.5
+    total = PreferenceLoss(("sigmoid", "sft"), (1.0, 0.05), 0.2)(pair)
     assert total.item() == pytest.approx(0.437488 + 0.05 * 1.5, abs=1e-6)
 
 
 def test_robust_is_unbiased_under_flipped_labels():
     """(1 - e) loss(s) + e loss(-s) = -log sigmoid(s): the flips cancel."""
-    one, zero, e = torch.tensor([3.0]), torch.tensor([0.0]), 0.1
-    clean = LOSSES["robust"](one, zero, one, one, 0.2, e)
-    flipped = LOSSES["robust"](zero, one, one, one, 0.2, e)
-    exact = LOSSES["sigmoid"](one, zero, one, one, 0.2, 0.0)
+    e = 0.1
+    clean = LOSSES["robust"](inputs([3.0], [0.0]), 0.2, e)
+    flipped = LOSSES["robust"](inputs([0.0], [3.0]), 0.2, e)
+    exact = LOSSES["sigmoid"](inputs([3.0], [0.0]), 0.2, 0.0)
     assert ((1 - e) * clean + e * flipped).item() == pytest.approx(exact.item(), abs=1e-6)
 
 
 def test_extreme_scores_keep_a_finite_loss_and_slope():
     """-log sigmoid(-2000) = 2000; log(sigmoid(x)) would be infinite."""
     ratio = torch.tensor([-1e4], requires_grad=True)
-    loss = LOSSES["sigmoid"](ratio, torch.zeros(1), torch.ones(1), torch.ones(1), 0.2, 0.0)
+    loss = LOSSES["sigmoid"](inputs(ratio, torch.zeros(1)), 0.2, 0.0)
     loss.backward()
     assert loss.item() == pytest.approx(2000)
     assert ratio.grad.item() == pytest.approx(-0.2)
 
 
 def test_names_and_budgets_are_checked():
-    zero = torch.zeros(2)
     with pytest.raises(ValueError, match="loss_type='dpo' is unknown: it must be one of"):
-        total_loss(zero, zero, zero + 1, ["dpo"], [1.0], 0.2, 0.0)
+        PreferenceLoss(("dpo",), (1.0,), 0.2)
     with pytest.raises(ValueError, match="must have one weight for each"):
-        total_loss(zero, zero, zero + 1, ["sigmoid", "sft"], [1.0], 0.2, 0.0)
+        PreferenceLoss(("sigmoid", "sft"), (1.0,), 0.2)
+    with pytest.raises(ValueError, match="beta=nan must be positive"):
+        PreferenceLoss(("sigmoid",), (1.0,), math.nan)
     with pytest.raises(ValueError, match="n_t=0 and n_y=1 must be at least 1"):
-        Estimator(0, 1, True, "exact_count")
+        ComposedDesign(0, 1, True, "exact_count")
     with pytest.raises(ValueError, match="masks='gauss' is unknown"):
-        Estimator(1, 1, True, "gauss")
+        ComposedDesign(1, 1, True, "gauss")

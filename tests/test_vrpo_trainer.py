@@ -12,9 +12,10 @@ from datasets import Dataset
 from peft import LoraConfig
 from test_trainer import IDS, TOKENIZER
 
-from llada.training.base import EVAL_EPOCH
+from llada.diffusion.random_streams import EVALUATION
 from vrpo import VRPOConfig, VRPOTrainer
 from vrpo.data import prepare_pairs
+from vrpo.scores import PairScores
 
 WORDS = ["yes", "no way", "maybe so", "never", "of course", "it is", "a while", "all of it"]
 PAIRS = [
@@ -68,15 +69,16 @@ def test_the_score_starts_at_exactly_zero_and_the_loss_at_log_two(tmp_path):
     with torch.no_grad():
         scores = run.scores(run.denoiser(run.model), batch, epoch=0)
         loss = run.compute_loss(run.model, batch)
-    assert torch.equal(scores.policy_SB, scores.reference_SB)
+    assert torch.equal(scores.policy.joined(), scores.reference.joined())
     assert loss.item() == pytest.approx(0.6931471805599453, abs=1e-15)
 
 
-@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("loss", ["sigmoid", "robust", "ipo", "hinge"])
-def test_the_replayed_gradient_is_that_of_the_full_graph(tmp_path, loss, coupled):
+def test_the_replayed_gradient_is_that_of_the_full_graph(tmp_path, loss, shared):
     """Every loss with the SFT term, n = 3 draws, a policy away from its reference: 1e-12 in float64."""
-    settings = dict(loss_type=[loss, "sft"], loss_weights=[1.0, 0.05], label_smoothing=0.1, coupled=coupled)
+    settings = dict(loss_type=[loss, "sft"], loss_weights=[1.0, 0.05], label_smoothing=0.1)
+    settings |= dict(estimator_options={"shared_masks": shared})
     full, replayed = (moved(trainer(tmp_path, **settings)) for _ in range(2))
     batch = first_batch(full)
     loss_full = full.compute_loss(full.model, batch)
@@ -147,20 +149,20 @@ def test_metrics_are_what_they_say(tmp_path):
     batch = first_batch(run)
     with torch.no_grad():
         scores = run.scores(run.denoiser(run.model), batch, epoch=0)
-    metrics = run.pair_metrics(scores, batch)
-    ratio = (scores.policy_SB - scores.reference_SB).mean(0)
+    metrics = run.metrics_of(scores, batch)
+    policy_SB, reference_SB = scores.policy.joined(), scores.reference.joined()
+    ratio = (policy_SB - reference_SB).mean(0)
     assert torch.allclose(metrics["rewards/chosen"], 0.5 * ratio[:8], atol=1e-12)
     assert torch.allclose(metrics["rewards/margins"], 0.5 * (ratio[:8] - ratio[8:]), atol=1e-12)
     assert torch.equal(metrics["rewards/accuracies"], (ratio[:8] > ratio[8:]).double())
-    assert torch.allclose(metrics["logps/rejected"], scores.policy_SB.mean(0)[8:], atol=1e-12)
+    assert torch.allclose(metrics["logps/rejected"], policy_SB.mean(0)[8:], atol=1e-12)
     share = (scores.plan.masked_SBL.sum(-1).double().mean(0) / batch["scored"].sum(-1)).view(2, 8).mean(0)
     assert torch.allclose(metrics["masked_fraction"], share, atol=1e-12)
-    spread = (scores.policy_SB - scores.reference_SB).var(0) / 3
+    spread = (policy_SB - reference_SB).var(0) / 3
     assert torch.allclose(metrics["score/variance"], 0.25 * (spread[:8] + spread[8:]), atol=1e-12)
     dependent = trainer(tmp_path, n_y=2)
-    assert "score/variance" not in dependent.pair_metrics(
-        dependent.scores(dependent.denoiser(dependent.model), batch, epoch=0), batch
-    )
+    other = dependent.scores(dependent.denoiser(dependent.model), batch, epoch=0)
+    assert "score/variance" not in dependent.metrics_of(other, batch)
 
 
 def test_logged_and_evaluated_metrics_have_trl_s_names(tmp_path):
@@ -326,21 +328,21 @@ def test_the_trainer_averages_scores_before_the_log_sigmoid(tmp_path, monkeypatc
     batch = first_batch(run)
     with torch.no_grad():
         scores = run.scores(run.denoiser(run.model), batch, epoch=0)
-    policy = torch.zeros_like(scores.policy_SB)
-    policy[0, :8], policy[1, :8] = 10.0, -10.0
-    fixed = dataclasses.replace(scores, policy_SB=policy, reference_SB=torch.zeros_like(policy))
+    zero = torch.zeros_like(scores.policy.chosen)
+    chosen = torch.tensor([[10.0], [-10.0]], dtype=torch.float64).expand_as(zero)
+    fixed = dataclasses.replace(scores, policy=PairScores(chosen, zero), reference=PairScores(zero, zero))
     monkeypatch.setattr(run, "scores", lambda *_: fixed)
     assert run.compute_loss(run.model, batch).item() == pytest.approx(0.6931471805599453, abs=1e-12)
 
 
 def test_evaluation_has_one_design(tmp_path):
-    """Naive training draws once and uncoupled; its evaluation is coupled and reports a variance; one draw has none."""
+    """Naive training draws once and shares no masks; its evaluation shares them and reports a variance."""
     rows = Dataset.from_list(PAIRS[:4])
     run = trainer(tmp_path, estimator="naive_dpo", n_t=None, eval_dataset=rows)
     assert "eval_score/variance" in run.evaluate()
     with torch.no_grad():
-        scores = run.scores(run.denoiser(run.model), first_batch(run), EVAL_EPOCH)
-    assert torch.equal(scores.policy_SB, scores.reference_SB)
+        scores = run.scores(run.denoiser(run.model), first_batch(run), EVALUATION)
+    assert torch.equal(scores.policy.joined(), scores.reference.joined())
     assert "eval_score/variance" not in trainer(tmp_path, eval_draws=1, eval_dataset=rows).evaluate()
 
 
@@ -358,7 +360,7 @@ def test_adapters_that_do_not_start_at_zero_need_a_reference(tmp_path):
 def test_defaults_are_the_paper_s_recipe(tmp_path):
     args = VRPOConfig(output_dir=str(tmp_path), use_cpu=True)
     design = args.design()
-    assert (design.n_t, design.n_y, design.coupled, design.masks) == (8, 1, True, "exact_count")
+    assert (design.n_t, design.n_y, design.shared_masks, design.masks) == (8, 1, True, "exact_count")
     assert (args.beta, args.loss_type, args.loss_weights) == (0.2, ["sigmoid", "sft"], [1.0, 0.05])
     assert (args.learning_rate, args.warmup_steps, args.adam_beta1, args.adam_beta2) == (5e-7, 15, 0.9, 0.95)
     assert args.weight_decay == 0.01

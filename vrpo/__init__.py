@@ -10,9 +10,10 @@ __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "vrpo.data": ["PairCollator", "prepare_pairs"],
-        "vrpo.estimators.designs": ["DESIGNS", "design", "draw_pair_plans"],
-        "vrpo.losses.pairwise": ["LOSSES", "total_loss"],
+        "vrpo.estimators.designs": ["DESIGNS", "ComposedDesign", "Design", "design", "draw_for_pairs"],
+        "vrpo.losses.pairwise": ["LOSSES", "LossInputs", "PreferenceLoss"],
         "vrpo.rollouts": ["DIVERSE", "pair_up", "preference"],
+        "vrpo.scores": ["PairScores"],
         "vrpo.training.config": ["VRPOConfig"],
         "vrpo.training.trainer": ["VRPOTrainer"],
     },

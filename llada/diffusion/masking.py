@@ -18,7 +18,7 @@ share and that any device, process or replay reads back unchanged.
 Shapes: S draws, B sequences, L tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,8 @@ from torch import Generator, Tensor
 
 from llada.denoiser import NOT_SCORED
 
+MASKS = ("bernoulli", "exact_count")
+LEVELS = ("iid", "stratified", "mirrored")
 BERNOULLI_FLOOR = 1e-3  # eps of t = (1 - eps) u + eps, as in LLaDA's published training code
 
 
@@ -46,7 +48,7 @@ class MaskPlan:
 def timesteps(n: int, generator: Generator, levels: str = "iid") -> Tensor:
     """n levels u in [0, 1), float64, whose mixture is uniform.
 
-    levels: "iid"; "stratified", one in each of n equal strata, in increasing order; or "antithetic", pairs (u, 1 - u)
+    levels: "iid"; "stratified", one in each of n equal strata, in increasing order; or "mirrored", pairs (u, 1 - u)
     next to each other with u stratified over the lower half (the last of an odd number is independent).
 
     Raises:
@@ -57,7 +59,7 @@ def timesteps(n: int, generator: Generator, levels: str = "iid") -> Tensor:
         return u_S
     if levels == "stratified":
         return (torch.arange(n) + u_S) / n
-    if levels == "antithetic":
+    if levels == "mirrored":
         pairs = n // 2
         lower_S = (torch.arange(pairs) + u_S[:pairs]) / max(2 * pairs, 1)
         return torch.cat([torch.stack([lower_S, 1 - lower_S], -1).flatten(), u_S[2 * pairs :]])
@@ -102,27 +104,23 @@ def exact_count_masks(count_S: Tensor, length: int, generator: Generator, comple
     return rank_SL < count_S[:, None]
 
 
-def exact_count_draws(u_S: Tensor, length: int, generator: Generator, complementary: bool = False, tilt: float = 0.0):
+def exact_count_draws(
+    u_S: Tensor, length: int, generator: Generator, complementary: bool = False, count_tilt: float = 0.0
+):
     """Masks with exactly l tokens hidden, l ~ q by inversion of u, and their weight 1 / (l q(l)): L/l for uniform q.
 
-    tilt: q(l) is proportional to ((l - 1/2) / L)^(-tilt) on 1..L: small counts, whose weights are large, come more
-    often and weigh less (importance sampling; `vrpo.estimators.designs` says when it helps).
+    count_tilt: q(l) is proportional to ((l - 1/2) / L)^(-count_tilt) on 1..L: small counts, whose weights are large,
+    come more often and weigh less (importance sampling; `vrpo.estimators.designs` says when it helps).
 
     Returns:
         mask [S, length] bool and weight [S] float64.
     """
     count_L = torch.arange(1, length + 1, dtype=torch.float64)
-    density_L = ((count_L - 0.5) / length) ** -tilt
+    density_L = ((count_L - 0.5) / length) ** -count_tilt
     density_L /= density_L.sum()
     index_S = torch.searchsorted(density_L.cumsum(0), u_S, right=True).clamp(max=length - 1)
     weight_S = 1 / (count_L * density_L)[index_S]
     return exact_count_masks(index_S + 1, length, generator, complementary), weight_S
-
-
-MASKS = ("bernoulli", "exact_count")
-
-
-LEVELS = ("iid", "stratified", "antithetic")
 
 
 def draw_plan(
@@ -133,41 +131,62 @@ def draw_plan(
     levels: str = "iid",
     n_y: int = 1,
     complementary: bool = False,
-    tilt: float = 0.0,
+    count_tilt: float = 0.0,
 ) -> MaskPlan:
-    """Draw n_t levels and n_y masks at each for every sequence, S = n_t n_y draws, from its own generator.
-
-    The draws of a row depend on its number of scored tokens and its generator only, not on where the tokens stand,
-    on padding or on the other rows.
+    """Draw n_t levels and n_y masks at each for every sequence, S = n_t n_y draws.
 
     Args:
-        scored_BL: bool, the tokens that may be masked (a response, or a document); at least one in each row.
-        generators: one CPU generator for each row, e.g. `keyed_generator(seed, epoch, example_id)`.
+        scored_BL, generators: as for `draw_rows`.
         n_t: levels for each sequence; levels: how they are spread (`timesteps`).
         masks: "exact_count" (weight L/l) or "bernoulli" (weight 1/t, floored).
         n_y: masks at each level; with exact counts they have the same count.
         complementary: draws 1 and 2, 3 and 4, ... have masks that complement each other (`exact_count_masks`).
-        tilt: importance tilt of exact counts (`exact_count_draws`).
+        count_tilt: importance tilt of exact counts (`exact_count_draws`).
 
     Raises:
         ValueError: a row without a scored token, unknown `masks` or `levels`, or a tilt of Bernoulli masks.
     """
     if masks not in MASKS:
         raise ValueError(f"masks={masks!r} is unknown: it must be one of {MASKS}")
-    if tilt and masks != "exact_count":
-        raise ValueError(f"tilt={tilt} needs masks='exact_count', not {masks!r}")
+    if count_tilt and masks != "exact_count":
+        raise ValueError(f"count_tilt={count_tilt} needs masks='exact_count', not {masks!r}")
+
+    def draw_row(length: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        u_S = timesteps(n_t, generator, levels).repeat_interleave(n_y)
+        if masks == "bernoulli":
+            return bernoulli_draws(u_S, length, generator, complementary)
+        return exact_count_draws(u_S, length, generator, complementary, count_tilt)
+
+    return draw_rows(scored_BL, generators, n_t * n_y, draw_row)
+
+
+def draw_rows(
+    scored_BL: Tensor,
+    generators: Sequence[Generator],
+    n: int,
+    draw_row: Callable[[int, Generator], tuple[Tensor, Tensor]],
+) -> MaskPlan:
+    """Draw n masks for every sequence from its own generator.
+
+    The draws of a row depend on its number of scored tokens and its generator only, not on where the tokens stand,
+    on padding or on the other rows.
+
+    Args:
+        scored_BL: bool, the tokens that may be masked (a response, or a document); at least one in each row.
+        generators: one CPU generator for each row (`random_streams`).
+        draw_row: (number of scored tokens, generator) -> masks [n, length] bool and weights [n] float64.
+
+    Raises:
+        ValueError: a row without a scored token.
+    """
     scored_BL = scored_BL.cpu()
     lengths = scored_BL.sum(-1).tolist()
     if 0 in lengths:
         raise ValueError(f"row {lengths.index(0)} of the batch has no scored token: there is nothing to mask")
-    masked_SBL = torch.zeros(n_t * n_y, *scored_BL.shape, dtype=torch.bool)
-    weight_SBL = torch.zeros(n_t * n_y, *scored_BL.shape, dtype=torch.float64)
+    masked_SBL = torch.zeros(n, *scored_BL.shape, dtype=torch.bool)
+    weight_SBL = torch.zeros(n, *scored_BL.shape, dtype=torch.float64)
     for row, (length, generator) in enumerate(zip(lengths, generators, strict=True)):
-        u_S = timesteps(n_t, generator, levels).repeat_interleave(n_y)
-        if masks == "bernoulli":
-            mask_SL, weight_S = bernoulli_draws(u_S, length, generator, complementary)
-        else:
-            mask_SL, weight_S = exact_count_draws(u_S, length, generator, complementary, tilt)
+        mask_SL, weight_S = draw_row(length, generator)
         masked_SBL[:, row, scored_BL[row]] = mask_SL
         weight_SBL[:, row, scored_BL[row]] = mask_SL * weight_S[:, None]
     return MaskPlan(masked_SBL, weight_SBL)

@@ -26,9 +26,6 @@ from llada.models.common.lora import wrap_with_adapters
 logger = logging.getLogger(__name__)
 
 
-EVAL_EPOCH = -1  # the epoch key of every evaluation
-
-
 class EpochCounter(TrainerCallback):
     """Which pass over the data this is: the epoch part of the mask keys.
 

@@ -1,9 +1,13 @@
 """Processes and engines: what the launcher asked for is what runs, and a run leaves none behind."""
 
+import contextlib
 import gc
 import os
+from collections.abc import Iterator
 
 import torch
+from accelerate import Accelerator, DistributedType
+from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from llada.errors import RecipeError
@@ -53,3 +57,19 @@ def leave_group(trainer: Trainer) -> None:
         gc.collect()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def gradients_reduced(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
+    """Keep processes from reducing gradients, and DeepSpeed from stepping, before the last backward of a step."""
+    if last:
+        yield
+        return
+    state, wanted = accelerator.gradient_state, accelerator.gradient_state.sync_gradients
+    state._set_sync_gradients(False)  # accelerate has no public way: its own setter fails (1.15)
+    try:
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        with contextlib.nullcontext() if deepspeed else accelerator.no_sync(model):
+            yield
+    finally:
+        state._set_sync_gradients(wanted)

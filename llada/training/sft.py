@@ -21,8 +21,8 @@ from llada.data.formats import prepare_rows
 from llada.denoiser import Denoiser
 from llada.diffusion.likelihood import elbo_draws
 from llada.diffusion.masking import MASKS, draw_plan
-from llada.diffusion.random_streams import keyed_generator
-from llada.training.base import EVAL_EPOCH, KeyedTrainer
+from llada.diffusion.random_streams import EVALUATION, keyed_generator
+from llada.training.base import KeyedTrainer
 
 
 @dataclass
@@ -130,7 +130,7 @@ class MaskedDiffusionTrainer(KeyedTrainer):
         """Minus the mean over n draws of each row's ELBO, nats, and its number of scored tokens, both [B]."""
         generators = [keyed_generator(self.args.seed, epoch, key) for key in inputs["example_id"].tolist()]
         attention_BL, scored_BL = inputs["attention_mask"], inputs["scored"]
-        if epoch != EVAL_EPOCH and self.args.random_length_probability:
+        if epoch != EVALUATION and self.args.random_length_probability:
             keep_BL = random_lengths(scored_BL.cpu(), generators, self.args.random_length_probability)
             keep_BL = keep_BL.to(scored_BL.device)
             attention_BL, scored_BL = attention_BL * keep_BL, scored_BL & keep_BL
@@ -149,7 +149,7 @@ class MaskedDiffusionTrainer(KeyedTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             nelbo_B, length_B = self.negative_elbo(
-                self.denoiser(model), inputs, EVAL_EPOCH, self.args.eval_draws, "exact_count", levels="stratified"
+                self.denoiser(model), inputs, EVALUATION, self.args.eval_draws, "exact_count", levels="stratified"
             )
         self.stop_unless_finite(nelbo_B, inputs)
         # No loss: the Trainer would weigh batch means, which depend on batches. `likelihood_metrics` has it by rows.

@@ -16,14 +16,11 @@ from torch import Tensor, nn
 
 from llada.denoiser import Denoiser, as_denoiser
 from llada.diffusion.masking import MaskPlan, exact_count_masks
-from llada.diffusion.random_streams import keyed_generator
+from llada.diffusion.random_streams import CHOSEN, MASKED_SUMS, REJECTED, keyed_generator
 from vrpo.analysis.statistics import GradientNoise
 from vrpo.analysis.variance_sources import Bank
-from vrpo.estimators.designs import Estimator, draw_pair_plans
+from vrpo.estimators.designs import Design, draw_for_pairs
 from vrpo.training.replay import batch_elbos, replay, sloped_elbo
-
-BANK = 1_000_003  # the epoch in a bank's mask keys, apart from every redraw's
-
 
 Batch = dict[str, Tensor]
 
@@ -34,9 +31,9 @@ Model: TypeAlias = nn.Module | Denoiser
 Draw = Callable[[int], tuple[MaskPlan, MaskPlan]]  # redraw -> plans of policy and reference
 
 
-def planner(batch: Batch, estimator: Estimator, seed: int) -> Draw:
+def planner(batch: Batch, design: Design, seed: int) -> Draw:
     """The plans of policy and reference for each redraw of a batch."""
-    return lambda redraw: draw_pair_plans(batch["scored"], batch["example_id"].tolist(), estimator, seed, redraw)
+    return lambda redraw: draw_for_pairs(design, batch["scored"], batch["example_id"].tolist(), seed, redraw)
 
 
 @torch.no_grad()
@@ -104,8 +101,10 @@ def banks(policy: Model, reference: Model, batch: Batch, counts: int, masks: int
     """A bank for each response: S(M) of policy minus reference for `masks` masks at up to `counts` counts."""
     lengths = batch["scored"].sum(-1).tolist()
     grids = [count_grid(length, counts) for length in lengths]
-    ids = batch["example_id"].tolist()
-    generators = [keyed_generator(seed, BANK, ids[b % len(ids)], b // len(ids)) for b in range(len(lengths))]
+    generators = [
+        keyed_generator(seed, MASKED_SUMS, example, side)
+        for side in (CHOSEN, REJECTED) for example in batch["example_id"].tolist()
+    ]  # fmt: skip
     values: list[list[Tensor]] = [[] for _ in lengths]
     scored_BL = batch["scored"].cpu()
     for step in range(max(map(len, grids))):

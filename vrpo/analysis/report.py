@@ -10,21 +10,33 @@ def print_variance(results: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title="Variance over redrawn masks [95% interval]")
-    for heading in ("design", "n_t", "n_y", "coupled", "Var score", "Var loss", "Var gradient", "loss bias", "|s| > 6"):
+    for heading in (
+        "design",
+        "n_t",
+        "n_y",
+        "shared masks",
+        "Var score",
+        "Var loss",
+        "Var gradient",
+        "loss bias",
+        "|s| > 6",
+    ):
         table.add_column(heading, justify="left" if heading == "design" else "right")
     for row in results["rows"]:
         cells = [bounded(row[key]) for key in ("score", "loss", "gradient", "bias")]
-        coupled = "yes" if row["coupled"] else "no"
+        shared = "yes" if row["shared_masks"] else "no"
         saturated = f"{row['saturated']['value']:.0%}"
-        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), coupled, *cells, saturated)
+        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), shared, *cells, saturated)
     console = Console(width=160)
     console.print(table)
     console.print(
-        f"1 - correlation of policy and reference ELBOs over coupled draws, n = 4: {bounded(results['decoupled'])}"
+        f"1 - correlation of policy and reference ELBOs over shared masks, n = 4: {bounded(results['decoupled'])}"
     )
     for form, parts in (results["sources"] or {}).items():
         shares = ", ".join(f"{name} {bounded(cell)}" for name, cell in parts.items() if name != "variance")
-        console.print(f"One coupled draw, {form} form: Var score {bounded(parts['variance'])}; share of {shares}")
+        console.print(
+            f"One draw with shared masks, {form} form: Var score {bounded(parts['variance'])}; share of {shares}"
+        )
     for row in results["doubled"]:
         shares = ", ".join(f"{key} x{bounded(row[key])}" for key in ("score", "loss", "gradient") if row[key])
         console.print(f"Twice the forward passes of {row['name']}, {row['n']} -> {2 * row['n']}: variance of {shares}")
@@ -39,8 +51,8 @@ def bounded(cell: dict[str, float] | None) -> str:
 
 
 def is_plotted(row: dict[str, Any], name: str) -> bool:
-    """Rows of a budget curve: coupled, one mask at each timestep."""
-    return row["name"] == name and row["coupled"] and row["n_y"] == 1
+    """Rows of a budget curve: shared masks, one at each timestep."""
+    return row["name"] == name and row["shared_masks"] and row["n_y"] == 1
 
 
 def draw_variance(results: dict[str, Any], path: Path) -> None:
@@ -53,7 +65,7 @@ def draw_variance(results: dict[str, Any], path: Path) -> None:
     keys = [key for key in ("score", "loss", "gradient") if results["rows"][0][key] is not None]
     figure, axes = pyplot.subplots(1, len(keys), figsize=(5 * len(keys), 4), constrained_layout=True, squeeze=False)
     for axis, key in zip(axes[0], keys, strict=True):
-        for name in ("vrpo", "cpl"):
+        for name in dict.fromkeys(row["name"] for row in results["rows"]):
             rows = sorted((row for row in results["rows"] if is_plotted(row, name)), key=lambda row: row["n"])
             n, value = [row["n"] for row in rows], [row[key]["value"] for row in rows]
             ends = [(row[key]["low"], row[key]["high"]) for row in rows]

@@ -1,7 +1,7 @@
 """What preference scores, losses and gradients owe to the draws: every design on the same pairs, with intervals.
 
 The rows are those of the paper's ablation (LLaDA 1.5, arXiv 2505.19223, Table 2: (n_t, n_y, coupled)), then `vrpo` and
-`cpl` at the budgets of the plot; the protocol is the paper's (ib., D.5: 128 pairs, batches of 16, 8 repeats).
+`designs` at the budgets of the plot; the protocol is the paper's (ib., D.5: 128 pairs, batches of 16, 8 repeats).
 Variances are over repeats, averaged over pairs (score, loss) or over batches (gradient: total variance over the named
 parameters of the gradient of the batch's mean loss), with jackknife 95% intervals over pairs or batches.
 """
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from vrpo.analysis.redraw import Batch, banks, planner, redrawn_elbos, redrawn_gradients
 from vrpo.analysis.statistics import covariances, jackknife, left_by_coupling, pooled, ratio_of_means
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
-from vrpo.estimators.designs import Estimator, design
-from vrpo.losses.noise_bias import loss_bias, loss_of
-from vrpo.losses.pairwise import LOSSES, check_loss_settings
-from vrpo.scores import SATURATED
+from vrpo.estimators.designs import ComposedDesign, Design, design
+from vrpo.losses.noise_bias import loss_bias, loss_of_ratio
+from vrpo.losses.pairwise import PreferenceLoss
+from vrpo.scores import SATURATED, PairScores
 
 # The paper's rows, its default first.
 TABLE_2 = [(4, 1, True), (1, 1, True), (8, 1, True), (1, 4, True), (2, 2, True), (4, 1, False)]
@@ -41,6 +41,9 @@ class Settings:
     batch_size: int = field(default=16, metadata={"help": "Pairs of a batch, whose gradient is one sample."})
     repeats: int = field(default=8, metadata={"help": "Redraws of each batch."})
     budgets: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "n of the plot."})
+    designs: list[str] = field(
+        default_factory=lambda: ["vrpo", "loo_complementary"], metadata={"help": "Designs of the plot, by name."}
+    )
     gradient: str = field(default="up", metadata={"help": "'up', 'head', 'full', or 'none' (much faster)."})
     loss_type: str = field(default="sigmoid", metadata={"help": "A loss of vrpo.losses.pairwise."})
     beta: float = field(default=0.2, metadata={"help": "Scale of the score, 1/nats."})
@@ -60,15 +63,20 @@ class Settings:
             )
         if not self.budgets or min(self.budgets) < 1 or self.bank_pairs < 0:
             raise ValueError(f"budgets={self.budgets} must be at least 1, and bank_pairs={self.bank_pairs} at least 0")
-        if self.loss_type not in LOSSES:
-            raise ValueError(f"loss_type={self.loss_type!r} is unknown: it must be one of {sorted(LOSSES)}")
-        check_loss_settings([self.loss_type], [1.0], self.beta, self.label_smoothing)
+        if self.loss_type == "sft":
+            raise ValueError("loss_type='sft' is no function of a score: name a preference loss of vrpo.LOSSES")
+        self.loss()
+        self.rows()
 
-    def rows(self) -> list[tuple[str, Estimator]]:
-        """Named designs, each once: the paper's rows, then vrpo and cpl at every budget."""
-        rows = [("vrpo", Estimator(n_t, n_y, coupled)) for n_t, n_y, coupled in TABLE_2]
-        rows += [(name, design(name, n_t=n)) for name in ("vrpo", "cpl") for n in self.budgets]
-        return list(dict.fromkeys((name, estimator) for name, estimator in rows if (name, estimator.n) != ("cpl", 1)))
+    def loss(self) -> PreferenceLoss:
+        """The loss whose variance is measured."""
+        return PreferenceLoss((self.loss_type,), (1.0,), self.beta, self.label_smoothing)
+
+    def rows(self) -> list[tuple[str, Design]]:
+        """Named designs, each once: the paper's rows, then `designs` at every budget (pairs of masks from n = 2 on)."""
+        rows = [("vrpo", ComposedDesign(n_t, n_y, shared)) for n_t, n_y, shared in TABLE_2]
+        rows += [(name, design(name, n_t=n)) for name in self.designs for n in self.budgets]
+        return list(dict.fromkeys((name, each) for name, each in rows if (name, each.n) != ("loo_complementary", 1)))
 
 
 def measure(
@@ -85,66 +93,77 @@ def measure(
         tick: called after each batch of each row (there are `len(batches) * len(settings.rows())`).
 
     Returns:
-        {"rows": one dict a design (name, n_t, n_y, coupled, n, score, loss, gradient, bias, saturated; intervals as
-        {value, low, high}), "doubled": what twice the budget leaves of each variance, "decoupled": 1 - correlation of
-        policy and reference, "sources": shares of a single draw's variance}.
+        {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated; intervals
+        as {value, low, high}), "doubled": what twice the budget leaves of each variance, "decoupled": 1 - correlation
+        of policy and reference, "sources": shares of a single draw's variance}.
 
     Raises:
         ValueError: the model has no parameter of that name.
     """
     parameters = chosen_parameters(policy, settings.gradient)
-    designs, loss = settings.rows(), (settings.loss_type, settings.beta, settings.label_smoothing)
-    redrawn: list[list[Tensor]] = []  # log-ratios [R, 2P] of each design and batch
-    gradients, moments, redraws = [], [], range(settings.repeats)
-    for name, estimator in designs:
+    designs, loss, redraws = settings.rows(), settings.loss(), range(settings.repeats)
+    lengths = [PairScores.split(batch["scored"].sum(-1).cpu()) for batch in batches]
+    redrawn: list[list[PairScores]] = []  # log-ratios [R, P] of each design and batch
+    gradients, moments = [], []
+    for name, each in designs:
         redrawn.append([])
         gradients.append(list[float]())
-        for batch in batches:
-            draw = planner(batch, estimator, settings.seed)
-            values = redrawn_elbos(policy, reference, batch, draw, redraws)
-            if (name, estimator) == ("vrpo", Estimator(4)):  # the sides are drawn apart: their covariances add
-                moments.append(torch.stack(covariances(*values), -1).unflatten(0, (2, -1)).sum(0))
-            redrawn[-1].append(values[0] - values[1])
+        for batch, length in zip(batches, lengths, strict=True):
+            draw = planner(batch, each, settings.seed)
+            policy_RB, reference_RB = redrawn_elbos(policy, reference, batch, draw, redraws)
+            if (name, each) == ("vrpo", ComposedDesign(4)):  # the sides are drawn apart: their covariances add
+                both = torch.stack(covariances(policy_RB, reference_RB), -1)
+                moments.append(both.unflatten(0, (2, -1)).sum(0))
+            redrawn[-1].append(PairScores.split(policy_RB - reference_RB))
             if parameters:
-                chosen_RP, rejected_RP = redrawn[-1][-1].chunk(2, dim=1)
-                slope = slopes(chosen_RP, rejected_RP, batch["scored"].sum(-1).cpu(), *loss)
-                noise = redrawn_gradients(policy, batch, draw, redraws, parameters, slope)
+                slope_RB = slopes(loss, redrawn[-1][-1], length)
+                noise = redrawn_gradients(policy, batch, draw, redraws, parameters, slope_RB)
                 gradients[-1].append(noise.variance)
             tick()
-    best = [pooled(list(of_batch)) for of_batch in zip(*redrawn, strict=True)]
-    items = [judged(ratios, best, batches, settings) for ratios in redrawn]
+    unbiased = [ratios for (_, each), ratios in zip(designs, redrawn, strict=True) if not each.biased]
+    best = [best_ratio(list(of_batch)) for of_batch in zip(*unbiased, strict=True)]
+    items = [judged(loss, ratios, best, lengths) for ratios in redrawn]
     if parameters:
         for item, of_batches in zip(items, gradients, strict=True):
             item["gradient"] = torch.tensor(of_batches, dtype=torch.float64)
-    rows = [
-        {"name": name, **asdict(estimator), "n": estimator.n, "gradient": None}
-        | {key: interval(values) for key, values in item.items()}
-        for (name, estimator), item in zip(designs, items, strict=True)
-    ]
     return {
-        "rows": rows,
+        "rows": [row(name, each, item) for (name, each), item in zip(designs, items, strict=True)],
         "doubled": doubled(designs, items),
         "decoupled": interval(torch.cat(moments), left_by_coupling),
         "sources": sources(policy, reference, batches, settings) if settings.bank_pairs else None,
     }
 
 
+def row(name: str, design: Design, item: dict[str, Tensor]) -> dict:
+    """A design's line of the table, with intervals over pairs (of the gradient, over batches)."""
+    options = {"n_t": design.n, "n_y": 1} | asdict(design)  # type: ignore[call-overload]
+    facts = {"name": name, **options, "n": design.n, "shared_masks": design.shared_masks, "biased": design.biased}
+    return facts | {"gradient": None} | {key: interval(values) for key, values in item.items()}
+
+
+def best_ratio(redrawn: list[PairScores]) -> tuple[PairScores, PairScores]:
+    """The best estimate of a batch's log-ratios from all unbiased designs, and its variance."""
+    ratio_B, variance_B = pooled([ratios.joined() for ratios in redrawn])
+    return PairScores.split(ratio_B), PairScores.split(variance_B)
+
+
 def judged(
-    ratios: list[Tensor], best: list[tuple[Tensor, Tensor]], batches: list[Batch], settings: Settings
+    loss: PreferenceLoss,
+    redrawn: list[PairScores],
+    best: list[tuple[PairScores, PairScores]],
+    lengths: list[PairScores],
 ) -> dict[str, Tensor]:
     """What each pair's redrawn score does, [pairs] each: variance of score and loss, bias of the loss, saturation.
 
     Args:
-        ratios: log-ratios [R, 2P] of each batch, nats; best: `pooled` over all designs, for each batch.
+        redrawn: log-ratios [R, P] of each batch, nats; best: `best_ratio` for each batch.
     """
-    loss = settings.loss_type, settings.beta, settings.label_smoothing
     found: dict[str, list[Tensor]] = {"score": [], "loss": [], "bias": [], "saturated": []}
-    for ratio_RB, (exact_B, left_B), batch in zip(ratios, best, batches, strict=True):
-        chosen_RP, rejected_RP = ratio_RB.chunk(2, dim=1)
-        lengths, score_RP = batch["scored"].sum(-1).cpu(), settings.beta * (chosen_RP - rejected_RP)
+    for ratios, (exact, exact_variance), length in zip(redrawn, best, lengths, strict=True):
+        score_RP = loss.beta * ratios.margin
         found["score"].append(score_RP.var(0))
-        found["loss"].append(loss_of(chosen_RP, rejected_RP, lengths, *loss).var(0))
-        found["bias"].append(loss_bias(ratio_RB, exact_B, left_B, lengths, *loss))
+        found["loss"].append(loss_of_ratio(loss, ratios, length).var(0))
+        found["bias"].append(loss_bias(loss, ratios, exact, exact_variance, length))
         found["saturated"].append((score_RP.abs() > SATURATED).double().mean(0))
     return {key: torch.cat(values) for key, values in found.items()}
 
@@ -161,12 +180,12 @@ def chosen_parameters(policy: nn.Module, gradient: str) -> list[nn.Parameter]:
     return found
 
 
-def doubled(designs: list[tuple[str, Estimator]], items: list[dict[str, Tensor]]) -> list[dict]:
-    """The variance that is left with twice the forward passes, as a share, for each budget of vrpo and cpl."""
+def doubled(designs: list[tuple[str, Design]], items: list[dict[str, Tensor]]) -> list[dict]:
+    """The variance that is left with twice the forward passes, as a share, for each budget of a plotted design."""
     curve = {
-        (name, estimator.n): item
-        for (name, estimator), item in zip(designs, items, strict=True)
-        if estimator == design(name, n_t=estimator.n)
+        (name, each.n): item
+        for (name, each), item in zip(designs, items, strict=True)
+        if each == design(name, n_t=each.n)
     }
     return [
         {"name": name, "n": n}
@@ -186,11 +205,11 @@ def interval(values: Tensor, statistic: Callable[..., Tensor] = torch.mean, *mor
     return asdict(jackknife(statistic, values, *more))
 
 
-def slopes(chosen_RP, rejected_RP, length_B, loss_type: str, beta: float, label_smoothing: float) -> Tensor:
+def slopes(loss: PreferenceLoss, redrawn: PairScores, length: PairScores) -> Tensor:
     """d (mean loss of the batch) / d (policy ELBO of each response) at each redraw's scores, [R, 2P]."""
-    sides = [side.clone().requires_grad_() for side in (chosen_RP, rejected_RP)]
-    loss = loss_of(sides[0], sides[1], length_B, loss_type, beta, label_smoothing).mean(1)
-    return torch.cat(torch.autograd.grad(loss.sum(), sides), 1)
+    ratio = redrawn.map(lambda ratio_RP: ratio_RP.clone().requires_grad_())
+    mean_R = loss_of_ratio(loss, ratio, length).mean(1)
+    return torch.cat(torch.autograd.grad(mean_R.sum(), (ratio.chosen, ratio.rejected)), 1)
 
 
 def sources(policy, reference, batches: list[Batch], settings: Settings) -> dict:

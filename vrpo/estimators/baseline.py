@@ -5,11 +5,11 @@
 d_i(M) is the log-ratio (or log-probability) of token i under mask M, w_k the weight of draw k. The baseline c_i^k
 guesses d_i from the draws that are independent of draw k, the *others* O_k:
 
-    c_i^k = f_k ( sum_{j in O_k, i in M_j} d_i(M_j) / f_j + kappa b_k ) / ( #{j in O_k : i in M_j} + kappa ),
-    b_k   = mean of d / f over all masked tokens of O_k,      f = 1 + growth x,   x = l / L.
+    c_i^k = f_k ( sum_{j in O_k, i in M_j} d_i(M_j) / f_j + prior b_k ) / ( #{j in O_k : i in M_j} + prior ),
+    b_k   = mean of d / f over all masked tokens of O_k,      f = 1 + slope x,   x = l / L.
 
 Given its count and the others, M_k is a uniform subset of l_k tokens, so 1[i in M_k] - l_k / L has mean 0 while c_i^k
-is fixed: nothing is added on average, for any kappa > 0 (a control variate; leave-one-out baselines are those of
+is fixed: nothing is added on average, for any prior > 0 (a control variate; leave-one-out baselines are those of
 VIMCO, arXiv 1602.06725, here for tokens). What it removes is the noise of *which* tokens a mask happened to hit. It is
 linear in d, so it is a change of the weights alone: one plan serves policy, reference and the gradient. Draws whose
 masks depend on each other (complementary pairs) form a group and are never each other's others.
@@ -23,29 +23,29 @@ from torch import Tensor
 from llada.diffusion.masking import MaskPlan
 
 
-def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float, growth: float = 0.0) -> MaskPlan:
+def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, prior: float, slope: float = 0.0) -> MaskPlan:
     """The plan with the weights of the baseline, in O(S L) for each response.
 
-    With a_ki = w_k f_k (1[i in M_k] - x_k) / (#_ki + kappa) and A_k = sum_i a_ki, the weight of token i in draw j
-    loses 1 / f_j times the sum over the k of other groups of a_ki + kappa A_k / N_k, N_k the masked tokens of O_k: a
+    With a_ki = w_k f_k (1[i in M_k] - x_k) / (#_ki + prior) and A_k = sum_i a_ki, the weight of token i in draw j
+    loses 1 / f_j times the sum over the k of other groups of a_ki + prior A_k / N_k, N_k the masked tokens of O_k: a
     total minus j's own group.
 
     Args:
         plan: exact-count masks with one weight for each draw and response, as drawn.
         scored_BL: bool, the tokens that may be masked.
         group: draws that depend on each other, next to each other in the plan (2 for complementary pairs, else 1).
-        kappa: pseudo-count that pulls a token's baseline to the mean over tokens; positive.
-        growth: log-ratios are larger where more is hidden: 1 + growth times as large where all is as where nothing
+        prior: pseudo-count that pulls a token's baseline to the mean over tokens; positive.
+        slope: log-ratios are larger where more is hidden: 1 + slope times as large where all is as where nothing
             else is. 0 ignores the count.
 
     Returns:
         a plan with the same masks. With one group there is nothing to leave out: the plan itself.
 
     Raises:
-        ValueError: kappa is not positive.
+        ValueError: prior is not positive.
     """
-    if kappa <= 0:
-        raise ValueError(f"kappa={kappa} must be positive")
+    if prior <= 0:
+        raise ValueError(f"prior={prior} must be positive")
     draws = len(plan.masked_SBL)
     if draws <= group:
         return plan
@@ -64,9 +64,9 @@ def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, kappa: float, g
 
     # In place from here: at [16, 64, 1024] a fresh tensor costs as much as the arithmetic on it.
     hidden_SB = count_SB / length_B
-    scale_SB = 1 + growth * hidden_SB
+    scale_SB = 1 + slope * hidden_SB
     a_SBL = (mask_SBL - hidden_SB[..., None]).mul_(scored_BL).mul_((weight_SB * scale_SB)[..., None])
-    a_SBL.div_(others(mask_SBL).add_(kappa))
-    shift_SB = kappa * a_SBL.sum(-1) / others(count_SB)
+    a_SBL.div_(others(mask_SBL).add_(prior))
+    shift_SB = prior * a_SBL.sum(-1) / others(count_SB)
     removed_SBL = others(a_SBL.add_(shift_SB[..., None])).div_(scale_SB[..., None]).mul_(mask_SBL)
     return MaskPlan(plan.masked_SBL, plan.weight_SBL - removed_SBL)

@@ -1,57 +1,56 @@
 """What the noise of a score adds to a loss on average, which docs/losses.md derives for every loss.
 
-Shapes: R redraws, P pairs, B responses. Log-ratios are in nats.
+Shapes: R redraws, P pairs. Log-ratios are in nats.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from vrpo.losses.pairwise import total_loss
+from vrpo.losses.pairwise import LossInputs, PreferenceLoss
+from vrpo.scores import PairScores
 
 
-def loss_of(
-    chosen_P: Tensor, rejected_P: Tensor, length_B: Tensor, loss_type: str, beta: float, label_smoothing: float
-) -> Tensor:
-    """The loss of each pair from its log-ratios, [..., P] (`vrpo.losses.pairwise`, without an SFT term)."""
-    shape = chosen_P.shape
-    flat_B = torch.cat([chosen_P.flatten(), rejected_P.flatten()])
-    lengths = [side.expand(shape).flatten() for side in length_B.chunk(2)]
-    loss = total_loss(flat_B, torch.zeros_like(flat_B), torch.cat(lengths), [loss_type], [1.0], beta, label_smoothing)
-    return loss.view(shape)
+def loss_of_ratio(loss: PreferenceLoss, ratio: PairScores, length: PairScores) -> Tensor:
+    """The loss of each pair as a function of its log-ratios, [..., P]; the reference's ELBOs count as 0."""
+    return loss(LossInputs(ratio, ratio, length))
 
 
-def second_order_bias(
-    chosen_P: Tensor, rejected_P: Tensor, variance_B: Tensor, length_B: Tensor, loss_type: str, beta: float,
-    label_smoothing: float = 0.0,
-) -> Tensor:  # fmt: skip
+def second_order_bias(loss: PreferenceLoss, ratio: PairScores, variance: PairScores, length: PairScores) -> Tensor:
     """What small noise adds to the mean loss, [P]: (f_ww Var[r_w] + f_ll Var[r_l]) / 2 (the sides are independent).
 
     Args:
-        chosen_P, rejected_P: log-ratios without noise; variance_B: [2P] the variances of their estimates.
+        ratio: log-ratios without noise; variance: of their estimates, nats^2.
     """
-    sides = [side.detach().double().requires_grad_() for side in (chosen_P, rejected_P)]
-    with torch.enable_grad():
-        loss = loss_of(sides[0], sides[1], length_B.double(), loss_type, beta, label_smoothing)
-        slopes = torch.autograd.grad(loss.sum(), sides, create_graph=True)
-        curvatures = [
-            torch.autograd.grad(slope.sum(), side, retain_graph=True)[0] if slope.requires_grad else 0 * side
-            for slope, side in zip(slopes, sides, strict=True)
-        ]
-    return sum(c * v for c, v in zip(curvatures, variance_B.double().chunk(2), strict=True)).detach() / 2
+    terms = []
+    sides = [side.detach().double().requires_grad_() for side in (ratio.chosen, ratio.rejected)]
+    variances = variance.chosen.double(), variance.rejected.double()
+    for name, weight in zip(loss.names, loss.weights, strict=True):
+        with torch.enable_grad():
+            one = replace(loss, names=(name,), weights=(1.0,))
+            value = loss_of_ratio(one, PairScores(*sides), length.map(Tensor.double))
+            slopes = torch.autograd.grad(value.sum(), sides, create_graph=True, materialize_grads=True)
+            curvatures = [
+                torch.autograd.grad(slope.sum(), side, retain_graph=True, materialize_grads=True)[0]
+                if slope.requires_grad
+                else 0 * side
+                for slope, side in zip(slopes, sides, strict=True)
+            ]
+        bias_P = sum(c * v for c, v in zip(curvatures, variances, strict=True)).detach() / 2
+        terms.append(weight * bias_P)
+    return torch.stack(terms).sum(0)
 
 
 def loss_bias(
-    ratio_RB: Tensor, exact_B: Tensor, left_B: Tensor, length_B: Tensor, loss_type: str, beta: float,
-    label_smoothing: float = 0.0,
-) -> Tensor:  # fmt: skip
+    loss: PreferenceLoss, redrawn: PairScores, exact: PairScores, exact_variance: PairScores, length: PairScores
+) -> Tensor:
     """Mean loss over redraws minus the loss of the exact score, [P].
 
     Args:
-        ratio_RB: redrawn log-ratios (chosen, then rejected); exact_B, left_B: the best estimate of them and its
-            variance (`pooled`); what that adds to the loss of the estimate is taken off to second order.
+        redrawn: log-ratios [R, P] of each side; exact, exact_variance: the best estimate of them and its variance
+            (`vrpo.analysis.statistics.pooled`); what that adds to the loss of the estimate is taken off to second
+            order.
     """
-    settings = length_B, loss_type, beta, label_smoothing
-    chosen_RP, rejected_RP = ratio_RB.chunk(2, -1)
-    chosen_P, rejected_P = exact_B.chunk(2)
-    mean_P, exact_P = loss_of(chosen_RP, rejected_RP, *settings).mean(0), loss_of(chosen_P, rejected_P, *settings)
-    return mean_P - exact_P + second_order_bias(chosen_P, rejected_P, left_B, *settings).to(mean_P)
+    mean_P, exact_P = loss_of_ratio(loss, redrawn, length).mean(0), loss_of_ratio(loss, exact, length)
+    return mean_P - exact_P + second_order_bias(loss, exact, exact_variance, length).to(mean_P)

@@ -1,24 +1,12 @@
 """Options of preference training: TRL's names, the paper's values (LLaDA 1.5, arXiv 2505.19223, section 4.1)."""
 
+import json
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from vrpo.estimators.designs import Estimator, design
-from vrpo.losses.pairwise import check_loss_settings
-
-PARTS = (
-    "n_t",
-    "n_y",
-    "coupled",
-    "masks",
-    "levels",
-    "complementary",
-    "tilt",
-    "kappa",
-    "growth",
-)  # of a design, as options
-
+from vrpo.estimators.designs import DESIGNS, Design, design
+from vrpo.losses.pairwise import PreferenceLoss
 
 SFT_WEIGHT = 0.05  # of the SFT loss beside the preference loss (LLaDA 1.5, section 4.1)
 
@@ -41,38 +29,19 @@ class VRPOConfig(TrainingArguments):
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Rate of flipped labels, for 'robust' and 'exo_pair'."}
     )
-    estimator: str = field(
-        default="vrpo", metadata={"help": "Sampling design: vrpo, vrpo_bernoulli, naive_dpo or cpl."}
-    )
+    estimator: str = field(default="vrpo", metadata={"help": f"Sampling design: one of {', '.join(DESIGNS)}."})
     n_t: int | None = field(default=None, metadata={"help": "Timesteps for each response; default: the design's."})
     n_y: int | None = field(default=None, metadata={"help": "Masks at each timestep; default: the design's."})
-    coupled: bool | None = field(
-        default=None, metadata={"help": "Policy and reference share masks; default: the design's."}
-    )
-    levels: str | None = field(
-        default=None, metadata={"help": "Timesteps 'iid', 'stratified' or 'antithetic'; default: the design's."}
-    )
-    complementary: bool | None = field(
-        default=None, metadata={"help": "Masks in pairs that complement each other; default: the design's."}
-    )
-    tilt: float | None = field(
-        default=None, metadata={"help": "Exponent of the tilt to small masked counts; default: the design's."}
-    )
-    kappa: float | None = field(
+    estimator_options: dict | str | None = field(
         default=None,
-        metadata={"help": "Pseudo-count of the token baseline, 0 for none; default: the design's."},
+        metadata={"help": 'Other options of the design as JSON, such as {"levels": "mirrored"} (vrpo.estimators).'},
     )
-    growth: float | None = field(
-        default=None,
-        metadata={"help": "Log-ratios 1 + growth times as large where all is hidden, to it; default: the design's."},
-    )
-    masks: str | None = field(default=None, metadata={"help": "'exact_count' or 'bernoulli'; default: the design's."})
     eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})
     variance_steps: int = field(
         default=50,
         metadata={
-            "help": "With one draw, or draws that depend on each other, redraw the scores of every such step, without "
-            "gradients, for the variance that is logged (0: never); about 0.4 of a step's time each."
+            "help": "Every so many steps, score the batch again with fresh masks to log score/variance. Used only when "
+            "the draws are not independent; about 40% of a step; 0 disables."
         },
     )
     max_length: int | None = field(
@@ -105,11 +74,18 @@ class VRPOConfig(TrainingArguments):
             self.loss_type = [self.loss_type]
         if self.loss_weights is None:
             self.loss_weights = [SFT_WEIGHT if name == "sft" else 1.0 for name in self.loss_type]
-        check_loss_settings(self.loss_type, self.loss_weights, self.beta, self.label_smoothing)
+        if isinstance(self.estimator_options, str):
+            self.estimator_options = json.loads(self.estimator_options)
+        self.loss()
         self.design()
         if self.eval_draws < 1:
             raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")
 
-    def design(self) -> Estimator:
-        """The named sampling design with the parts that are set here."""
-        return design(self.estimator, **{part: getattr(self, part) for part in PARTS})
+    def loss(self) -> PreferenceLoss:
+        """The weighted sum of losses that is set here."""
+        assert self.loss_weights is not None  # `__post_init__` has filled it in
+        return PreferenceLoss(tuple(self.loss_type), tuple(self.loss_weights), self.beta, self.label_smoothing)
+
+    def design(self) -> Design:
+        """The named sampling design with the options that are set here."""
+        return design(self.estimator, n_t=self.n_t, n_y=self.n_y, **(self.estimator_options or {}))  # type: ignore[arg-type]

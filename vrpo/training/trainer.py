@@ -13,7 +13,6 @@ known, the gradient is a sum over draws with known weights: exact for every loss
 
 import contextlib
 import logging
-from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,36 +21,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from llada.denoiser import ModuleDenoiser
 from llada.diffusion.masking import MaskPlan
-from llada.training.base import EVAL_EPOCH, KeyedTrainer, load
+from llada.diffusion.random_streams import EVALUATION, second_draw
+from llada.training.base import KeyedTrainer, load
+from llada.training.distributed import gradients_reduced
 from vrpo.data import PairCollator, prepare_pairs
-from vrpo.estimators.designs import DESIGNS, Estimator, draw_pair_plans
-from vrpo.losses.noise_bias import second_order_bias
-from vrpo.losses.pairwise import total_loss
-from vrpo.scores import SATURATED, log_ratios, ratio_variance, score_variance
+from vrpo.estimators.designs import design, draw_for_pairs
+from vrpo.losses.pairwise import LossInputs
+from vrpo.scores import PairScores
 from vrpo.training.config import VRPOConfig
-from vrpo.training.metrics import mean_metrics
+from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noise_of_two, pair_metrics
 from vrpo.training.reference import make_reference, prepare_reference
 from vrpo.training.replay import batch_elbos, replay, sloped_elbo
 
 logger = logging.getLogger(__name__)
-
-
-REDRAWN = -2  # the epoch of a redraw's mask keys is this minus the epoch: below every epoch and below evaluation's
-
-
-@dataclass(frozen=True)
-class Scores:
-    """ELBO draws of one batch, [S, 2P] each, the design that drew them, and the plan of the policy."""
-
-    policy_SB: Tensor
-    reference_SB: Tensor
-    plan: MaskPlan
-    estimator: Estimator
-
-    @property
-    def tell_variance(self) -> bool:
-        """Whether the draws themselves tell their variance: several, and independent."""
-        return self.estimator.independent and self.estimator.n > 1
 
 
 class VRPOTrainer(KeyedTrainer):
@@ -87,7 +69,7 @@ class VRPOTrainer(KeyedTrainer):
         self.reference = make_reference(model, ref_model, peft_config)
         super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks, optimizers)
         self.disable_dropout()
-        self.estimator = args.design()
+        self.design, self.evaluation_design = args.design(), design("vrpo", n_t=args.eval_draws)
         if self.reference is not None:
             self.reference = prepare_reference(self.reference, self.accelerator)
 
@@ -116,18 +98,16 @@ class VRPOTrainer(KeyedTrainer):
 
     # The loss, with a graph over all draws: the naive form of `training_step`
 
-    def scores(self, denoiser: ModuleDenoiser, inputs: dict[str, Tensor], epoch: int) -> Scores:
+    def scores(self, denoiser: ModuleDenoiser, inputs: dict[str, Tensor], epoch: int) -> BatchScores:
         """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without)."""
-        ids = inputs["example_id"].tolist()
         # Evaluation has one design, whatever training has: its curves are to show the model, and to compare.
-        estimator = DESIGNS["vrpo"] if epoch == EVAL_EPOCH else self.estimator
-        if epoch == EVAL_EPOCH:
-            estimator = replace(estimator, n_t=self.args.eval_draws)
-        policy_plan, reference_plan = draw_pair_plans(inputs["scored"], ids, estimator, self.args.seed, epoch)
+        design = self.evaluation_design if epoch == EVALUATION else self.design
+        ids = inputs["example_id"].tolist()
+        policy_plan, reference_plan = draw_for_pairs(design, inputs["scored"], ids, self.args.seed, epoch)
         policy_SB = batch_elbos(denoiser, inputs, policy_plan)
         with torch.no_grad(), self.reference_model(denoiser.module) as reference:
             reference_SB = batch_elbos(self.denoiser(reference), inputs, reference_plan)
-        return Scores(policy_SB, reference_SB, policy_plan, estimator)
+        return BatchScores(PairScores.split(policy_SB), PairScores.split(reference_SB), policy_plan, design)
 
     @contextlib.contextmanager
     def reference_model(self, model: nn.Module):
@@ -138,23 +118,20 @@ class VRPOTrainer(KeyedTrainer):
             with self.accelerator.unwrap_model(model).disable_adapter():
                 yield model
 
-    def pair_losses(self, policy_B: Tensor, reference_B: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def pair_losses(self, pairs: LossInputs, inputs: dict[str, Tensor]) -> Tensor:
         """The loss of each pair, [P]; a score that is not finite stops (its loss may be: that of s = inf is 0)."""
-        args, length_B = self.args, inputs["scored"].sum(-1)
-        chosen_P, rejected_P = (policy_B - reference_B).chunk(2)
-        self.stop_unless_finite(args.beta * (chosen_P - rejected_P), inputs, "score")
-        loss_P = total_loss(
-            policy_B, reference_B, length_B, args.loss_type, args.loss_weights, args.beta, args.label_smoothing
-        )
+        loss = self.args.loss()
+        self.stop_unless_finite(loss.beta * pairs.ratio.margin, inputs, "score")
+        loss_P = loss(pairs)
         self.stop_unless_finite(loss_P, inputs)
         return loss_P
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         denoiser = self.denoiser(model)
         scores = self.scores(denoiser, inputs, self.epoch)
-        loss = self.pair_losses(scores.policy_SB.mean(0), scores.reference_SB.mean(0), inputs).mean()
+        loss = self.pair_losses(scores.loss_inputs(response_lengths(inputs)), inputs).mean()
         loss = loss + self.auxiliary_loss(denoiser)
-        return (loss, self.pair_metrics(scores, inputs)) if return_outputs else loss
+        return (loss, self.metrics_of(scores, inputs)) if return_outputs else loss
 
     # Training: scores without a graph, then the draws replayed one at a time
 
@@ -165,12 +142,27 @@ class VRPOTrainer(KeyedTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = self.scores(self.denoiser(model), inputs, self.epoch)
-        policy_B = scores.policy_SB.mean(0).requires_grad_()
-        loss_P = self.pair_losses(policy_B, scores.reference_SB.mean(0), inputs)
-        (slope_B,) = torch.autograd.grad(loss_P.mean(), policy_B)
+        loss_P, slope_B = self.loss_and_slopes(scores, inputs)
         # Before the last backward, in which DeepSpeed steps the optimizer.
-        noise = self.redrawn_noise(model, inputs, scores)
-        share = 1 / (self.estimator.n * self.current_gradient_accumulation_steps)
+        metrics = self.metrics_of(scores, inputs, self.second_scores(model, inputs, scores))
+        auxiliary = self.replay(model, inputs, scores.plan, slope_B)
+        self.add_metrics(metrics)
+        return loss_P.detach().mean() / self.current_gradient_accumulation_steps + auxiliary
+
+    def loss_and_slopes(self, scores: BatchScores, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss of each pair, [P], and d (its mean) / d (policy ELBO of each response), [2P]."""
+        pairs = scores.loss_inputs(response_lengths(inputs))
+        policy = pairs.policy.map(lambda elbo_P: elbo_P.requires_grad_())
+        reference = scores.reference.map(lambda draws_SP: draws_SP.mean(0))
+        loss_P = self.pair_losses(LossInputs(policy - reference, policy, pairs.length), inputs)
+        slopes = torch.autograd.grad(loss_P.mean(), (policy.chosen, policy.rejected), materialize_grads=True)
+        return loss_P, torch.cat(slopes)
+
+    def replay(self, model: nn.Module, inputs: dict[str, Tensor], plan: MaskPlan, slope_B: Tensor) -> Tensor:
+        """Add the gradient of the loss, one draw at a time; this micro-batch's share of the auxiliary losses."""
+        share = 1 / (len(plan.masked_SBL) * self.current_gradient_accumulation_steps)
+        # The share of a micro-batch is in `share` already; DeepSpeed would divide by it again.
+        options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         auxiliary = torch.zeros(())
 
         def forward(draw: MaskPlan) -> Tensor:
@@ -183,98 +175,38 @@ class VRPOTrainer(KeyedTrainer):
                 return (term + auxiliary_loss) * share
 
         def backward(term: Tensor) -> None:
-            self.accelerator.backward(term, **self.backward_options())
+            self.accelerator.backward(term, **options)
 
-        replay(scores.plan, forward, backward, partial(self.synchronised_at, model))
-        self.add_metrics(self.pair_metrics(scores, inputs, noise))
-        return loss_P.detach().mean() / self.current_gradient_accumulation_steps + auxiliary
+        replay(plan, forward, backward, partial(gradients_reduced, self.accelerator, model))
+        return auxiliary
 
-    @contextlib.contextmanager
-    def synchronised_at(self, model: nn.Module, last: bool):
-        """Keep processes from reducing gradients, and DeepSpeed from stepping, before the last backward of a step."""
-        if last:
-            yield
-            return
-        state, wanted = self.accelerator.gradient_state, self.accelerator.gradient_state.sync_gradients
-        state._set_sync_gradients(False)
-        try:
-            with contextlib.nullcontext() if self.is_deepspeed_enabled else self.accelerator.no_sync(model):
-                yield
-        finally:
-            state._set_sync_gradients(wanted)
+    # Metrics
 
-    def backward_options(self) -> dict[str, bool]:
-        # The share of a micro-batch is in `training_step` already; DeepSpeed would divide by it again.
-        return {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+    def metrics_of(
+        self, scores: BatchScores, inputs: dict[str, Tensor], second: BatchScores | None = None
+    ) -> dict[str, Tensor]:
+        """`pair_metrics`; with noise where the draws, or a second score of the same batch, give it."""
+        noise = noise_of_draws(scores) if scores.has_sample_variance else None
+        noise = noise_of_two(scores, second) if second is not None else noise
+        return pair_metrics(scores, response_lengths(inputs), self.args.loss(), noise)
 
-    # Metrics, under TRL's names
-
-    def redrawn_noise(
-        self, model: nn.Module, inputs: dict[str, Tensor], scores: Scores
-    ) -> tuple[Tensor, Tensor] | None:
-        """Variance of each log-ratio from one other draw of the whole design, and their mean, [2P]; None unless due.
-
-        For a single draw, and for designs whose draws depend on each other: half of the squared difference is an
-        unbiased estimate. It is independent of the mean (for normal noise), where the loss's curvature is taken.
-        """
+    def second_scores(self, model: nn.Module, inputs: dict[str, Tensor], scores: BatchScores) -> BatchScores | None:
+        """Scores of the batch with fresh masks, where its own draws give no variance and `variance_steps` says so."""
         every = self.args.variance_steps
-        if scores.tell_variance or not every or self.state.global_step % every:
+        if scores.has_sample_variance or not every or self.state.global_step % every:
             return None
         with torch.no_grad(), self.compute_loss_context_manager():
-            other = self.scores(self.denoiser(model), inputs, REDRAWN - self.epoch)
-        first_B, second_B = ((each.policy_SB - each.reference_SB).mean(0) for each in (scores, other))
-        return (first_B - second_B).square() / 2, (first_B + second_B) / 2
-
-    @torch.no_grad()
-    def pair_metrics(
-        self, scores: Scores, inputs: dict[str, Tensor], noise: tuple[Tensor, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """One value for each pair, [P]; rewards are beta times log-ratios, logps are ELBOs in nats.
-
-        noise: `redrawn_noise`, where the draws are not independent and cannot tell it.
-        """
-        beta = self.args.beta
-        chosen_P, rejected_P = log_ratios(scores.policy_SB, scores.reference_SB)
-        policy_P = scores.policy_SB.mean(0).chunk(2)
-        masked = scores.plan.masked_SBL.sum((0, 2)).to(chosen_P) / scores.plan.masked_SBL.shape[0]
-        masked_P = (masked / inputs["scored"].sum(-1)).view(2, -1).mean(0)
-        score_P = beta * (chosen_P - rejected_P)
-        metrics = {
-            "rewards/chosen": beta * chosen_P,
-            "rewards/rejected": beta * rejected_P,
-            "rewards/accuracies": (score_P > 0).to(score_P),
-            "rewards/margins": score_P,
-            "logps/chosen": policy_P[0],
-            "logps/rejected": policy_P[1],
-            "logps/accuracies": (policy_P[0] > policy_P[1]).to(score_P),
-            "masked_fraction": masked_P,
-            "score/saturated": (score_P.abs() > SATURATED).to(score_P),
-        }
-        if scores.tell_variance:
-            noise = ratio_variance(scores.policy_SB, scores.reference_SB), torch.cat([chosen_P, rejected_P])
-        if noise is not None:
-            metrics["score/variance"] = score_variance(noise[0], beta)
-            if "hinge" not in self.args.loss_type:  # a kink has no curvature
-                metrics["loss/bias"] = self.bias_of_noise(*noise, inputs)
-        return metrics
-
-    def bias_of_noise(self, variance_B: Tensor, ratio_B: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """What the noise of the scores adds to the preference losses, to second order (docs/losses.md), [P]."""
-        args, length_B = self.args, inputs["scored"].sum(-1)
-        chosen_P, rejected_P = ratio_B.chunk(2)
-        terms = [
-            weight * second_order_bias(
-                chosen_P, rejected_P, variance_B, length_B, name, args.beta, args.label_smoothing
-            )
-            for name, weight in zip(args.loss_type, args.loss_weights, strict=True)
-            if name != "sft"
-        ]  # fmt: skip
-        return torch.stack(terms).sum(0) if terms else torch.zeros_like(chosen_P)
+            return self.scores(self.denoiser(model), inputs, second_draw(self.epoch))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            scores = self.scores(self.denoiser(model), inputs, EVAL_EPOCH)
-            loss_P = self.pair_losses(scores.policy_SB.mean(0), scores.reference_SB.mean(0), inputs)
+            scores = self.scores(self.denoiser(model), inputs, EVALUATION)
+            loss_P = self.pair_losses(scores.loss_inputs(response_lengths(inputs)), inputs)
         # The loss is a metric of each pair: the Trainer would weigh batch means, which depend on batches.
-        return None, {"loss": loss_P, **self.pair_metrics(scores, inputs)}, inputs["row"]
+        return None, {"loss": loss_P, **self.metrics_of(scores, inputs)}, inputs["row"]
+
+
+def response_lengths(inputs: dict[str, Tensor]) -> PairScores:
+    """Scored tokens of each response, [P] for each side."""
+    return PairScores.split(inputs["scored"].sum(-1))

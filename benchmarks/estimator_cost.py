@@ -1,8 +1,9 @@
-"""What loo_complementary costs beside vrpo: the time of its plan, and of a training step, interleaved in one run.
+"""What loo_complementary costs beside vrpo: the time of drawing its masks, and of a training step, interleaved in one
+run.
 
 python benchmarks/estimator_cost.py [--quick] [--json PATH]
 
-A plan for n = 16 and 64 responses of 1,024 tokens, on one core; and steps of a model of width 256 with 6 layers and a
+Masks for n = 16 and 64 responses of 1,024 tokens, on one core; and steps of a model of width 256 with 6 layers and a
 vocabulary of 32k on 2 pairs of prompt 64 and response 192, n = 4, alternating between the designs. The ratio is
 that of mean step times, with the 95% interval of a bootstrap over neighbouring pairs of steps. The redraw for the
 logged variance is timed apart: it comes once in `variance_steps` (50) steps.
@@ -23,8 +24,8 @@ from vrpo import VRPOConfig, VRPOTrainer
 from vrpo.estimators.designs import design, draw_for_pairs
 
 
-def plan_seconds(name: str, repeats: int) -> float:
-    """Fastest of several draws of one plan, seconds."""
+def draw_seconds(name: str, repeats: int) -> float:
+    """Fastest of several draws of the masks of a batch, seconds."""
     scored = torch.ones(64, 1024, dtype=torch.bool)
     times = []
     for repeat in range(repeats):
@@ -64,9 +65,9 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for name in ("vrpo", "loo_complementary"):
-        milliseconds = 1000 * plan_seconds(name, 5 if args.quick else 20)
-        print(f"plan of {name}, n = 16, 64 responses of 1,024 tokens: {milliseconds:.1f} ms")
-        rows.append({"name": f"plan of {name}", "value": milliseconds, "unit": "ms", "low": None, "high": None})
+        milliseconds = 1000 * draw_seconds(name, 5 if args.quick else 20)
+        print(f"masks of {name}, n = 16, 64 responses of 1,024 tokens: {milliseconds:.1f} ms")
+        rows.append({"name": f"masks of {name}", "value": milliseconds, "unit": "ms", "low": None, "high": None})
     with tempfile.TemporaryDirectory() as folder:
         both = trainers(folder)
         batches = {name: next(iter(trainer.get_train_dataloader())) for name, trainer in both.items()}

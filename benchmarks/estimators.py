@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-from vrpo.analysis.redraw import banks, planner, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.redraw import mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
 from vrpo.analysis.statistics import Interval, jackknife, ratio_of_means
 from vrpo.analysis.table import chosen_parameters
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
@@ -89,7 +89,7 @@ class Case:
 
 
 def draws_of(design: Design):
-    return lambda batch: planner(batch, design, 1)
+    return lambda batch: mask_redraws(batch, design, 1)
 
 
 def small_case(args) -> Case:
@@ -131,9 +131,9 @@ def paper_forms(case: Case, counts: int, masks: int) -> None:
     """The paper's two forms by per-count moments, for any budget; the L/l form redrawn too, to check the harness."""
     found = []  # of the chosen and the rejected response of each pair
     for batch in tqdm(case.batches, desc="banks"):
-        both = banks(case.policy, case.reference, batch, counts, masks, 2)
+        both = masked_sum_tables(case.policy, case.reference, batch, counts, masks, 2)
         found += zip(both[: len(both) // 2], both[len(both) // 2 :], strict=True)
-    lengths = torch.cat([batch["scored"].sum(-1) for batch in case.batches]).double()
+    lengths = torch.cat([batch["response_mask"].sum(-1) for batch in case.batches]).double()
     mean = case.note("mean response length", float(lengths.mean()), "tokens")
     print(f"\n{len(found)} pairs, mean response {mean} tokens, {case.redraws} redraws")
     for form, split in FORMS.items():
@@ -182,7 +182,7 @@ def gradients(case: Case) -> None:
         def variances(name: str, n: int, parameters=parameters, redraws=redraws) -> Tensor:
             found = [
                 redrawn_gradients(
-                    case.policy, batch, planner(batch, design(name, n_t=n), 1), range(redraws),
+                    case.policy, batch, mask_redraws(batch, design(name, n_t=n), 1), range(redraws),
                     parameters, slope.expand(redraws, 2),
                 ).variance
                 for whole in case.batches for batch in pairs_of(whole)

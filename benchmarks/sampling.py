@@ -20,7 +20,7 @@ from torch import Tensor
 
 import llada
 from llada import LLaDAConfig, LLaDAModelLM, SamplerSettings
-from llada.sampling.selection import TokenChoice, top_k
+from llada.sampling.selection import TokenProposal, select_top_k
 
 PROMPT, NEW, BLOCK, VOCABULARY = 64, 128, 32, 4096
 MASK = VOCABULARY - 1
@@ -98,11 +98,11 @@ def parts_of_a_forward(model: LLaDAModelLM, prompt_1P: Tensor, repeats: int) -> 
     for hook in hooks:
         hook.remove()
     spent["attention"] = spent.pop("blocks") - spent["MLP"]
-    rule, logits_NV = TokenChoice("low_confidence", 0.0, [MASK], [], [], None), torch.randn(BLOCK, VOCABULARY)
+    rule, logits_NV = TokenProposal("low_confidence", 0.0, [MASK], [], [], None), torch.randn(BLOCK, VOCABULARY)
     at_1L, one_1 = (torch.arange(PROMPT + NEW) >= PROMPT + NEW - BLOCK)[None], torch.ones(1)
     start = time.process_time()
     for _ in range(repeats):
-        top_k(at_1L, rule(logits_NV)[1], one_1)
+        select_top_k(at_1L, rule(logits_NV)[1], one_1)
     spent["rule"] = time.process_time() - start
     return {name: seconds / repeats for name, seconds in spent.items()}
 

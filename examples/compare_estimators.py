@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from llada.data.tokenizer import special_ids
 from vrpo.analysis.report import draw_variance, print_variance
-from vrpo.analysis.table import Settings, measure
+from vrpo.analysis.run import write
+from vrpo.analysis.settings import Settings
+from vrpo.analysis.table import measure
 from vrpo.data import PairCollator, prepare_pairs
-from vrpo.variance import write
 
 
 def batches_of(number: int, size: int, seed: int, one_manner: bool = False) -> list:

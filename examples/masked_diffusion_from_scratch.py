@@ -15,8 +15,8 @@ import torch
 import llada
 from llada.denoiser import as_denoiser
 from llada.diffusion.likelihood import elbo_draws
-from llada.diffusion.masking import draw_plan
-from llada.diffusion.random_streams import keyed_generator
+from llada.diffusion.masking import draw_masks
+from llada.diffusion.random_streams import generator_for
 
 LETTERS = string.ascii_lowercase
 MASK, EOS = 26, 27
@@ -43,13 +43,13 @@ def main() -> None:
     sizes = dict(d_model=64, n_layers=2, n_heads=4, mlp_hidden_size=128, vocab_size=28, max_sequence_length=2 * LENGTH)
     model = llada.LLaDAModelLM(llada.LLaDAConfig(rope_theta=10000.0, **sizes, **ids))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
-    held_out_BL = examples(200, keyed_generator(args.seed, -1))
+    held_out_BL = examples(200, generator_for(args.seed, -1))
 
     def elbo(tokens_BL: torch.Tensor, key: int, n: int) -> torch.Tensor:
         """Mean over n draws of sum_i (L/l) log p(answer token i | masked), nats for each row."""
         answer_BL = (torch.arange(2 * LENGTH) >= LENGTH).expand_as(tokens_BL)
-        generators = [keyed_generator(args.seed, key, row) for row in range(len(tokens_BL))]
-        return elbo_draws(as_denoiser(model), tokens_BL, draw_plan(answer_BL, generators, n)).mean(0)
+        generators = [generator_for(args.seed, key, row) for row in range(len(tokens_BL))]
+        return elbo_draws(as_denoiser(model), tokens_BL, draw_masks(answer_BL, generators, n)).mean(0)
 
     def report(step: int) -> None:
         with torch.no_grad():
@@ -61,7 +61,7 @@ def main() -> None:
     for step in range(args.steps):
         if step % 100 == 0:
             report(step)
-        tokens_BL = examples(64, keyed_generator(args.seed, step))
+        tokens_BL = examples(64, generator_for(args.seed, step))
         loss = -elbo(tokens_BL, step, n=1).mean() / LENGTH
         optimizer.zero_grad()
         loss.backward()

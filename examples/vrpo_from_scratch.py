@@ -4,7 +4,7 @@
 
 LLaDA 1.5 (arXiv 2505.19223): the DPO loss with log-likelihoods replaced by ELBO estimates; policy and reference share
 the masks; the score is averaged over draws before the log-sigmoid; plus 0.05 times the SFT loss of the chosen response.
-On the same plan the losses equal those of `vrpo.VRPOTrainer` (tested to 1e-6).
+On the same masks the losses equal those of `vrpo.VRPOTrainer` (tested to 1e-6).
 """
 
 import argparse
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 import llada
 from llada.denoiser import NOT_SCORED
-from llada.diffusion.masking import MaskPlan, draw_plan
-from llada.diffusion.random_streams import keyed_generator
+from llada.diffusion.masking import MaskDraws, draw_masks
+from llada.diffusion.random_streams import generator_for
 
 MASK, EOS = 26, 27
 PROMPT, RESPONSE = 6, 6
@@ -29,22 +29,22 @@ def pairs(rows: int, generator: torch.Generator) -> torch.Tensor:
     return torch.cat([torch.cat([prompt, (prompt + 1) % 26], -1), torch.cat([prompt, prompt], -1)])
 
 
-def elbo(model, tokens_BL: torch.Tensor, plan: MaskPlan) -> torch.Tensor:
+def elbo(model, tokens_BL: torch.Tensor, draws: MaskDraws) -> torch.Tensor:
     """Mean over draws of sum_i (L/l) log p(token i | masked), nats, [B]."""
-    draws = []
-    for masked_BL, weight_BL in zip(plan.masked_SBL, plan.weight_SBL, strict=True):
+    elbos = []
+    for masked_BL, weight_BL in zip(draws.masked_SBL, draws.weight_SBL, strict=True):
         noisy_BL = tokens_BL.masked_fill(masked_BL, MASK)
         target_BL = tokens_BL.masked_fill(~masked_BL, NOT_SCORED)
         log_probs_BL = model(noisy_BL, target_ids=target_BL).log_probs
-        draws.append((weight_BL.to(log_probs_BL) * log_probs_BL).sum(-1))
-    return torch.stack(draws).mean(0)
+        elbos.append((weight_BL.to(log_probs_BL) * log_probs_BL).sum(-1))
+    return torch.stack(elbos).mean(0)
 
 
-def vrpo_loss(policy, reference, tokens_BL: torch.Tensor, plan: MaskPlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and score of each pair, [P]; tokens and plan hold the P chosen and then the P rejected."""
-    policy_B = elbo(policy, tokens_BL, plan)
+def vrpo_loss(policy, reference, tokens_BL: torch.Tensor, draws: MaskDraws) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and score of each pair, [P]; tokens and draws hold the P chosen and then the P rejected."""
+    policy_B = elbo(policy, tokens_BL, draws)
     with torch.no_grad():
-        reference_B = elbo(reference, tokens_BL, plan)  # the same masks: coupled
+        reference_B = elbo(reference, tokens_BL, draws)  # the same masks: coupled
     chosen_ratio_P, rejected_ratio_P = (policy_B - reference_B).chunk(2)
     score_P = BETA * (chosen_ratio_P - rejected_ratio_P)
     sft_P = -policy_B.chunk(2)[0] / RESPONSE
@@ -64,11 +64,11 @@ def main() -> None:
     policy = llada.LLaDAModelLM(config)
     response_L = torch.arange(PROMPT + RESPONSE) >= PROMPT
 
-    def plan_of(tokens_BL: torch.Tensor, step: int, n: int) -> MaskPlan:
-        generators = [keyed_generator(args.seed, step, row) for row in range(len(tokens_BL))]
-        return draw_plan(response_L.expand_as(tokens_BL), generators, n)
+    def draws_of(tokens_BL: torch.Tensor, step: int, n: int) -> MaskDraws:
+        generators = [generator_for(args.seed, step, row) for row in range(len(tokens_BL))]
+        return draw_masks(response_L.expand_as(tokens_BL), generators, n)
 
-    held_out = pairs(200, keyed_generator(args.seed, -1))[:200]
+    held_out = pairs(200, generator_for(args.seed, -1))[:200]
 
     def report() -> None:
         canvas = llada.generate(
@@ -79,8 +79,8 @@ def main() -> None:
     print("SFT on both kinds of answer alike")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     for step in range(300):
-        tokens_BL = pairs(32, keyed_generator(args.seed, step))
-        loss = -elbo(policy, tokens_BL, plan_of(tokens_BL, step, 1)).mean() / RESPONSE
+        tokens_BL = pairs(32, generator_for(args.seed, step))
+        loss = -elbo(policy, tokens_BL, draws_of(tokens_BL, step, 1)).mean() / RESPONSE
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -89,8 +89,8 @@ def main() -> None:
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01)
     for step in range(args.steps):
-        tokens_BL = pairs(16, keyed_generator(args.seed, 1000 + step))
-        loss_P, score_P = vrpo_loss(policy, reference, tokens_BL, plan_of(tokens_BL, 1000 + step, DRAWS))
+        tokens_BL = pairs(16, generator_for(args.seed, 1000 + step))
+        loss_P, score_P = vrpo_loss(policy, reference, tokens_BL, draws_of(tokens_BL, 1000 + step, DRAWS))
         optimizer.zero_grad()
         loss_P.mean().backward()
         optimizer.step()

@@ -146,9 +146,7 @@ def as_denoiser(model: nn.Module | Denoiser) -> Denoiser:
         return model
     spec = getattr(model, "denoiser_spec", None)
     if not isinstance(spec, DenoiserSpec):
-        raise TypeError(
-            f"{type(model).__name__} is no denoiser: it has no denoiser_spec (llada.denoiser says what one is)"
-        )
+        raise TypeError(f"{type(model).__name__} has no denoiser_spec: llada.denoiser says what a model must have")
     return ModuleDenoiser(model, spec)
 
 

@@ -3,18 +3,18 @@
 accelerate launch recipes/align.py --config recipes/tiny_vrpo.yaml
 """
 
-from trl import ModelConfig
+import vrpo
+from llada.cli.recipe import short_help
+from vrpo.training.options import VRPOOptions
 
-from llada.cli import train
-from llada.cli.loading import RecipeArguments
-from vrpo import VRPOConfig, VRPOTrainer
-
-ARGUMENTS = (RecipeArguments, ModelConfig, VRPOConfig)
 COLUMNS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
 
 
 def main(argv: list[str] | None = None) -> None:
-    train.main(VRPOTrainer, ARGUMENTS, COLUMNS, argv)
+    short_help(VRPOOptions, __doc__, argv)
+    from llada.cli import train
+
+    train.main(vrpo.VRPOTrainer, vrpo.VRPOConfig, COLUMNS, argv)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ that were saved with the model. An answer of EOS alone is an empty completion: i
 """
 
 import llada  # noqa: F401  (registers the model)
-from llada.cli.arguments import CompletionArguments, SamplerFlags, settings_of
-from llada.cli.completions import Completions
-from llada.cli.train import parse
+from llada.cli.arguments import CompletionArguments, SamplerOptions, sampler_settings
+from llada.cli.recipe import parse
 from llada.errors import RecipeError
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, flags = parse((CompletionArguments, SamplerFlags), argv)
-    run = Completions(args, settings_of(args, flags))
+    args, options = parse((CompletionArguments, SamplerOptions), argv)
+    from llada.cli.completions import Completions  # after the options: it loads the models
+
+    run = Completions(args, sampler_settings(args, options))
     if "completion" in run.rows[0]:
         raise RecipeError(f"{args.prompts} has a column 'completion' already, which this would replace: rename it")
     found = run.make()

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import llada  # noqa: F401  (registers the model)
-from llada.cli.arguments import CompletionArguments, SamplerFlags, settings_of
-from llada.cli.completions import Completions
-from llada.cli.train import parse
+from llada.cli.arguments import CompletionArguments, SamplerOptions, sampler_settings
+from llada.cli.recipe import parse
 from llada.errors import RecipeError
 from llada.evaluation import VERIFIERS, Verifier
 from vrpo.rollouts import DIVERSE, pair_up
@@ -43,14 +42,16 @@ def load_verifier(name: str) -> Verifier:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, flags = parse((Arguments, SamplerFlags), argv)
+    args, options = parse((Arguments, SamplerOptions), argv)
     verify = load_verifier(args.verifier)
     if args.samples < 2 or args.pairs_per_prompt < 1:
         raise RecipeError(
             f"samples={args.samples} must be at least 2, for a pair is of two answers, and pairs_per_prompt="
             f"{args.pairs_per_prompt} at least 1"
         )
-    run = Completions(args, settings_of(args, flags, **DIVERSE), args.samples)
+    from llada.cli.completions import Completions  # after the options: it loads the models
+
+    run = Completions(args, sampler_settings(args, options, **DIVERSE), args.samples)
     if args.verifier in VERIFIERS and "answer" not in run.rows[0]:
         raise RecipeError(f"{args.prompts}: columns are {sorted(run.rows[0])}; verifier={args.verifier} needs 'answer'")
     found = run.make()

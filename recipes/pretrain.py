@@ -3,18 +3,18 @@
 accelerate launch recipes/pretrain.py --config recipes/tiny_pretrain.yaml
 """
 
-from trl import ModelConfig
+import llada
+from llada.cli.recipe import short_help
+from llada.training.options import MaskedDiffusionOptions
 
-from llada.cli import train
-from llada.cli.loading import RecipeArguments
-from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer
-
-ARGUMENTS = (RecipeArguments, ModelConfig, MaskedDiffusionConfig)
 COLUMNS = (("text",),)
 
 
 def main(argv: list[str] | None = None) -> None:
-    train.main(MaskedDiffusionTrainer, ARGUMENTS, COLUMNS, argv)
+    short_help(MaskedDiffusionOptions, __doc__, argv)
+    from llada.cli import train
+
+    train.main(llada.MaskedDiffusionTrainer, llada.MaskedDiffusionConfig, COLUMNS, argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ MATH = {
     "llada.diffusion.random_streams", "llada.sampling.selection", "llada.sampling.guidance", "vrpo.scores",
     "vrpo.estimators.baseline", "vrpo.estimators.designs", "vrpo.estimators.published",
     "vrpo.losses.pairwise", "vrpo.losses.noise_bias",
-    "vrpo.analysis.statistics", "vrpo.analysis.variance_sources",
+    "vrpo.analysis.variance_sources",
 }  # fmt: skip
 ABOVE = {"llada": {"vrpo", "recipes", "examples", "benchmarks"}, "vrpo": {"recipes", "examples", "benchmarks"}}
 FILES = sorted(path for package in ABOVE for path in (ROOT / package).rglob("*.py"))

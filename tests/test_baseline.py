@@ -9,14 +9,14 @@ from test_likelihood import Table
 from test_masking import standard_errors
 
 from llada.diffusion.likelihood import elbo_draws, exact_elbo
-from llada.diffusion.masking import MaskPlan, draw_plan, timesteps
-from llada.diffusion.random_streams import keyed_generator
+from llada.diffusion.masking import MaskDraws, draw_masks, timesteps
+from llada.diffusion.random_streams import generator_for
 from vrpo.estimators.baseline import leave_one_out
 from vrpo.estimators.designs import DESIGNS, ComposedDesign, design, draw_for_pairs
 
 
-def plan_of(mask_SBL, weight_SB) -> MaskPlan:
-    return MaskPlan(mask_SBL, mask_SBL * weight_SB[..., None])
+def plan_of(mask_SBL, weight_SB) -> MaskDraws:
+    return MaskDraws(mask_SBL, mask_SBL * weight_SB[..., None])
 
 
 @pytest.mark.parametrize(("draws", "group"), [(2, 1), (3, 1), (4, 2), (5, 2), (8, 2)])
@@ -25,7 +25,7 @@ def test_the_weights_are_the_definition(draws, group, growth):
     """B_hat with the weights = plain B_hat minus the centred masks times c_i^k, written out draw by draw."""
     length, kappa = 6, 0.7
     scored = torch.ones(1, length, dtype=torch.bool)
-    plan = draw_plan(scored, [keyed_generator(3)], draws, levels="mirrored", complementary=group == 2, count_tilt=0.25)
+    plan = draw_masks(scored, [generator_for(3)], draws, levels="mirrored", complementary=group == 2, count_tilt=0.25)
     mask, weight = plan.masked_SBL[:, 0].double(), plan.weight_SBL[:, 0].amax(-1)
     hidden = mask.sum(-1) / length
     larger = 1 + growth * hidden
@@ -51,7 +51,7 @@ def exact_coefficients(length: int) -> torch.Tensor:
     return table
 
 
-def mean_weights(plan: MaskPlan, chance_B: torch.Tensor) -> torch.Tensor:
+def mean_weights(plan: MaskDraws, chance_B: torch.Tensor) -> torch.Tensor:
     """Expected weight of each token in each context under a plan whose responses B enumerate all outcomes."""
     draws, _, length = plan.masked_SBL.shape
     code_SB = (plan.masked_SBL * 2 ** torch.arange(length)).sum(-1)
@@ -128,12 +128,12 @@ def check_design(name: str, n: int, length: int, responses: int) -> None:
     The gradient with respect to log p of each token in each context is its mean weight there: every one of the
     2^length x length is compared, in standard errors (below 5: there are up to 192 of them for each design).
     """
-    scored_BL = torch.ones(responses, length, dtype=torch.bool)
-    plan, _ = draw_for_pairs(design(name, n_t=n), scored_BL, list(range(responses // 2)), 5, 0)
+    response_mask_BL = torch.ones(responses, length, dtype=torch.bool)
+    plan, _ = draw_for_pairs(design(name, n_t=n), response_mask_BL, list(range(responses // 2)), 5, 0)
     check_plan(plan, eps=1e-3 if name == "vrpo_bernoulli" else 0.0)
 
 
-def check_plan(plan: MaskPlan, eps: float = 0.0) -> None:
+def check_plan(plan: MaskDraws, eps: float = 0.0) -> None:
     _, responses, length = plan.masked_SBL.shape
     model, tokens = Table(length), torch.arange(length)
     exact = exact_elbo(model, tokens, torch.ones(length, dtype=torch.bool), eps=eps)
@@ -191,14 +191,14 @@ def test_equal_models_score_zero_in_every_design_with_shared_masks(name, n):
 
 
 def test_mirrored_levels_are_mirrored_pairs_with_a_free_last_one():
-    u_S = timesteps(5, keyed_generator(0), "mirrored")
+    u_S = timesteps(5, generator_for(0), "mirrored")
     assert torch.equal(u_S[1:4:2], 1 - u_S[0:4:2])
     assert 0 <= u_S[0] < 0.25 <= u_S[2] < 0.5
 
 
 def test_complementary_masks_cover_a_response_together():
     scored = torch.ones(1, 9, dtype=torch.bool)
-    plan = draw_plan(scored, [keyed_generator(1)], 6, levels="mirrored", complementary=True)
+    plan = draw_masks(scored, [generator_for(1)], 6, levels="mirrored", complementary=True)
     for first, second in plan.masked_SBL[:, 0].view(3, 2, 9):
         if first.sum() + second.sum() <= 9:
             assert not (first & second).any()
@@ -208,10 +208,8 @@ def test_complementary_masks_cover_a_response_together():
 
 def test_a_complementary_pair_alone_has_no_baseline():
     scored, changes = torch.ones(2, 7, dtype=torch.bool), dict(n_t=2)
-    with_baseline, without = (
-        draw_for_pairs(design("loo_complementary", **changes, **extra), scored, [3], 0, 0)[0]
-        for extra in ({}, {"kappa": 0})
-    )
+    designs = (design("loo_complementary", **changes, **extra) for extra in ({}, {"baseline_prior": 0}))
+    with_baseline, without = (draw_for_pairs(each, scored, [3], 0, 0)[0] for each in designs)
     assert torch.equal(with_baseline.weight_SBL, without.weight_SBL)
 
 

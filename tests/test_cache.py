@@ -184,9 +184,9 @@ def test_a_growing_canvas_never_shows_a_later_block():
 
 def test_narrowed_positions_and_places_move_as_tensors_do():
     """accelerate calls `to(device)` on what blocks are given where a model lies on several devices."""
-    from llada.models.common.attention import Narrow
+    from llada.models.common.attention import QuerySubset
 
-    narrow = Narrow.at(torch.tensor([[False, True, True], [True, False, False]]))
+    narrow = QuerySubset.at(torch.tensor([[False, True, True], [True, False, False]]))
     moved = narrow.to("meta")
     assert moved.index_BQ.device.type == moved.wanted_BQ.device.type == "meta"
     x = torch.arange(6.0).view(2, 3, 1)

@@ -7,7 +7,7 @@ from conftest import tiny_model
 from rich.console import Console
 from test_trainer import IDS, TOKENIZER
 
-from llada.chat import MASK, Chat, frame, talk
+from llada.cli.chat import MASK, Chat, frame, talk
 from llada.sampling.settings import SamplerSettings
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from test_trainer import IDS, TOKENIZER
 from transformers import HfArgumentParser
 
 import llada
-from llada.cli.arguments import SamplerFlags, override
+from llada.cli.arguments import SamplerOptions, override
 from llada.cli.completions import PartFiles
 from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
@@ -195,15 +196,21 @@ def test_flags_replace_single_settings_of_a_preset():
     base = preset("llada-1.5/gsm8k")
     assert (base.gen_length, base.block_length, base.confidence_eos_eot_inf) == (256, 16, True)
     words = ["--cache", "dual", "--steps", "128", "--grow", "--stop_at_eos", "false"]
-    (flags,) = HfArgumentParser(SamplerFlags).parse_args_into_dataclasses(words)
+    (options,) = HfArgumentParser(SamplerOptions).parse_args_into_dataclasses(words)
     expected = {"cache": "dual", "steps": 128, "grow": True, "stop_at_eos": False}
-    assert override(base, flags) == replace(base, **expected)
+    assert override(base, options) == replace(base, **expected)
+
+
+def test_every_setting_is_an_option():
+    """Of the same name and type; None where it is not given."""
+    settings, options = get_type_hints(SamplerSettings), get_type_hints(SamplerOptions)
+    assert {name: kind | None for name, kind in settings.items()} == options
 
 
 def test_a_rule_replaces_the_other_and_none_is_no_cache():
     saved = SamplerSettings(threshold=0.9, cache="dual", refresh_every=2)
-    assert override(saved, SamplerFlags(factor=1.0)) == SamplerSettings(factor=1.0, cache="dual", refresh_every=2)
-    assert override(saved, SamplerFlags(cache="none")) == SamplerSettings(threshold=0.9)
+    assert override(saved, SamplerOptions(factor=1.0)) == SamplerSettings(factor=1.0, cache="dual", refresh_every=2)
+    assert override(saved, SamplerOptions(cache="none")) == SamplerSettings(threshold=0.9)
 
 
 # Length, block, and whether EOS is never predicted or committed last: the published tables, by hand.

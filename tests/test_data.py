@@ -95,20 +95,20 @@ def test_collation_scores_the_response_and_its_tail_only():
     batch = Collator(pad_id=0, eos_id=EOS, eos_tail=2)(rows_out((2, 3), (1, 1)))
     assert batch["input_ids"].tolist() == [[10, 11, 12, 13, 14, EOS, EOS], [10, 11, EOS, EOS, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1] * 7, [1] * 4 + [0] * 3]
-    assert batch["scored"].int().tolist() == [[0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0, 0]]
+    assert batch["response_mask"].int().tolist() == [[0, 0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0, 0]]
 
 
 def test_batch_tail_fills_every_response_to_the_longest():
     batch = Collator(pad_id=0, eos_id=EOS, eos_tail="batch")(rows_out((2, 3), (1, 1)))
     assert batch["input_ids"].tolist() == [[10, 11, 12, 13, 14, EOS], [10, 11, EOS, EOS, EOS, EOS]]
     assert batch["attention_mask"].all()
-    assert batch["scored"].sum().item() == 4 + 5
+    assert batch["response_mask"].sum().item() == 4 + 5
 
 
 def test_documents_get_no_tail():
     batch = Collator(pad_id=0, eos_id=EOS, eos_tail=3)(rows_out((0, 4), (0, 2)))
     assert batch["input_ids"].tolist() == [[10, 11, 12, 13], [10, 11, 0, 0]]
-    assert torch.equal(batch["scored"], batch["attention_mask"].bool())
+    assert torch.equal(batch["response_mask"], batch["attention_mask"].bool())
 
 
 @pytest.mark.parametrize(

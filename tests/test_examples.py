@@ -26,8 +26,8 @@ def test_the_flat_vrpo_loop_has_the_trainer_s_losses_on_the_same_plan(tmp_path, 
         scores = run.scores(run.denoiser(policy), batch, epoch=0)
         loss = run.compute_loss(policy, batch)
     monkeypatch.setattr(scratch, "MASK", IDS["mask_token_id"])
-    assert int(batch["scored"].sum(-1)[0]) == scratch.RESPONSE
-    loss_P, _ = scratch.vrpo_loss(policy, reference, batch["input_ids"], scores.plan)
+    assert int(batch["response_mask"].sum(-1)[0]) == scratch.RESPONSE
+    loss_P, _ = scratch.vrpo_loss(policy, reference, batch["input_ids"], scores.draws)
     assert abs(loss_P.mean().item() - loss.item()) <= 1e-6
 
 

@@ -4,7 +4,7 @@ import torch
 from conftest import tiny_model, tiny_moe
 from test_trainer import IDS, TOKENIZER
 
-from llada.info import rows, sizes
+from llada.cli.info import rows, sizes
 
 
 def test_counts_of_experts_by_hand():

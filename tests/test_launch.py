@@ -11,8 +11,8 @@ import torch
 from conftest import ROOT, load_script, tiny_model
 from trl import ModelConfig
 
-from llada.cli import train
-from llada.cli.loading import RecipeArguments, new_config
+from llada.cli.loading import new_config
+from llada.cli.recipe import RecipeArguments, parse
 from llada.cli.train import resume_point
 from llada.data.tokenizer import byte_tokenizer
 from llada.errors import RecipeError
@@ -297,7 +297,7 @@ def test_the_launcher_form_that_silently_runs_one_process_is_refused(tmp_path, g
 
 def test_yaml_and_command_line_meet_in_the_dataclasses(tmp_path):
     (tmp_path / "a.yaml").write_text("learning_rate: 1e-3\neos_tail: batch\nlora_r: 4\nseed: 7\n")
-    recipe, model_args, args = train.parse(
+    recipe, model_args, args = parse(
         (RecipeArguments, ModelConfig, MaskedDiffusionConfig),
         ["--config", str(tmp_path / "a.yaml"), "--seed", "8", "--output_dir", str(tmp_path), "--use_cpu", "true"],
     )

@@ -13,8 +13,8 @@ from test_masking import standard_errors
 
 from llada.denoiser import DenoiserSpec, as_denoiser
 from llada.diffusion.likelihood import elbo_draws, exact_elbo, log_likelihood, systematic_counts
-from llada.diffusion.masking import MaskPlan, draw_plan
-from llada.diffusion.random_streams import keyed_generator
+from llada.diffusion.masking import MaskDraws, draw_masks
+from llada.diffusion.random_streams import generator_for
 from llada.sampling.guidance import GuidedDenoiser
 
 MASK = 9
@@ -43,14 +43,14 @@ def subsets(length: int, count: int):
         yield torch.tensor([position in chosen for position in range(length)])
 
 
-def all_masks(length: int, weight) -> tuple[MaskPlan, torch.Tensor]:
+def all_masks(length: int, weight) -> tuple[MaskDraws, torch.Tensor]:
     """Every non-empty mask as one plan of draws, with `weight(count)` and each mask's probability given its count."""
     masks = [mask for count in range(1, length + 1) for mask in subsets(length, count)]
     counts = [int(mask.sum()) for mask in masks]
     masked_SBL = torch.stack(masks)[:, None]
     weights = torch.tensor([weight(count) for count in counts], dtype=torch.float64)[:, None, None]
     probability = torch.tensor([1 / math.comb(length, count) for count in counts], dtype=torch.float64)
-    return MaskPlan(masked_SBL, masked_SBL * weights), probability
+    return MaskDraws(masked_SBL, masked_SBL * weights), probability
 
 
 def value_and_gradient(value, parameter):
@@ -93,14 +93,14 @@ def test_the_floored_bernoulli_form_equals_its_integral(length, eps):
 
 
 @pytest.mark.parametrize(("masks", "eps"), [("exact_count", 0.0), ("bernoulli", 1e-3)])
-@pytest.mark.parametrize("levels", ["iid", "stratified", "antithetic"])
+@pytest.mark.parametrize("levels", ["iid", "stratified", "mirrored"])
 def test_drawn_plans_are_unbiased_for_value_and_gradient(masks, eps, levels):
     """20,000 plans of two draws of a response of 5 after a prompt of 2, |mean - exact| < 4 standard errors."""
     model, tokens = Table(7), torch.arange(7)
     scored = tokens >= 2
     exact = exact_elbo(model, tokens, scored, eps=eps)
     value, gradient = value_and_gradient(exact, model.log_p)
-    plan = draw_plan(scored.expand(20_000, -1), [keyed_generator(1, key) for key in range(20_000)], 2, masks, levels)
+    plan = draw_masks(scored.expand(20_000, -1), [generator_for(1, key) for key in range(20_000)], 2, masks, levels)
     samples = elbo_draws(model, tokens.expand(20_000, -1), plan).mean(0)
     assert standard_errors(samples.detach(), value) < 4
     # The gradient with respect to log p of token 3, summed over contexts, is the weight of that token.
@@ -112,25 +112,25 @@ def test_a_context_free_model_has_its_exact_log_likelihood():
     model, tokens, scored = Table(6, context_free=True), torch.arange(6), torch.ones(6, dtype=torch.bool)
     exact = model.log_p[0].sum().item()
     assert exact_elbo(model, tokens, scored).item() == pytest.approx(exact, abs=1e-12)
-    estimate, standard_error = log_likelihood(model, tokens, scored, keyed_generator(0), n=512, group=16)
+    estimate, standard_error = log_likelihood(model, tokens, scored, generator_for(0), n=512, group=16)
     assert abs(estimate - exact) < 4 * standard_error
     flat = Table(6, context_free=True)
     flat.log_p = torch.full_like(flat.log_p, -0.5)  # all draws equal: (6/l) * l * (-1/2) = -3
-    assert log_likelihood(flat, tokens, scored, keyed_generator(0), n=8, group=4) == (-3.0, 0.0)
+    assert log_likelihood(flat, tokens, scored, generator_for(0), n=8, group=4) == (-3.0, 0.0)
 
 
 def test_monte_carlo_log_likelihood_agrees_with_enumeration():
     model, tokens, scored = Table(6), torch.arange(6), torch.ones(6, dtype=torch.bool)
     exact = exact_elbo(model, tokens, scored).item()
-    estimate, standard_error = log_likelihood(model, tokens, scored, keyed_generator(3), n=2048, group=8)
+    estimate, standard_error = log_likelihood(model, tokens, scored, generator_for(3), n=2048, group=8)
     assert abs(estimate - exact) < 4 * standard_error < 1
 
 
 @pytest.mark.parametrize(("rows", "length"), [(4, 14), (16, 8), (8, 6), (16, 2)])
 def test_systematic_counts_spread_evenly_and_each_is_uniform(rows, length):
     """Every column of 4,000 groups against the uniform law; a group of `length` rows has each count once."""
-    assert sorted(systematic_counts(length, length, keyed_generator(0)).tolist()) == list(range(1, length + 1))
-    generator = keyed_generator(1)
+    assert sorted(systematic_counts(length, length, generator_for(0)).tolist()) == list(range(1, length + 1))
+    generator = generator_for(1)
     counts = torch.stack([systematic_counts(rows, length, generator) for _ in range(4000)])
     hits = torch.nn.functional.one_hot(counts - 1, length)
     assert standard_errors(hits, 1 / length).max() < 4.5  # of up to 128 cells
@@ -149,7 +149,7 @@ def official_counts(rows: int, length: int, generator: torch.Generator) -> torch
 
 def test_the_published_counts_favour_even_numbers():
     """Length 8, 16 rows: half the spreads end in .5 and round to even, so even counts come three times as often."""
-    generator = keyed_generator(2)
+    generator = generator_for(2)
     counts = torch.cat([official_counts(16, 8, generator) for _ in range(500)])
     even = (counts % 2 == 0).double().mean().item()
     assert even == pytest.approx(0.75, abs=0.01)
@@ -172,7 +172,7 @@ def test_sft_loss_and_every_gradient_of_the_reference():
     """Alg. 2: sum of CE / p_mask / answer length over the batch's rows, 14 answer tokens after a prompt of 9; 1e-6."""
     golden, model = load_file(FIXTURES / "dense_gqa.loss_grad.safetensors"), reference_model("dense_gqa")
     masked = (golden["noisy"] == 159) & (golden["seq"] != 159)
-    plan = MaskPlan(masked[None], (masked / golden["p_mask"].double())[None])
+    plan = MaskDraws(masked[None], (masked / golden["p_mask"].double())[None])
     model.config.mask_token_id = 159
     loss = -elbo_draws(as_denoiser(model), golden["seq"], plan).mean(0).div(14).mean()
     loss.backward()
@@ -186,17 +186,17 @@ def test_errors():
     with pytest.raises(ValueError, match="n=0 scored tokens must be between 1 and 20"):
         exact_elbo(model, tokens, torch.zeros(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="n=10 draws must be a multiple of group=4"):
-        log_likelihood(model, tokens, torch.ones(3, dtype=torch.bool), keyed_generator(0), n=10, group=4)
+        log_likelihood(model, tokens, torch.ones(3, dtype=torch.bool), generator_for(0), n=10, group=4)
     with pytest.raises(ValueError, match="empty answer"):
-        log_likelihood(model, tokens, torch.zeros(3, dtype=torch.bool), keyed_generator(0), n=4, group=4)
+        log_likelihood(model, tokens, torch.zeros(3, dtype=torch.bool), generator_for(0), n=4, group=4)
 
 
 def test_noise_of_one_draw_shows_the_two_forms_apart():
     """The mask count is noise of the 1/t form only (LLaDA, App. A.2: 128 draws do for L/l, 1000 do not for 1/t)."""
     model, tokens = Table(6), torch.arange(6)
-    generators = [keyed_generator(5, key) for key in range(4000)]
+    generators = [generator_for(5, key) for key in range(4000)]
     variance = {}
     for masks in ("bernoulli", "exact_count"):
-        plan = draw_plan(torch.ones(4000, 6, dtype=torch.bool), generators, 1, masks)
+        plan = draw_masks(torch.ones(4000, 6, dtype=torch.bool), generators, 1, masks)
         variance[masks] = elbo_draws(model, tokens.expand(4000, -1), plan)[0].var().item()
     assert variance["bernoulli"] > 2 * variance["exact_count"]

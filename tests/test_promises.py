@@ -1,14 +1,20 @@
 """What the repository says about itself: every YAML parses, and the README's commands and paths exist."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
-from test_launch import align, pretrain, sft
+from trl import ModelConfig
 
-from llada.cli import train
+from llada.cli.recipe import RecipeArguments, parse
+from llada.training.sft import MaskedDiffusionConfig
+from vrpo import VRPOConfig
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
@@ -24,8 +30,10 @@ def recipe_of(path) -> str:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_yaml_names_its_command_and_parses(path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    script = {"pretrain": pretrain, "sft": sft, "align": align}[recipe_of(path)]
-    recipe, model_args, args = train.parse(script.ARGUMENTS, ["--config", str(path), "--use_cpu", "true"])
+    configuration = {"align": VRPOConfig}.get(recipe_of(path), MaskedDiffusionConfig)
+    recipe, model_args, args = parse(
+        (RecipeArguments, ModelConfig, configuration), ["--config", str(path), "--use_cpu", "true"]
+    )
     settings = yaml.safe_load(path.read_text())
     assert (recipe.architecture is None) != (model_args.model_name_or_path is None)
     assert args.output_dir == f"runs/{path.stem}"
@@ -36,6 +44,21 @@ def test_every_recipe_yaml_names_its_command_and_parses(path, monkeypatch):
 def test_every_accelerate_config_loads(path):
     config = load_config_from_file(str(path))
     assert config.num_processes == {"single": 1, "ddp_cpu": 2}.get(path.stem, 8)
+
+
+COMMANDS = ["-m llada.chat", "-m llada.info", "-m vrpo.variance"] + [
+    f"recipes/{name}.py" for name in ("pretrain", "sft", "align", "generate", "make_pairs")
+]
+
+
+@pytest.mark.parametrize("command", ["-c 'import llada, vrpo'", *(f"{command} --help" for command in COMMANDS)])
+def test_importing_and_asking_for_help_do_not_wait_for_torch(command):
+    """`torch` would take longer than all the rest; -X importtime lists what was imported."""
+    found = subprocess.run([sys.executable, "-X", "importtime", *shlex.split(command)], cwd=ROOT, capture_output=True,
+                           text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert found.returncode == 0, found.stderr[-1000:]
+    assert not re.search(r"\| +torch$", found.stderr, re.M)
+    assert "--help" not in command or "--" in found.stdout
 
 
 def test_paths_and_targets_of_the_readme_exist():

@@ -7,7 +7,14 @@ from conftest import FIXTURES, reference_model, tiny_model
 import llada
 from llada.denoiser import DenoiserSpec, Request
 from llada.sampling.guidance import GuidedDenoiser
-from llada.sampling.selection import TokenChoice, above_threshold, ended, step_quotas, top_k, within_factor
+from llada.sampling.selection import (
+    TokenProposal,
+    answer_complete,
+    select_by_factor,
+    select_by_threshold,
+    select_top_k,
+    tokens_per_step,
+)
 
 GOLDEN = json.loads((FIXTURES / "generate.json").read_text())
 GOLDEN_FACTOR = json.loads((FIXTURES / "factor.json").read_text())
@@ -77,11 +84,11 @@ def test_stopping_at_eos_keeps_the_text_and_saves_forwards():
 
 def test_a_row_with_a_mask_before_its_eos_has_not_ended():
     answers = torch.tensor([[5, 1, 39, 39], [5, 39, 1, 1], [5, 6, 7, 8]])
-    assert [ended(answer, mask_id=39, eos_id=1) for answer in answers] == [True, False, False]
+    assert [answer_complete(answer, mask_id=39, eos_id=1) for answer in answers] == [True, False, False]
 
 
 def test_quotas_share_the_masks_evenly_the_first_steps_taking_the_rest():
-    assert [step_quotas(masks, 3) for masks in (8, 5, 2)] == [[3, 3, 2], [2, 2, 1], [1, 1, 0]]
+    assert [tokens_per_step(masks, 3) for masks in (8, 5, 2)] == [[3, 3, 2], [2, 2, 1], [1, 1, 0]]
 
 
 def test_a_step_that_commits_nothing_costs_nothing():
@@ -93,28 +100,28 @@ def test_a_step_that_commits_nothing_costs_nothing():
 
 def test_top_k_takes_the_most_confident_and_the_leftmost_of_equals():
     at, confidence = torch.tensor([[False, True, True, True, True]]), torch.tensor([0.2, 0.5, 0.5, 0.5])
-    assert top_k(at, confidence, torch.tensor([2])).tolist() == [[False, False, True, True, False]]
+    assert select_top_k(at, confidence, torch.tensor([2])).tolist() == [[False, False, True, True, False]]
 
 
 def test_the_threshold_takes_all_that_are_sure_and_always_one():
     at, sure = torch.tensor([[True, False, True, True], [True, True, False, False]]), torch.tensor([0.9, 0.95, 0.3])
     confidence = torch.cat([sure, torch.tensor([0.1, 0.2])])
     expected = [[True, False, True, False], [False, True, False, False]]
-    assert above_threshold(at, confidence, 0.9).tolist() == expected
+    assert select_by_threshold(at, confidence, 0.9).tolist() == expected
 
 
 @pytest.mark.parametrize("case", GOLDEN_FACTOR, ids=lambda case: f"{case['factor']:.3f}")
 def test_the_factor_rule_of_the_reference(case):
     logits, at = torch.tensor(case["logits"]), torch.tensor(case["mask"])
     confidence = logits.softmax(-1).amax(-1)[at]
-    assert within_factor(at, confidence, case["factor"]).tolist() == case["transfer"]
+    assert select_by_factor(at, confidence, case["factor"]).tolist() == case["transfer"]
 
 
-def choice(**changes) -> TokenChoice:
+def choice(**changes) -> TokenProposal:
     settings = dict(
         remasking="low_confidence", temperature=0.0, forbidden=[], removed=[], unconfident=[], generator=None
     )
-    return TokenChoice(**(settings | changes))
+    return TokenProposal(**(settings | changes))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

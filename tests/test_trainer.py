@@ -11,8 +11,8 @@ from peft import LoraConfig
 from llada import LLaDAModelLM
 from llada.data.tokenizer import byte_tokenizer
 from llada.diffusion.likelihood import elbo_draws, exact_elbo
-from llada.diffusion.masking import draw_plan
-from llada.diffusion.random_streams import keyed_generator
+from llada.diffusion.masking import draw_masks
+from llada.diffusion.random_streams import generator_for
 from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer, random_lengths
 
 TOKENIZER = byte_tokenizer()
@@ -83,10 +83,10 @@ def test_the_loss_is_the_paper_s_with_masks_from_the_keys(tmp_path):
     expected = []
     for index in range(8):
         key = int(batch["example_id"][index])
-        plan = draw_plan(batch["scored"][index : index + 1], [keyed_generator(3, 0, key)], 1, "exact_count")
+        plan = draw_masks(batch["response_mask"][index : index + 1], [generator_for(3, 0, key)], 1, "exact_count")
         tokens, mask = batch["input_ids"][index : index + 1], batch["attention_mask"][index : index + 1]
         elbo = elbo_draws(run.denoiser(model), tokens, plan, mask)[0, 0]
-        expected.append(-elbo / batch["scored"][index].sum())
+        expected.append(-elbo / batch["response_mask"][index].sum())
     run.epoch_counter.epoch = 0
     assert run.compute_loss(run.model, batch).item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-12)
 
@@ -147,7 +147,7 @@ def test_evaluation_reports_bits_from_the_exact_elbo(tmp_path):
     metrics = run.evaluate()
     batch = run.data_collator(list(run.eval_dataset))
     nats, denoiser = 0.0, run.denoiser(run.model)
-    for tokens, scored, mask in zip(batch["input_ids"], batch["scored"], batch["attention_mask"], strict=True):
+    for tokens, scored, mask in zip(batch["input_ids"], batch["response_mask"], batch["attention_mask"], strict=True):
         real = mask.bool()
         nats -= exact_elbo(denoiser, tokens[real], scored[real]).item()
     assert metrics["eval_bits_per_token"] == pytest.approx(nats / 9 / math.log(2), rel=0.01)  # 6 bytes + an EOS each
@@ -168,7 +168,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(tmp_path, eos_tail):
 def test_random_lengths_cut_documents_and_never_responses():
     scored = torch.ones(2000, 10, dtype=torch.bool)
     scored[1000:, 0] = False  # a prompt of one token: responses
-    keep = random_lengths(scored, [keyed_generator(0, row) for row in range(2000)], 0.5)
+    keep = random_lengths(scored, [generator_for(0, row) for row in range(2000)], 0.5)
     assert keep[1000:].all()
     cut = keep[:1000].sum(-1)
     assert torch.equal(keep[:1000], torch.arange(10) < cut[:, None])  # a prefix is kept

@@ -10,10 +10,11 @@ from conftest import tiny_model, tiny_moe
 from test_trainer import IDS, TOKENIZER
 from test_vrpo_trainer import PAIRS, first_batch, moved, trainer
 
-from llada.diffusion.masking import MaskPlan
+from llada.diffusion.masking import MaskDraws
 from vrpo import variance
-from vrpo.analysis.redraw import banks, count_grid, planner, redrawn_elbos, redrawn_gradients
-from vrpo.analysis.table import Settings, measure
+from vrpo.analysis.redraw import count_grid, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.settings import Settings
+from vrpo.analysis.table import measure
 from vrpo.estimators.designs import draw_for_pairs
 from vrpo.scores import log_ratios
 from vrpo.training.replay import batch_elbos
@@ -28,19 +29,21 @@ def test_a_redraw_is_what_training_would_have_drawn(run):
     batch = first_batch(run)
     with torch.no_grad():
         scores = run.scores(run.denoiser(run.model), batch, epoch=2)
-    policy, reference = redrawn_elbos(run.model, run.reference, batch, planner(batch, run.design, run.args.seed), [2])
+    policy, reference = redrawn_elbos(
+        run.model, run.reference, batch, mask_redraws(batch, run.design, run.args.seed), [2]
+    )
     assert torch.equal(policy[0], scores.policy.joined().mean(0))
     assert torch.equal(reference[0], scores.reference.joined().mean(0))
 
 
 def test_redrawn_gradients_are_those_of_one_graph(run):
     batch, weight = first_batch(run), run.model.model.transformer.ff_out.weight
-    slope = torch.linspace(-1, 1, len(batch["scored"]), dtype=torch.float64)
-    draw = planner(batch, run.design, 5)
+    slope = torch.linspace(-1, 1, len(batch["response_mask"]), dtype=torch.float64)
+    draw = mask_redraws(batch, run.design, 5)
     noise = redrawn_gradients(run.model, batch, draw, range(3), [weight], slope.expand(3, -1))
     naive = []
     for redraw in range(3):
-        plan, _ = draw_for_pairs(run.design, batch["scored"], batch["example_id"].tolist(), 5, redraw)
+        plan, _ = draw_for_pairs(run.design, batch["response_mask"], batch["example_id"].tolist(), 5, redraw)
         value = (slope * batch_elbos(run.denoiser(run.model), batch, plan).mean(0)).sum()
         naive.append(torch.autograd.grad(value, weight)[0])
     assert noise.variance == pytest.approx(torch.stack(naive).var(0).sum().item(), rel=1e-10)
@@ -49,12 +52,12 @@ def test_redrawn_gradients_are_those_of_one_graph(run):
 def test_a_bank_holds_masked_sums_of_the_log_ratio(run):
     """At the full count there is one mask, so its value is the ratio of the fully masked responses."""
     batch = first_batch(run)
-    found = banks(run.model, run.reference, batch, counts=4, masks=3, seed=0)
-    plan = MaskPlan(batch["scored"][None], batch["scored"][None].double())
+    found = masked_sum_tables(run.model, run.reference, batch, counts=4, masks=3, seed=0)
+    plan = MaskDraws(batch["response_mask"][None], batch["response_mask"][None].double())
     with torch.no_grad():
         full = batch_elbos(run.denoiser(run.model), batch, plan) - batch_elbos(run.denoiser(run.reference), batch, plan)
     for row, bank in enumerate(found):
-        assert bank.count_K[-1] == bank.length == batch["scored"][row].sum()
+        assert bank.count_K[-1] == bank.length == batch["response_mask"][row].sum()
         assert torch.allclose(bank.value_KM[-1], full[0, row].expand(3), atol=1e-12)
     assert count_grid(3, 8) == [1, 2, 3]
     assert count_grid(512, 4) == [1, 8, 64, 512]
@@ -62,7 +65,7 @@ def test_a_bank_holds_masked_sums_of_the_log_ratio(run):
 
 def test_the_table_of_a_policy_and_of_the_reference_itself(run):
     batches = [first_batch(run)]
-    settings = Settings(repeats=6, budgets=[1, 4], gradient="up", bank_pairs=4)
+    settings = Settings(repeats=6, budgets=[1, 4], gradient="up", source_pairs=4)
     table = measure(run.model, run.reference, batches, settings)
     rows = {(row["name"], row["n_t"], row["n_y"], row["shared_masks"]): row for row in table["rows"]}
     assert len(rows) == len(table["rows"]) == 7
@@ -71,7 +74,7 @@ def test_the_table_of_a_policy_and_of_the_reference_itself(run):
     for form, parts in (("L/l", ["count", "pattern"]), ("1/t", ["level", "count", "pattern"])):
         assert list(table["sources"][form]) == ["variance", *parts]
         assert sum(table["sources"][form][part]["value"] for part in parts) == pytest.approx(1)
-    scores_only = Settings(repeats=6, budgets=[1, 4], gradient="none", bank_pairs=0)
+    scores_only = Settings(repeats=6, budgets=[1, 4], gradient="none", source_pairs=0)
     same = measure(run.reference, run.reference, batches, scores_only)
     for row in same["rows"]:
         assert (row["score"]["value"] == 0) == row["shared_masks"]
@@ -114,9 +117,14 @@ def test_every_gradient_of_every_model(build):
     policy.requires_grad_(False)
     ids = torch.randint(3, 38, (4, 6), generator=torch.Generator().manual_seed(0))
     scored = torch.tensor([[False, False, True, True, True, True]]).expand(4, -1)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "scored": scored, "example_id": torch.arange(2)}
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "response_mask": scored,
+        "example_id": torch.arange(2),
+    }
     for gradient in ("up", "head", "full"):
-        settings = Settings(pairs=2, batch_size=2, repeats=2, budgets=[2], gradient=gradient, bank_pairs=0)
+        settings = Settings(pairs=2, batch_size=2, repeats=2, budgets=[2], gradient=gradient, source_pairs=0)
         assert measure(policy, reference, [batch], settings)["rows"][0]["gradient"]["value"] > 0
     assert not any(parameter.requires_grad for parameter in policy.parameters())
 

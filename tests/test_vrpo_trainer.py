@@ -139,7 +139,7 @@ def test_draws_of_chosen_and_rejected_are_not_shared(tmp_path):
     rows = [{"prompt": "q", "chosen": "abcdefgh", "rejected": "stuvwxyz"}] * 8
     run = trainer(tmp_path, rows=rows, n_t=16)
     scores = run.scores(run.denoiser(run.model), first_batch(run), epoch=0)
-    chosen, rejected = scores.plan.masked_SBL.chunk(2, 1)
+    chosen, rejected = scores.draws.masked_SBL.chunk(2, 1)
     assert not torch.equal(chosen, rejected)
 
 
@@ -156,7 +156,7 @@ def test_metrics_are_what_they_say(tmp_path):
     assert torch.allclose(metrics["rewards/margins"], 0.5 * (ratio[:8] - ratio[8:]), atol=1e-12)
     assert torch.equal(metrics["rewards/accuracies"], (ratio[:8] > ratio[8:]).double())
     assert torch.allclose(metrics["logps/rejected"], policy_SB.mean(0)[8:], atol=1e-12)
-    share = (scores.plan.masked_SBL.sum(-1).double().mean(0) / batch["scored"].sum(-1)).view(2, 8).mean(0)
+    share = (scores.draws.masked_SBL.sum(-1).double().mean(0) / batch["response_mask"].sum(-1)).view(2, 8).mean(0)
     assert torch.allclose(metrics["masked_fraction"], share, atol=1e-12)
     spread = (policy_SB - reference_SB).var(0) / 3
     assert torch.allclose(metrics["score/variance"], 0.25 * (spread[:8] + spread[8:]), atol=1e-12)

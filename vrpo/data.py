@@ -137,4 +137,4 @@ class PairCollator:
         ]
         batch = Collator(self.pad_id, self.eos_id, self.eos_tail)(sides)
         keys = {key: torch.tensor([row[key] for row in rows]) for key in ("example_id", "row")}
-        return {key: batch[key] for key in ("input_ids", "attention_mask", "scored")} | keys
+        return {key: batch[key] for key in ("input_ids", "attention_mask", "response_mask")} | keys

@@ -1,10 +1,12 @@
 """On-policy preference pairs: sample answers, check them with a verifier, pair right ones with wrong ones."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llada.data.tokenizer import Prompt
 from llada.evaluation import Verifier
+
+if TYPE_CHECKING:
+    from llada.data.tokenizer import Prompt
 
 # Settings of the sampler that leave answers as diverse as the model is. The papers' low_confidence would draw unlikely
 # tokens again: hardly a wrong answer would be left to learn from.
@@ -22,7 +24,7 @@ def pair_up(row: dict[str, Any], candidates: Iterable[str], verify: Verifier, mo
     return [preference(row["prompt"], good, bad) for good, bad in list(zip(right, wrong, strict=False))[:most]]
 
 
-def preference(prompt: Prompt, chosen: str, rejected: str) -> dict[str, Any]:
+def preference(prompt: "Prompt", chosen: str, rejected: str) -> dict[str, Any]:
     """A row in TRL's preference format: text for a text prompt, messages for messages."""
     if isinstance(prompt, str):
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}

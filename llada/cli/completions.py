@@ -22,7 +22,7 @@ from llada.cli.arguments import CompletionArguments
 from llada.cli.loading import load_config
 from llada.data.loading import column_names, load_rows
 from llada.denoiser import DenoiserSpec
-from llada.diffusion.random_streams import keyed_generator
+from llada.diffusion.random_streams import generator_for
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import answers, encode
@@ -99,6 +99,35 @@ def fingerprint(name: str, config: PreTrainedConfig) -> str | None:
     return found.hexdigest()
 
 
+def check_completion_options(args: CompletionArguments, settings: SamplerSettings, samples: int) -> None:
+    """Raise ValueError on an option that is missing or cannot be, or an output that is there."""
+    for name in ("model", "prompts", "output"):
+        if not getattr(args, name):
+            raise ValueError(f"{name} is missing")
+    numbers = {"batch_size": args.batch_size, "samples": samples, "limit": args.limit}
+    if wrong := {name: number for name, number in numbers.items() if number is not None and number < 1}:
+        raise ValueError(f"{wrong}: must be at least 1")
+    if Path(args.output).exists() and not args.overwrite:
+        raise ValueError(f"output={args.output} exists: set overwrite to replace it")
+    if Path(args.output).resolve() == Path(args.prompts).resolve():
+        raise ValueError(f"output={args.output} is the file of the prompts")
+    settings.check_blocks()
+
+
+def load_prompts(args: CompletionArguments) -> list[dict[str, Any]]:
+    """The rows to answer.
+
+    Raises:
+        ValueError: there are none, or they have no 'prompt'.
+    """
+    rows = load_rows(args.prompts)
+    if not len(rows):
+        raise ValueError(f"{args.prompts} has no rows")
+    if "prompt" not in column_names(rows):
+        raise ValueError(f"{args.prompts}: columns are {sorted(column_names(rows))}; needed is 'prompt'")
+    return list(rows.select(range(min(args.limit or len(rows), len(rows)))))
+
+
 class Completions:
     """All answers to the prompts of a file, `samples` to each, by every process of the launcher.
 
@@ -108,23 +137,8 @@ class Completions:
     """
 
     def __init__(self, args: CompletionArguments, settings: SamplerSettings, samples: int = 1):
-        for name in ("model", "prompts", "output"):
-            if not getattr(args, name):
-                raise ValueError(f"{name} is missing")
-        numbers = {"batch_size": args.batch_size, "samples": samples, "limit": args.limit}
-        if wrong := {name: number for name, number in numbers.items() if number is not None and number < 1}:
-            raise ValueError(f"{wrong}: must be at least 1")
-        if Path(args.output).exists() and not args.overwrite:
-            raise ValueError(f"output={args.output} exists: set overwrite to replace it")
-        if Path(args.output).resolve() == Path(args.prompts).resolve():
-            raise ValueError(f"output={args.output} is the file of the prompts")
-        settings.check_blocks()
-        rows = load_rows(args.prompts)
-        if not len(rows):
-            raise ValueError(f"{args.prompts} has no rows")
-        if "prompt" not in column_names(rows):
-            raise ValueError(f"{args.prompts}: columns are {sorted(column_names(rows))}; needed is 'prompt'")
-        self.rows = list(rows.select(range(min(args.limit or len(rows), len(rows)))))
+        check_completion_options(args, settings, samples)
+        self.rows = load_prompts(args)
         self.args, self.settings, self.samples = args, settings, samples
         self.tokenizer, config = load_config(args.model)
         self.check_rows(config.denoiser_spec)
@@ -183,7 +197,7 @@ class Completions:
         name = f"answers, process {state.process_index + 1} of {state.num_processes}"
         bar = tqdm(total=sum(map(len, batches)), desc=name, disable=not state.is_local_main_process)
         for batch in batches:
-            seed = keyed_generator(self.args.seed, batch[0]).initial_seed()
+            seed = generator_for(self.args.seed, batch[0]).initial_seed()
             generator = torch.Generator(state.device).manual_seed(seed)
             prompts = (self.rows[index // self.samples]["prompt"] for index in batch)
             found = answers(self.model, self.tokenizer, prompts, self.settings, len(batch), generator, stats)

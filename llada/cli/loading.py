@@ -1,11 +1,7 @@
-"""What a recipe starts from: its options, the model and tokenizer that they name, and the rows to train on.
-
-Imported by the recipes only: it needs trl, which the rest of the package does not.
-"""
+"""What a run starts from: the model and tokenizer that its options name, and the rows to train on."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +16,16 @@ from transformers import (
     set_seed,
 )
 from transformers.utils import is_bitsandbytes_available
-from trl import ModelConfig, ScriptArguments, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
+from llada.cli.recipe import RecipeArguments
 from llada.data.loading import column_names, load_rows
 from llada.data.tokenizer import load_tokenizer, special_ids
 from llada.errors import RecipeError
-from llada.models.llada import LLaDAConfig
-from llada.models.llada_moe import LLaDAMoEConfig
 from llada.models.registry import config_class
-from llada.training.base import KeyedTrainer, row_length
+from llada.training.base import DiffusionTrainerBase, row_length
 
 SHUFFLE_BUFFER = 10_000  # rows of a stream that are shuffled together
-
-
-@dataclass
-class RecipeArguments(ScriptArguments):
-    """TRL's script arguments, where `dataset_name` may be a local file, plus what starting a run needs."""
-
-    eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out file or hub dataset."})
-    eval_fraction: float = field(
-        default=0.0, metadata={"help": "Without eval_dataset_name: the last share of the rows is held out."}
-    )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Tokenizer name or path, or 'bytes'; default: the model's."}
-    )
-    architecture: dict | str | None = field(
-        default=None,
-        metadata={"help": "Fields of LLaDAConfig (LLaDAMoEConfig, with num_experts) for a new model."},
-    )
-    expected_processes: int | None = field(
-        default=None, metadata={"help": "Stop unless the launcher started this many processes."}
-    )
-    resume: bool = field(default=False, metadata={"help": "Continue the run in output_dir from its last checkpoint."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
 
 
 def load_model(
@@ -76,10 +49,7 @@ def load_model(
     name = recipe.tokenizer or model_args.model_name_or_path
     if name is None:
         raise RecipeError("a new model needs tokenizer: a name, a path, or 'bytes'")
-    if Path(name, "adapter_config.json").exists():
-        raise RecipeError(
-            f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
-        )
+    refuse_adapters(name)
     tokenizer = load_tokenizer(name)
     dtype = model_args.dtype if model_args.dtype in ("auto", None) else getattr(torch, model_args.dtype)
     set_seed(seed)  # the weights of a new model, and of new adapters
@@ -95,12 +65,12 @@ def load_model(
         path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
         **({} if quantization is None else {"quantization_config": quantization}),
     )  # fmt: skip
-    if getattr(model.config, "eot_token_id", None) is None:
+    if model.denoiser_spec.eot_id is None:
         model.config.eot_token_id = ids.eot
     return model, tokenizer
 
 
-def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> LLaDAConfig | LLaDAMoEConfig:
+def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """The configuration of a new model: the given fields, and size and ids of the tokenizer where they are not given.
 
     With `num_experts` it is a mixture of experts.
@@ -125,38 +95,27 @@ def load_datasets(
     args: TrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
-    trainer: type[KeyedTrainer],
+    trainer: type[DiffusionTrainerBase],
     columns: Sequence[tuple[str, ...]],
 ) -> tuple[Any, Any]:
     """Training and evaluation rows, tokenized as `trainer` wants them (the second None if nothing is held out).
 
     A stream is shuffled in a buffer of `SHUFFLE_BUFFER` rows.
-    columns: the sets of columns that the recipe can train on, the first that the data has is taken.
+
+    Args:
+        columns: as for `load_columns`.
 
     Raises:
         RecipeError: no data, the columns of another recipe, or an `eval_fraction` out of range or of a stream.
         llada.errors.DataError: a row that cannot be trained on, named by file, row and column.
     """
-    if recipe.dataset_name is None:
-        raise RecipeError("dataset_name is missing: a local .jsonl, .parquet, .csv or .txt file, or a hub dataset")
-    if not 0 <= recipe.eval_fraction < 1:
-        raise RecipeError(f"eval_fraction={recipe.eval_fraction} must be at least 0 and below 1")
-    if recipe.eval_fraction and (recipe.dataset_streaming or recipe.eval_dataset_name):
-        raise RecipeError("eval_fraction holds out rows of a dataset that is not streamed: use eval_dataset_name alone")
+    check_data_options(recipe)
     spec = config.denoiser_spec
     ids, max_length = special_ids(tokenizer, spec), row_length(args.max_length, spec.context)
 
     def prepared(source: str, split: str, streaming: bool):
-        rows = load_rows(source, recipe.dataset_config, split, streaming)
-        found = column_names(rows)
-        wanted = next((names for names in columns if set(names) <= set(found)), None)
-        if wanted is None:
-            needed = ", or ".join(" and ".join(map(repr, names)) for names in columns)
-            raise RecipeError(
-                f"{source}: columns are {sorted(found)}; this recipe needs {needed} (documents: recipes/pretrain.py; "
-                "prompts and answers: recipes/sft.py; preferences: recipes/align.py)"
-            )
-        return trainer.prepare(rows.select_columns(list(wanted)), tokenizer, ids, args, max_length, source)
+        rows = load_columns(source, recipe.dataset_config, split, streaming, columns)
+        return trainer.prepare(rows, tokenizer, ids, args, max_length, source)
 
     with args.main_process_first(desc="tokenizing"):
         train = prepared(recipe.dataset_name, recipe.dataset_train_split, recipe.dataset_streaming)
@@ -171,16 +130,49 @@ def load_datasets(
     return train.select(range(split)), train.select(range(split, len(train)))
 
 
+def check_data_options(recipe: RecipeArguments) -> None:
+    """Raise RecipeError unless the options name data, and one way at most to hold some of it out."""
+    if recipe.dataset_name is None:
+        raise RecipeError("dataset_name is missing: a local .jsonl, .parquet, .csv or .txt file, or a hub dataset")
+    if not 0 <= recipe.eval_fraction < 1:
+        raise RecipeError(f"eval_fraction={recipe.eval_fraction} must be at least 0 and below 1")
+    if recipe.eval_fraction and (recipe.dataset_streaming or recipe.eval_dataset_name):
+        raise RecipeError("eval_fraction holds out rows of a dataset that is not streamed: use eval_dataset_name alone")
+
+
+def load_columns(source: str, name: str | None, split: str, streaming: bool, columns: Sequence[tuple[str, ...]]) -> Any:
+    """Rows of a file or dataset with the first of these sets of columns that it has.
+
+    Raises:
+        RecipeError: it has none of them; what it has and what is needed are listed.
+    """
+    rows = load_rows(source, name, split, streaming)
+    found = column_names(rows)
+    wanted = next((names for names in columns if set(names) <= set(found)), None)
+    if wanted is None:
+        needed = ", or ".join(" and ".join(map(repr, names)) for names in columns)
+        raise RecipeError(
+            f"{source}: columns are {sorted(found)}; this recipe needs {needed} (documents: recipes/pretrain.py; "
+            "prompts and answers: recipes/sft.py; preferences: recipes/align.py)"
+        )
+    return rows.select_columns(list(wanted))
+
+
+def refuse_adapters(name: str) -> None:
+    """Raise RecipeError if a directory holds adapters, which are no model by themselves."""
+    if Path(name, "adapter_config.json").exists():
+        raise RecipeError(
+            f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
+        )
+
+
 def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
     """The tokenizer of a model and its config, where special ids that it lacks are the tokenizer's.
 
     Raises:
         ValueError: neither has a mask token or EOS, or they disagree; or the directory holds adapters.
     """
-    if Path(name, "adapter_config.json").exists():
-        raise ValueError(
-            f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
-        )
+    refuse_adapters(name)
     tokenizer, config = load_tokenizer(name), AutoConfig.from_pretrained(name)
     config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
     return tokenizer, config

@@ -1,37 +1,21 @@
-"""What every recipe does around its trainer: parse, check the processes it got and where it writes, resume, finish.
-
-Imported by the recipes only: it needs trl, which the rest of the package does not.
-"""
+"""What every training recipe does around its trainer: check its processes and where it writes, resume, finish."""
 
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from transformers import Trainer
-from trl import TrlParser, get_peft_config
+from transformers import Trainer, TrainingArguments
+from trl import ModelConfig, get_peft_config
 
 from llada.cli.loading import load_datasets, load_model
+from llada.cli.recipe import RecipeArguments, parse
 from llada.errors import RecipeError
-from llada.training.base import KeyedTrainer
+from llada.training.base import DiffusionTrainerBase
 from llada.training.distributed import check_engine, check_processes, leave_group
 
 logger = logging.getLogger(__name__)
-
-
-def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """`TrlParser`: a YAML file after --config, overridden by the command line; an unknown key is an error."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    config = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else "the command line"
-    if "--config" in argv[:-1] and not Path(config).is_file():
-        raise FileNotFoundError(f"no such config file: {config}")
-    try:
-        return TrlParser(list(dataclass_types)).parse_args_and_config(argv)
-    except ValueError as error:
-        raise RecipeError(f"{config}: {error}") from error
 
 
 def resume_point(output_dir: str, resume: bool, overwrite: bool) -> str | None:
@@ -90,16 +74,17 @@ def remove_run(output_dir: Path) -> None:
 
 
 def main(
-    trainer_class: type[KeyedTrainer],
-    arguments: Sequence[type],
+    trainer_class: type[DiffusionTrainerBase],
+    config_class: type[TrainingArguments],
     columns: Sequence[tuple[str, ...]],
     argv: Sequence[str] | None = None,
 ) -> None:
     """A training recipe from its command line to its saved model; everything is checked before anything is written.
 
-    arguments: `RecipeArguments`, TRL's `ModelConfig` and the trainer's configuration; columns: see `load_datasets`.
+    Options are those of `RecipeArguments`, TRL's `ModelConfig` and the trainer's configuration; columns: as for
+    `load_datasets`.
     """
-    recipe, model_args, args = parse(arguments, argv)
+    recipe, model_args, args = parse((RecipeArguments, ModelConfig, config_class), argv)
     check_processes(args, recipe.expected_processes)
     checkpoint = resume_point(args.output_dir, recipe.resume, recipe.overwrite)
     model, tokenizer = load_model(recipe, model_args, args.seed)

@@ -44,6 +44,6 @@ class Collator:
         return {
             "input_ids": input_ids,
             "attention_mask": real.long(),
-            "scored": real & (position_L >= prompt_B[:, None]),
+            "response_mask": real & (position_L >= prompt_B[:, None]),
             **{key: torch.tensor([row[key] for row in rows]) for key in ("example_id", "row", "text_bytes")},
         }

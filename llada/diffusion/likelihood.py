@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from llada.denoiser import Denoiser
-from llada.diffusion.masking import MaskPlan, exact_count_masks, hide
+from llada.diffusion.masking import MaskDraws, corrupt, exact_count_masks
 
 
 def mask_id_of(denoiser: Denoiser) -> int:
@@ -32,7 +32,7 @@ def mask_id_of(denoiser: Denoiser) -> int:
     return denoiser.spec.mask_id
 
 
-def elbo_draws(denoiser: Denoiser, tokens_BL: Tensor, plan: MaskPlan, attention_mask: Tensor | None = None) -> Tensor:
+def elbo_draws(denoiser: Denoiser, tokens_BL: Tensor, draws: MaskDraws, attention_mask: Tensor | None = None) -> Tensor:
     """One ELBO sample for each draw and sequence, [S, B], nats; the mean over draws estimates the ELBO.
 
     The weights depend on the masks alone, so autograd through this value gives the matching gradient estimate.
@@ -40,16 +40,16 @@ def elbo_draws(denoiser: Denoiser, tokens_BL: Tensor, plan: MaskPlan, attention_
     Args:
         attention_mask: [B, L], 0 on padding.
     """
-    draws = []
-    for masked_BL, weight_BL in zip(plan.masked_SBL, plan.weight_SBL, strict=True):
-        noisy_BL, target_BL = hide(tokens_BL, masked_BL.to(tokens_BL.device), mask_id_of(denoiser))
+    elbos = []
+    for masked_BL, weight_BL in zip(draws.masked_SBL, draws.weight_SBL, strict=True):
+        noisy_BL, target_BL = corrupt(tokens_BL, masked_BL.to(tokens_BL.device), mask_id_of(denoiser))
         values_BL = denoiser.log_probs(noisy_BL, target_BL, attention_mask)
-        draws.append((weight_BL.to(values_BL.dtype).to(values_BL.device) * values_BL).sum(-1))
-    return torch.stack(draws)
+        elbos.append((weight_BL.to(values_BL.dtype).to(values_BL.device) * values_BL).sum(-1))
+    return torch.stack(elbos)
 
 
 def exact_elbo(
-    denoiser: Denoiser, tokens_L: Tensor, scored_L: Tensor, eps: float = 0.0, batch_size: int = 64
+    denoiser: Denoiser, tokens_L: Tensor, response_mask_L: Tensor, eps: float = 0.0, batch_size: int = 64
 ) -> Tensor:
     """The ELBO of one sequence by enumerating every non-empty mask of its n scored tokens, a differentiable scalar.
 
@@ -61,12 +61,12 @@ def exact_elbo(
     because the incomplete beta function of integers is a binomial tail. Its difference from eps = 0 is the bias.
 
     Args:
-        tokens_L: clean tokens of one sequence; scored_L: bool, the tokens that may be masked (at most 20).
+        tokens_L: clean tokens of one sequence; response_mask_L: bool, the tokens that may be masked (at most 20).
 
     Raises:
         ValueError: more than 20 scored tokens (a million masks), or none.
     """
-    length = int(scored_L.sum())
+    length = int(response_mask_L.sum())
     if not 1 <= length <= 20:
         raise ValueError(f"exact_elbo enumerates 2^n masks: n={length} scored tokens must be between 1 and 20")
     code_M = torch.arange(1, 2**length)
@@ -77,14 +77,14 @@ def exact_elbo(
         coefficient[count] = tail / ((1 - eps) * count * math.comb(length, count))
     coefficient_M = torch.tensor(coefficient, dtype=torch.float64)[mask_Mn.sum(-1)]
     masked_ML = torch.zeros(len(code_M), len(tokens_L), dtype=torch.bool)
-    masked_ML[:, scored_L.cpu()] = mask_Mn
+    masked_ML[:, response_mask_L.cpu()] = mask_Mn
     total = torch.zeros((), device=tokens_L.device)
     for masked_BL, coefficient_B in zip(
         masked_ML.to(tokens_L.device).split(batch_size),
         coefficient_M.to(tokens_L.device).split(batch_size),
         strict=True,
     ):
-        noisy_and_target = hide(tokens_L.expand(len(masked_BL), -1), masked_BL, mask_id_of(denoiser))
+        noisy_and_target = corrupt(tokens_L.expand(len(masked_BL), -1), masked_BL, mask_id_of(denoiser))
         values_BL = denoiser.log_probs(*noisy_and_target)
         total = total + (coefficient_B.to(values_BL.dtype) * values_BL.sum(-1)).sum()
     return total
@@ -104,7 +104,7 @@ def systematic_counts(rows: int, length: int, generator: Generator) -> Tensor:
 def log_likelihood(
     denoiser: Denoiser,
     tokens_L: Tensor,
-    scored_L: Tensor,
+    response_mask_L: Tensor,
     generator: Generator,
     n: int = 128,
     group: int = 16,
@@ -117,25 +117,25 @@ def log_likelihood(
     the standard error is that of the mean over groups (nan when there is only one).
 
     Args:
-        tokens_L: clean tokens; scored_L: bool, the answer (the rest is never masked).
+        tokens_L: clean tokens; response_mask_L: bool, the answer (the rest is never masked).
         generator: CPU generator of everything random.
         counts: the masked counts of a group; `systematic_counts` is unbiased.
 
     Raises:
         ValueError: n is not a multiple of group, or nothing is scored.
     """
-    length = int(scored_L.sum())
+    length = int(response_mask_L.sum())
     if length == 0:
-        raise ValueError("log_likelihood of an empty answer: scored_L has no True")
+        raise ValueError("log_likelihood of an empty answer: response_mask_L has no True")
     if n % group:
         raise ValueError(f"n={n} draws must be a multiple of group={group}")
-    tokens_GL, scored_L = tokens_L.expand(group, -1), scored_L.cpu()
+    tokens_GL, response_mask_L = tokens_L.expand(group, -1), response_mask_L.cpu()
     means = []
     for _ in range(n // group):
         count_G = counts(group, length, generator)
-        masked_GL = torch.zeros(group, len(scored_L), dtype=torch.bool)
-        masked_GL[:, scored_L] = exact_count_masks(count_G, length, generator)
-        noisy_and_target = hide(tokens_GL, masked_GL.to(tokens_L.device), mask_id_of(denoiser))
+        masked_GL = torch.zeros(group, len(response_mask_L), dtype=torch.bool)
+        masked_GL[:, response_mask_L] = exact_count_masks(count_G, length, generator)
+        noisy_and_target = corrupt(tokens_GL, masked_GL.to(tokens_L.device), mask_id_of(denoiser))
         values_GL = denoiser.log_probs(*noisy_and_target)
         means.append((values_GL.double().sum(-1).cpu() * length / count_G).mean())
     estimates = torch.stack(means)

@@ -12,7 +12,7 @@ other (levels spread over [0, 1), masks that complement each other): each by its
 of all does, so their mean is unbiased. Only scored tokens (a response, or a whole document) are ever masked; prompts
 and padding never are.
 
-Everything random is drawn on the CPU from explicit generators into a `MaskPlan`, a value that policy and reference
+Everything random is drawn on the CPU from explicit generators into a `MaskDraws`, a value that policy and reference
 share and that any device, process or replay reads back unchanged.
 
 Shapes: S draws, B sequences, L tokens.
@@ -32,7 +32,7 @@ BERNOULLI_FLOOR = 1e-3  # eps of t = (1 - eps) u + eps, as in LLaDA's published 
 
 
 @dataclass(frozen=True)
-class MaskPlan:
+class MaskDraws:
     """Masks drawn once, and the weight of every token in every draw.
 
     masked_SBL: bool, True where the token is replaced by MASK.
@@ -43,6 +43,12 @@ class MaskPlan:
 
     masked_SBL: Tensor
     weight_SBL: Tensor
+
+
+def check_mask_kind(masks: str) -> None:
+    """Raise ValueError unless `masks` is one of `MASKS`."""
+    if masks not in MASKS:
+        raise ValueError(f"masks={masks!r} is unknown: it must be one of {MASKS}")
 
 
 def timesteps(n: int, generator: Generator, levels: str = "iid") -> Tensor:
@@ -123,8 +129,8 @@ def exact_count_draws(
     return exact_count_masks(index_S + 1, length, generator, complementary), weight_S
 
 
-def draw_plan(
-    scored_BL: Tensor,
+def draw_masks(
+    response_mask_BL: Tensor,
     generators: Sequence[Generator],
     n_t: int,
     masks: str = "exact_count",
@@ -132,11 +138,11 @@ def draw_plan(
     n_y: int = 1,
     complementary: bool = False,
     count_tilt: float = 0.0,
-) -> MaskPlan:
+) -> MaskDraws:
     """Draw n_t levels and n_y masks at each for every sequence, S = n_t n_y draws.
 
     Args:
-        scored_BL, generators: as for `draw_rows`.
+        response_mask_BL, generators: as for `draw_rows`.
         n_t: levels for each sequence; levels: how they are spread (`timesteps`).
         masks: "exact_count" (weight L/l) or "bernoulli" (weight 1/t, floored).
         n_y: masks at each level; with exact counts they have the same count.
@@ -146,8 +152,7 @@ def draw_plan(
     Raises:
         ValueError: a row without a scored token, unknown `masks` or `levels`, or a tilt of Bernoulli masks.
     """
-    if masks not in MASKS:
-        raise ValueError(f"masks={masks!r} is unknown: it must be one of {MASKS}")
+    check_mask_kind(masks)
     if count_tilt and masks != "exact_count":
         raise ValueError(f"count_tilt={count_tilt} needs masks='exact_count', not {masks!r}")
 
@@ -157,41 +162,41 @@ def draw_plan(
             return bernoulli_draws(u_S, length, generator, complementary)
         return exact_count_draws(u_S, length, generator, complementary, count_tilt)
 
-    return draw_rows(scored_BL, generators, n_t * n_y, draw_row)
+    return draw_rows(response_mask_BL, generators, n_t * n_y, draw_row)
 
 
 def draw_rows(
-    scored_BL: Tensor,
+    response_mask_BL: Tensor,
     generators: Sequence[Generator],
     n: int,
     draw_row: Callable[[int, Generator], tuple[Tensor, Tensor]],
-) -> MaskPlan:
+) -> MaskDraws:
     """Draw n masks for every sequence from its own generator.
 
     The draws of a row depend on its number of scored tokens and its generator only, not on where the tokens stand,
     on padding or on the other rows.
 
     Args:
-        scored_BL: bool, the tokens that may be masked (a response, or a document); at least one in each row.
+        response_mask_BL: bool, the tokens that may be masked (a response, or a document); at least one in each row.
         generators: one CPU generator for each row (`random_streams`).
         draw_row: (number of scored tokens, generator) -> masks [n, length] bool and weights [n] float64.
 
     Raises:
         ValueError: a row without a scored token.
     """
-    scored_BL = scored_BL.cpu()
-    lengths = scored_BL.sum(-1).tolist()
+    response_mask_BL = response_mask_BL.cpu()
+    lengths = response_mask_BL.sum(-1).tolist()
     if 0 in lengths:
         raise ValueError(f"row {lengths.index(0)} of the batch has no scored token: there is nothing to mask")
-    masked_SBL = torch.zeros(n, *scored_BL.shape, dtype=torch.bool)
-    weight_SBL = torch.zeros(n, *scored_BL.shape, dtype=torch.float64)
+    masked_SBL = torch.zeros(n, *response_mask_BL.shape, dtype=torch.bool)
+    weight_SBL = torch.zeros(n, *response_mask_BL.shape, dtype=torch.float64)
     for row, (length, generator) in enumerate(zip(lengths, generators, strict=True)):
         mask_SL, weight_S = draw_row(length, generator)
-        masked_SBL[:, row, scored_BL[row]] = mask_SL
-        weight_SBL[:, row, scored_BL[row]] = mask_SL * weight_S[:, None]
-    return MaskPlan(masked_SBL, weight_SBL)
+        masked_SBL[:, row, response_mask_BL[row]] = mask_SL
+        weight_SBL[:, row, response_mask_BL[row]] = mask_SL * weight_S[:, None]
+    return MaskDraws(masked_SBL, weight_SBL)
 
 
-def hide(tokens_BL: Tensor, masked_BL: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+def corrupt(tokens_BL: Tensor, masked_BL: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
     """Apply one draw: the noisy tokens and the targets (clean where masked, `NOT_SCORED` elsewhere), each [B, L]."""
     return tokens_BL.masked_fill(masked_BL, mask_id), tokens_BL.masked_fill(~masked_BL, NOT_SCORED)

@@ -26,7 +26,7 @@ def second_draw(epoch: int) -> int:
     return -2 - epoch
 
 
-def keyed_generator(seed: int, *key: int) -> Generator:
+def generator_for(seed: int, *key: int) -> Generator:
     """A CPU generator that depends on the seed and the key only, such as (epoch, example id)."""
     text = ",".join(str(int(part)) for part in (seed, *key))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -35,6 +35,4 @@ def keyed_generator(seed: int, *key: int) -> Generator:
 
 def response_generators(seed: int, epoch: int, example_ids: list[int], model: int) -> list[Generator]:
     """One generator for each response of P pairs, [2P]: the chosen, then the rejected."""
-    return [
-        keyed_generator(seed, epoch, example, side, model) for side in (CHOSEN, REJECTED) for example in example_ids
-    ]
+    return [generator_for(seed, epoch, example, side, model) for side in (CHOSEN, REJECTED) for example in example_ids]

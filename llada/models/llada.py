@@ -16,9 +16,9 @@ from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llada.kv_cache import KeyValueCache
-from llada.models.common.attention import Narrow, Places, attend, heads_of, places_of
-from llada.models.common.base import MaskedLM, RMSNorm, residual_linear
-from llada.models.common.config import FamilyConfig, refuse_others
+from llada.models.common.attention import AttentionContext, QuerySubset, attend, attention_context, split_heads
+from llada.models.common.base import MaskedLM, RMSNorm
+from llada.models.common.config import FamilyConfig, check_supported
 from llada.models.common.head import Head
 from llada.models.registry import register
 
@@ -92,7 +92,7 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if "num_experts" in kwargs:
             raise ValueError("config field num_experts is of a mixture of experts: use LLaDAMoEConfig or AutoConfig")
-        refuse_others(kwargs, _SUPPORTED)
+        check_supported(kwargs, _SUPPORTED)
         # `rope_theta` must stay a plain published field: the base class would turn it into `rope_parameters`.
         self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
         self.mlp_hidden_size = self.mlp_ratio * self.d_model if self.mlp_hidden_size is None else self.mlp_hidden_size
@@ -127,18 +127,18 @@ class LLaDABlock(GradientCheckpointingLayer):
         self.q_proj = nn.Linear(width, width, bias=bias)
         self.k_proj = nn.Linear(width, kv_width, bias=bias)
         self.v_proj = nn.Linear(width, kv_width, bias=bias)
-        self.attn_out = residual_linear(width, width)
+        self.attn_out = nn.Linear(width, width, bias=False)
         self.ff_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
         self.up_proj = nn.Linear(width, config.mlp_hidden_size, bias=False)
-        self.ff_out = residual_linear(self.up_proj.out_features, width)
+        self.ff_out = nn.Linear(self.up_proj.out_features, width, bias=False)
 
-    def forward(self, x_BLD: Tensor, places: Places, narrow: Narrow | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, context: AttentionContext, subset: QuerySubset | None = None) -> Tensor:
         h_BLD = self.attn_norm(x_BLD)
-        k, v = (heads_of(p(h_BLD), self.head_size) for p in (self.k_proj, self.v_proj))
-        if narrow is not None:
-            x_BLD, h_BLD = narrow.pick(x_BLD), narrow.pick(h_BLD)
-        q = heads_of(self.q_proj(h_BLD), self.head_size)
-        x_BLD = x_BLD + self.attn_out(attend(self, q, k, v, places, narrow))
+        k, v = (split_heads(p(h_BLD), self.head_size) for p in (self.k_proj, self.v_proj))
+        if subset is not None:
+            x_BLD, h_BLD = subset.pick(x_BLD), subset.pick(h_BLD)
+        q = split_heads(self.q_proj(h_BLD), self.head_size)
+        x_BLD = x_BLD + self.attn_out(attend(self, q, k, v, context, subset))
         h_BLD = self.ff_norm(x_BLD)
         return x_BLD + self.ff_out(F.silu(self.ff_proj(h_BLD)) * self.up_proj(h_BLD))
 
@@ -164,16 +164,16 @@ class LLaDAModel(nn.Module):
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
         kv_cache: KeyValueCache | None,
-        narrow: Narrow | None,
+        subset: QuerySubset | None,
     ) -> tuple[Tensor, None]:
         """Final normalised hidden states, and None for router losses (`MaskedLM`)."""
         x_BLD = self.transformer.wte(input_ids)
         head_size = self.config.d_model // self.config.n_heads
-        places = places_of(self.config, x_BLD, attention_mask, segment_ids, kv_cache, head_size)
+        context = attention_context(self.config, x_BLD, attention_mask, segment_ids, kv_cache, head_size)
         *blocks, last = self.transformer.blocks
         for block in blocks:
-            x_BLD = block(x_BLD, places)
-        x_BLD = last(x_BLD, places, narrow)
+            x_BLD = block(x_BLD, context)
+        x_BLD = last(x_BLD, context, subset)
         return self.transformer.ln_f(x_BLD), None
 
 
@@ -183,12 +183,20 @@ class LLaDAModelLM(MaskedLM):
     config: LLaDAConfig
     config_class = LLaDAConfig
     _no_split_modules = ["LLaDABlock"]
+    # A pattern, not names: `ff_out` is also the name of the language-model head.
+    lora_targets = r".*\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)"
     _tied_weights_keys: dict[str, str] = {}  # a tied checkpoint has no head tensor: the head reads `wte`
 
     def __init__(self, config: LLaDAConfig):
         super().__init__(config)
         self.model = LLaDAModel(config)
         self.post_init()
+
+    def residual_projections(self) -> list[nn.Linear]:
+        return [linear for block in self.model.transformer.blocks for linear in (block.attn_out, block.ff_out)]
+
+    def first_up_projection(self) -> list[nn.Parameter]:
+        return list(self.model.transformer.blocks[0].up_proj.parameters())
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.transformer.wte

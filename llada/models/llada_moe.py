@@ -27,9 +27,9 @@ from transformers.integrations.moe import use_experts_implementation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llada.kv_cache import KeyValueCache
-from llada.models.common.attention import Narrow, Places, attend, heads_of, places_of
-from llada.models.common.base import MaskedLM, RMSNorm, residual_linear
-from llada.models.common.config import FamilyConfig, refuse_others
+from llada.models.common.attention import AttentionContext, QuerySubset, attend, attention_context, split_heads
+from llada.models.common.base import MaskedLM, RMSNorm
+from llada.models.common.config import FamilyConfig, check_supported
 from llada.models.common.head import Head, at_least_fp32
 from llada.models.registry import register
 
@@ -88,7 +88,7 @@ class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        refuse_others(kwargs, _SUPPORTED_MOE)
+        check_supported(kwargs, _SUPPORTED_MOE)
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.moe_layer_freq = [1] * self.num_hidden_layers if self.moe_layer_freq is None else list(self.moe_layer_freq)
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
@@ -112,6 +112,9 @@ class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
                 f"num_experts={self.num_experts}"
             )
         super().__post_init__(**kwargs)
+
+    def feed_forward(self) -> str:
+        return f"{self.num_experts_per_tok} of {self.num_experts} experts"
 
     def auxiliary_losses(self) -> dict[str, float]:
         return {"router/load_balance": self.router_aux_loss_coef, "router/z_loss": self.router_z_loss_coef}
@@ -168,7 +171,10 @@ class Experts(StackedExperts):
     """Experts that run whatever the dtype and the sizes are."""
 
     def takes(self, dtype: torch.dtype) -> bool:
-        """Whether the chosen implementation can: grouped_mm, the default, has no float64 and wants rows of 16 bytes."""
+        """False where the chosen implementation cannot run.
+
+        grouped_mm, the default, supports neither float64 nor rows that are no multiple of 16 bytes.
+        """
         sizes = (self.down_proj.shape[-1], self.down_proj.shape[-2])
         aligned = all(size * dtype.itemsize % 16 == 0 for size in sizes)
         return self.config._experts_implementation != "grouped_mm" or (dtype != torch.float64 and aligned)
@@ -226,7 +232,7 @@ class FeedForward(nn.Module):
         width, inner = config.hidden_size, config.dense_intermediate_size
         self.gate_proj = nn.Linear(width, inner, bias=False)
         self.up_proj = nn.Linear(width, inner, bias=False)
-        self.down_proj = residual_linear(inner, width)
+        self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, h_BLD: Tensor) -> tuple[Tensor, None]:
         return self.down_proj(F.silu(self.gate_proj(h_BLD)) * self.up_proj(h_BLD)), None
@@ -247,14 +253,14 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, kv_width, bias=False)
         self.v_proj = nn.Linear(width, kv_width, bias=False)
-        self.o_proj = residual_linear(width, width)
+        self.o_proj = nn.Linear(width, width, bias=False)
         self.q_norm = RMSNorm(self.head_size, config.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_size, config.rms_norm_eps)
 
-    def forward(self, h_BLD: Tensor, places: Places, narrow: Narrow | None) -> Tensor:
-        k, v = (heads_of(p(h_BLD), self.head_size) for p in (self.k_proj, self.v_proj))
-        q = heads_of(self.q_proj(h_BLD if narrow is None else narrow.pick(h_BLD)), self.head_size)
-        return self.o_proj(attend(self, self.q_norm(q), self.k_norm(k), v, places, narrow))
+    def forward(self, h_BLD: Tensor, context: AttentionContext, subset: QuerySubset | None) -> Tensor:
+        k, v = (split_heads(p(h_BLD), self.head_size) for p in (self.k_proj, self.v_proj))
+        q = split_heads(self.q_proj(h_BLD if subset is None else subset.pick(h_BLD)), self.head_size)
+        return self.o_proj(attend(self, self.q_norm(q), self.k_norm(k), v, context, subset))
 
 
 class LLaDAMoELayer(GradientCheckpointingLayer):
@@ -267,9 +273,11 @@ class LLaDAMoELayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MoE(config) if has_experts else FeedForward(config)
 
-    def forward(self, x_BLD: Tensor, places: Places, narrow: Narrow | None = None) -> tuple[Tensor, Tensor | None]:
-        h_BLD = self.self_attn(self.input_layernorm(x_BLD), places, narrow)
-        x_BLD = h_BLD + (x_BLD if narrow is None else narrow.pick(x_BLD))
+    def forward(
+        self, x_BLD: Tensor, context: AttentionContext, subset: QuerySubset | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        h_BLD = self.self_attn(self.input_layernorm(x_BLD), context, subset)
+        x_BLD = h_BLD + (x_BLD if subset is None else subset.pick(x_BLD))
         out_BLD, router_logits = self.mlp(self.post_attention_layernorm(x_BLD))
         return x_BLD + out_BLD, router_logits
 
@@ -290,18 +298,18 @@ class LLaDAMoEModel(nn.Module):
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
         kv_cache: KeyValueCache | None,
-        narrow: Narrow | None,
+        subset: QuerySubset | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Final normalised hidden states [B, L, D]; in training, router losses [B, 2], means over the MoE layers."""
         x_BLD = self.embed_tokens(input_ids)
         head_size = self.config.hidden_size // self.config.num_attention_heads
-        places = places_of(self.config, x_BLD, attention_mask, segment_ids, kv_cache, head_size)
+        context = attention_context(self.config, x_BLD, attention_mask, segment_ids, kv_cache, head_size)
         real_BL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         losses = []
         for index, layer in enumerate(self.layers):
             last = index == len(self.layers) - 1
-            x_BLD, router_logits = layer(x_BLD, places, narrow if last else None)
-            if self.training and narrow is None and router_logits is not None:
+            x_BLD, router_logits = layer(x_BLD, context, subset if last else None)
+            if self.training and subset is None and router_logits is not None:
                 losses.append(router_losses(router_logits, real_BL, self.config.num_experts_per_tok))
         return self.norm(x_BLD), torch.stack(losses).mean(0) if losses else None
 
@@ -312,6 +320,9 @@ class LLaDAMoEModelLM(MaskedLM):
     config: LLaDAMoEConfig
     config_class = LLaDAMoEConfig
     _no_split_modules = ["LLaDAMoELayer"]
+    # Attention and dense layers. Experts are stacked tensors (LoraConfig's `target_parameters` reaches them:
+    # mlp.experts.gate_up_proj, mlp.experts.down_proj), and a router that moves changes who computes what.
+    lora_targets = r".*\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     _tied_weights_keys: dict[str, str] = {}  # a tied checkpoint has no head tensor: the head reads the embedding
 
     def __init__(self, config: LLaDAMoEConfig):
@@ -320,6 +331,21 @@ class LLaDAMoEModelLM(MaskedLM):
         if not config.tie_word_embeddings:
             self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def residual_projections(self) -> list[nn.Linear]:
+        dense = [layer.mlp.down_proj for layer in self.model.layers if isinstance(layer.mlp, FeedForward)]
+        return [*(layer.self_attn.o_proj for layer in self.model.layers), *dense]
+
+    def first_up_projection(self) -> list[nn.Parameter]:
+        mlp = self.model.layers[0].mlp
+        return list(mlp.up_proj.parameters()) if isinstance(mlp, FeedForward) else [mlp.experts.gate_up_proj]
+
+    def active_parameters(self) -> int:
+        experts = sum(
+            p.numel() for module in self.modules() if isinstance(module, Experts) for p in module.parameters()
+        )
+        share = self.config.num_experts_per_tok / self.config.num_experts
+        return super().active_parameters() - experts + round(experts * share)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens

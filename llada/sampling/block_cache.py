@@ -20,8 +20,6 @@ from torch import Tensor
 from llada.denoiser import Denoiser, DenoiserSpec, Request
 from llada.kv_cache import KeyValueCache
 
-CACHES = ("prefix", "dual")
-
 
 @dataclass
 class SamplerStats:

@@ -6,7 +6,7 @@ up to the end of the current block and commits some of them (`selection`). Rows 
 that has finished a block enters the next one, and a row that is done leaves the batch.
 
 Departures from the released code, all of them repairs: MASK is never emitted (`allow_mask=True` restores it), ties
-commit the leftmost position (`official_top_k` says where not), guidance works without an attention mask, and
+commit the leftmost position (`select_top_k_official` says where not), guidance works without an attention mask, and
 `confidence_eos_eot_inf` holds for EOS at every temperature.
 
 Shapes: B rows, L canvas positions, N candidate positions.
@@ -23,14 +23,14 @@ from llada.diffusion.likelihood import mask_id_of
 from llada.sampling.block_cache import CachedDenoiser, CountedDenoiser, SamplerStats
 from llada.sampling.guidance import GuidedDenoiser
 from llada.sampling.selection import (
-    TokenChoice,
-    above_threshold,
-    ended,
-    official_top_k,
-    scores,
-    step_quotas,
-    top_k,
-    within_factor,
+    TokenProposal,
+    answer_complete,
+    confidence_on_canvas,
+    select_by_factor,
+    select_by_threshold,
+    select_top_k,
+    select_top_k_official,
+    tokens_per_step,
 )
 from llada.sampling.settings import SamplerSettings
 
@@ -149,7 +149,7 @@ class DenoisingLoop:
         self.denoiser: Denoiser = CountedDenoiser(denoiser, self.stats)
         if s.cache:
             self.denoiser = CachedDenoiser(self.denoiser, s.cache, s.refresh_every)
-        self.choose = TokenChoice(
+        self.choose = TokenProposal(
             remasking=s.remasking,
             temperature=s.temperature,
             forbidden=[] if s.allow_mask else [self.mask_id],
@@ -193,17 +193,21 @@ class DenoisingLoop:
         """Put a row at the beginning of a block, with the shares of its steps."""
         is_mask_L = self.is_mask_BL[row.row_id]
         row.start, row.end, row.enters_block = start, min(start + self.settings.block_length, len(is_mask_L)), True
-        row.quotas = [q for q in step_quotas(int(is_mask_L[row.start : row.end].sum()), row.steps) if q]
+        row.quotas = [q for q in tokens_per_step(int(is_mask_L[row.start : row.end].sum()), row.steps) if q]
 
     def advance(self, row: Row) -> bool:
         """Move a row past the blocks that it has finished. False: it is done, and after EOS nothing is left to fill."""
         canvas_L, is_mask_L = self.canvas_BL[row.row_id], self.is_mask_BL[row.row_id]
         while True:
             masks = int(is_mask_L[row.start : row.end].sum())
-            if masks and (row.quotas or not self.settings.by_quota):
+            if masks and (row.quotas or not self.settings.fixed_steps):
                 return True
             answer_L = canvas_L[row.begin : row.end]
-            if self.settings.stop_at_eos and self.eos_id is not None and ended(answer_L, self.mask_id, self.eos_id):
+            if (
+                self.settings.stop_at_eos
+                and self.eos_id is not None
+                and answer_complete(answer_L, self.mask_id, self.eos_id)
+            ):
                 canvas_L[row.begin :].masked_fill_(canvas_L[row.begin :] == self.mask_id, self.eos_id)
                 return False
             if row.end >= len(is_mask_L):
@@ -236,20 +240,20 @@ class DenoisingLoop:
         self.canvas_BL[row_ids, :seen] = torch.where(chosen_BL, proposed_BL, request.tokens_BQ)
         if self.on_step:
             self.confidence_BL[row_ids, :seen] = torch.where(
-                chosen_BL, scores(at_BL, confidence_N).float(), self.confidence_BL[row_ids, :seen]
+                chosen_BL, confidence_on_canvas(at_BL, confidence_N).float(), self.confidence_BL[row_ids, :seen]
             )
 
     def select(self, at_BL: Tensor, confidence_N: Tensor, rows: list[Row]) -> Tensor:
         """Which candidates are written, [B, L] bool."""
         settings = self.settings
         if settings.threshold is not None:
-            return above_threshold(at_BL, confidence_N, settings.threshold)
+            return select_by_threshold(at_BL, confidence_N, settings.threshold)
         if settings.factor is not None:
-            return within_factor(at_BL, confidence_N, settings.factor)
+            return select_by_factor(at_BL, confidence_N, settings.factor)
         quota_B = torch.tensor([row.quotas.pop(0) for row in rows], device=at_BL.device)
         if settings.confidence_eos_eot_inf:
-            return official_top_k(at_BL, confidence_N, quota_B, self.padding_B[[row.row_id for row in rows]])
-        return top_k(at_BL, confidence_N, quota_B)
+            return select_top_k_official(at_BL, confidence_N, quota_B, self.padding_B[[row.row_id for row in rows]])
+        return select_top_k(at_BL, confidence_N, quota_B)
 
 
 def _check_text(input_ids: Tensor, attention_mask: Tensor, room: int) -> None:

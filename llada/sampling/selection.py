@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-REMASKING = ("low_confidence", "top_probability", "random")
-
 
 @dataclass(frozen=True)
-class TokenChoice:
+class TokenProposal:
     """Which token each candidate would take, and how confident it is: the settings of one `generate` call."""
 
     remasking: str
@@ -28,14 +26,14 @@ class TokenChoice:
 
     def __call__(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [N] and confidences [N] in [0, 1]."""
-        logits_NV = without(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), self.removed)
-        choice_NV = without(logits_NV, self.forbidden)
+        logits_NV = suppress(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), self.removed)
+        choice_NV = suppress(logits_NV, self.forbidden)
         greedy_N = tokens_N = choice_NV.argmax(-1)
         if self.temperature > 0:
             tokens_N = self._perturbed(choice_NV).argmax(-1)
         if self.remasking == "random":
             return tokens_N, torch.rand(len(tokens_N), device=logits_NV.device, generator=self.generator)
-        confidence_NV = without(logits_NV, self.unconfident).softmax(-1)
+        confidence_NV = suppress(logits_NV, self.unconfident).softmax(-1)
         judged_N = tokens_N if self.remasking == "low_confidence" else greedy_N
         return tokens_N, confidence_NV.gather(-1, judged_N[:, None])[:, 0]
 
@@ -46,65 +44,66 @@ class TokenChoice:
         return logits_NV.double() - self.temperature * (-noise.log()).log()
 
 
-def without(logits_NV: Tensor, ids: list[int]) -> Tensor:
+def suppress(logits_NV: Tensor, ids: list[int]) -> Tensor:
     """The logits with probability 0 for these token ids (a copy, or the tensor itself if there are none)."""
     return logits_NV.index_fill(-1, torch.tensor(ids, device=logits_NV.device), -torch.inf) if ids else logits_NV
 
 
-def step_quotas(masks: int, steps: int) -> list[int]:
+def tokens_per_step(masks: int, steps: int) -> list[int]:
     """How many tokens each step commits: an even share, the first steps taking one more of the rest."""
     return [masks // steps + (step < masks % steps) for step in range(steps)]
 
 
-def scores(at_BL: Tensor, confidence_N: Tensor) -> Tensor:
+def confidence_on_canvas(at_BL: Tensor, confidence_N: Tensor) -> Tensor:
     """Confidences on the canvas, -inf where there is no candidate, [B, L]."""
     empty_BL = torch.full(at_BL.shape, -torch.inf, device=at_BL.device, dtype=confidence_N.dtype)
     return empty_BL.masked_scatter(at_BL, confidence_N)
 
 
-def ranks(score_BL: Tensor) -> Tensor:
+def confidence_ranks(score_BL: Tensor) -> Tensor:
     """The rank of each position in its row, 0 for the highest score (ties: leftmost first)."""
     return score_BL.sort(dim=-1, descending=True, stable=True).indices.argsort(-1)
 
 
-def top_k(at_BL: Tensor, confidence_N: Tensor, quota_B: Tensor) -> Tensor:
+def select_top_k(at_BL: Tensor, confidence_N: Tensor, quota_B: Tensor) -> Tensor:
     """Each row's `quota_B` most confident candidates, [B, L] bool."""
-    return at_BL & (ranks(scores(at_BL, confidence_N)) < quota_B[:, None])
+    return at_BL & (confidence_ranks(confidence_on_canvas(at_BL, confidence_N)) < quota_B[:, None])
 
 
-def official_top_k(at_BL: Tensor, confidence_N: Tensor, quota_B: Tensor, pads_B: Tensor) -> Tensor:
-    """`top_k` with the official tie order, which is that of `torch.topk` over a row, here without its left padding.
+def select_top_k_official(at_BL: Tensor, confidence_N: Tensor, quota_B: Tensor, pads_B: Tensor) -> Tensor:
+    """`select_top_k` with the official tie order, which is that of `torch.topk` over a row, here without its left
+    padding.
 
     For `confidence_eos_eot_inf`, where ties are the rule: every EOS has confidence 0, and which comes first decides
     what is written around it.
     """
-    score_BL, chosen_BL = scores(at_BL, confidence_N), torch.zeros_like(at_BL)
+    score_BL, chosen_BL = confidence_on_canvas(at_BL, confidence_N), torch.zeros_like(at_BL)
     for row, (quota, pads) in enumerate(zip(quota_B.tolist(), pads_B.tolist(), strict=True)):
         chosen_BL[row, pads + score_BL[row, pads:].topk(quota).indices] = True
     return chosen_BL & at_BL
 
 
-def above_threshold(at_BL: Tensor, confidence_N: Tensor, threshold: float) -> Tensor:
+def select_by_threshold(at_BL: Tensor, confidence_N: Tensor, threshold: float) -> Tensor:
     """Candidates with confidence of at least the threshold, and each row's best one whatever its confidence."""
-    score_BL = scores(at_BL, confidence_N)
-    return at_BL & ((score_BL >= threshold) | (ranks(score_BL) == 0))
+    score_BL = confidence_on_canvas(at_BL, confidence_N)
+    return at_BL & ((score_BL >= threshold) | (confidence_ranks(score_BL) == 0))
 
 
-def within_factor(at_BL: Tensor, confidence_N: Tensor, factor: float) -> Tensor:
+def select_by_factor(at_BL: Tensor, confidence_N: Tensor, factor: float) -> Tensor:
     """By rank, candidates until the first whose confidence is below 1 - factor / (rank + 1), ranks from 1.
 
     The first always passes. So does, as in the released code, the last of them if it is the first to fail.
     """
-    score_BL = scores(at_BL, confidence_N)
+    score_BL = confidence_on_canvas(at_BL, confidence_N)
     order_BL = score_BL.argsort(dim=-1, descending=True, stable=True)
     rank_L = torch.arange(1, score_BL.shape[1] + 1, device=score_BL.device)
     passes_BL = (score_BL.gather(1, order_BL) >= 1 - factor / (rank_L + 1)) | (rank_L == 1)
     number_B, candidates_B = passes_BL.long().cumprod(-1).sum(-1), at_BL.sum(-1)
     number_B = torch.where(number_B == candidates_B - 1, candidates_B, number_B)
-    return at_BL & (ranks(score_BL) < number_B[:, None])
+    return at_BL & (confidence_ranks(score_BL) < number_B[:, None])
 
 
-def ended(answer_L: Tensor, mask_id: int, eos_id: int) -> bool:
+def answer_complete(answer_L: Tensor, mask_id: int, eos_id: int) -> bool:
     """Whether the first EOS has no MASK before it: the visible text cannot change any more."""
     eos = (answer_L == eos_id).nonzero()
     return len(eos) > 0 and not bool((answer_L[: eos[0, 0]] == mask_id).any())

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from llada.sampling.block_cache import CACHES
-from llada.sampling.selection import REMASKING
+REMASKING = ("low_confidence", "top_probability", "random")
+CACHES = ("prefix", "dual")
 
 
 @dataclass
@@ -59,17 +59,17 @@ class SamplerSettings:
             raise ValueError(f"refresh_every={self.refresh_every} must be at least 1, and needs a cache")
         if self.threshold is not None and self.factor is not None:
             raise ValueError("threshold and factor are two rules: set one of them")
-        if self.remasking == "random" and not self.by_quota:
+        if self.remasking == "random" and not self.fixed_steps:
             raise ValueError("remasking='random' has no confidence that threshold or factor could judge")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} must be above 0 and at most 1")
-        if self.allow_mask and not self.by_quota:
+        if self.allow_mask and not self.fixed_steps:
             raise ValueError("allow_mask needs the share of steps: with threshold or factor a MASK could come for ever")
         if self.factor is not None and self.factor <= 0:
             raise ValueError(f"factor={self.factor} must be positive")
 
     @property
-    def by_quota(self) -> bool:
+    def fixed_steps(self) -> bool:
         """Whether steps commit a fixed share, rather than what is sure."""
         return self.threshold is None and self.factor is None
 
@@ -80,7 +80,7 @@ class SamplerSettings:
             down, up = length // block * block, -(-length // block) * block
             such = f"{down} or {up}" if down else f"{up}; or block_length={length}"
             raise ValueError(f"gen_length={length} must be a multiple of block_length={block}, such as {such}")
-        if self.by_quota and self.steps % (length // block):
+        if self.fixed_steps and self.steps % (length // block):
             raise ValueError(
                 f"steps={self.steps} must be a multiple of the number of blocks, gen_length / block_length="
                 f"{length // block}"

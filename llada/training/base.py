@@ -1,11 +1,12 @@
-"""What pretraining, SFT and preference training share: keyed masks, strict losses, evaluation that depends on no batch.
+"""What pretraining, SFT and preference training share: reproducible masks, non-finite losses that raise, evaluation
+that is independent of the batch size.
 
 A subclass says how rows become examples (`prepare`) and examples batches (`make_collator`), its loss and its metrics.
 """
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 from transformers.trainer_utils import EvalPrediction
 
@@ -26,8 +28,23 @@ from llada.models.common.lora import wrap_with_adapters
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class DiffusionArguments(TrainingArguments):
+    """`TrainingArguments` with the checks of `DiffusionOptions`, which a subclass mixes in before it."""
+
+    def __post_init__(self):
+        # Each process collates its own rows of a stream: accelerate's default joins batches of different widths.
+        self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
+        super().__post_init__()
+        self.eos_tail = str(self.eos_tail)
+        if self.eos_tail != "batch" and not self.eos_tail.isdigit():
+            raise ValueError(f"eos_tail={self.eos_tail!r} must be a number of tokens or 'batch'")
+        if self.eval_draws < 1:
+            raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")
+
+
 class EpochCounter(TrainerCallback):
-    """Which pass over the data this is: the epoch part of the mask keys.
+    """Which pass over the data this is: the epoch in the name of a mask's random stream.
 
     `TrainerState.epoch` is a fraction of steps, which for streamed data does not reach 1 at the end of a pass.
     """
@@ -67,8 +84,8 @@ def load(model: PreTrainedModel | str, adapters: bool) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(model, dtype="auto" if adapters else torch.float32)
 
 
-class KeyedTrainer(Trainer):
-    """A `Trainer` whose masks come from keys and whose loss is a mean over examples.
+class DiffusionTrainerBase(Trainer):
+    """A `Trainer` whose masks depend on seed, epoch and example only, and whose loss is a mean over examples.
 
     Raises:
         ValueError: the tokenizer or its ids do not fit the model, `max_length` exceeds its context, or a row cannot
@@ -185,7 +202,7 @@ class KeyedTrainer(Trainer):
             self.metric_sums = {}
         super().log(logs, start_time)
 
-    def stop_unless_finite(self, value_B: Tensor, inputs: dict[str, Tensor], what: str = "loss") -> None:
+    def check_finite(self, value_B: Tensor, inputs: dict[str, Tensor], what: str = "loss") -> None:
         """Raise FloatingPointError with the rows of the batch whose value [B] is nan or infinite."""
         bad = (~torch.isfinite(value_B.detach())).nonzero()[:, 0].tolist()
         if bad:

@@ -4,73 +4,42 @@
                                                        (LLaDA, arXiv 2502.09992, Alg. 1 and Alg. 2, one draw a row)
 
 The batch loss is the mean over rows, so it adds up over micro-batches and processes. Masks are drawn from
-`keyed_generator(seed, epoch, example id)`: the same after a resume, on any number of processes and for any split into
+`generator_for(seed, epoch, example id)`: the same after a resume, on any number of processes and for any split into
 micro-batches. Evaluation draws from one fixed key, so its curve moves with the model only.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from llada.data.collator import Collator
 from llada.data.formats import prepare_rows
 from llada.denoiser import Denoiser
 from llada.diffusion.likelihood import elbo_draws
-from llada.diffusion.masking import MASKS, draw_plan
-from llada.diffusion.random_streams import EVALUATION, keyed_generator
-from llada.training.base import KeyedTrainer
+from llada.diffusion.masking import check_mask_kind, draw_masks
+from llada.diffusion.random_streams import EVALUATION, generator_for
+from llada.training.base import DiffusionArguments, DiffusionTrainerBase
+from llada.training.options import MaskedDiffusionOptions
 
 
 @dataclass
-class MaskedDiffusionConfig(TrainingArguments):
-    """`TrainingArguments` plus what masked diffusion adds. Defaults are LLaDA's where its papers state them.
+class MaskedDiffusionConfig(MaskedDiffusionOptions, DiffusionArguments):
+    """`TrainingArguments` with the options of `MaskedDiffusionOptions`.
 
     The default schedule is warmup-stable-decay, decaying linearly to a tenth of the learning rate.
+
+    Raises:
+        ValueError: an option that is unknown or out of range.
     """
 
-    masks: str = field(
-        default="bernoulli", metadata={"help": "Masks in training: 'bernoulli' (weight 1/t) or 'exact_count' (L/l)."}
-    )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a packed or prompt-response row; default: the model's context."}
-    )
-    eos_tail: str = field(
-        default="1",
-        metadata={"help": "SFT: EOS tokens after each response that are scored as content; a number or 'batch'."},
-    )
-    random_length_probability: float = field(
-        default=0.0, metadata={"help": "Pretraining: share of rows cut to a random length (LLaDA: 0.01)."}
-    )
-    drop_overlong: bool = field(default=False, metadata={"help": "Leave out rows over max_length, with a warning."})
-    eval_draws: int = field(default=4, metadata={"help": "Stratified exact-count masks for each evaluated row."})
-    decay_steps: float = field(
-        default=0.1, metadata={"help": "Last steps of the schedule, in which it decays: a number, or a share below 1."}
-    )
-
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second-moment decay."})
-    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay."})
-    lr_scheduler_type: str = field(default="warmup_stable_decay", metadata={"help": "A transformers scheduler name."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the batch carries the mask keys."})
-    # On, a NaN would be logged as the mean of the losses before it. The trainer stops at the first one instead.
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept off: a NaN loss must be seen."})
-
     def __post_init__(self):
-        # Each process collates its own rows of a stream: accelerate's default joins batches of different widths.
-        self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
         super().__post_init__()
-        if self.masks not in MASKS:
-            raise ValueError(f"masks={self.masks!r} is unknown: it must be one of {MASKS}")
-        self.eos_tail = str(self.eos_tail)
-        if self.eos_tail != "batch" and not self.eos_tail.isdigit():
-            raise ValueError(f"eos_tail={self.eos_tail!r} must be a number of tokens or 'batch'")
+        check_mask_kind(self.masks)
         if not 0 <= self.random_length_probability <= 1:
             raise ValueError(f"random_length_probability={self.random_length_probability} must be between 0 and 1")
-        if self.eval_draws < 1:
-            raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")
 
 
 def likelihood_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -86,7 +55,7 @@ def likelihood_metrics(prediction: EvalPrediction) -> dict[str, float]:
     }
 
 
-class MaskedDiffusionTrainer(KeyedTrainer):
+class MaskedDiffusionTrainer(DiffusionTrainerBase):
     """Train a masked diffusion model on documents (pretraining) or on prompts and responses (SFT).
 
     Args:
@@ -128,20 +97,20 @@ class MaskedDiffusionTrainer(KeyedTrainer):
         self, denoiser: Denoiser, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, levels: str
     ) -> tuple[Tensor, Tensor]:
         """Minus the mean over n draws of each row's ELBO, nats, and its number of scored tokens, both [B]."""
-        generators = [keyed_generator(self.args.seed, epoch, key) for key in inputs["example_id"].tolist()]
-        attention_BL, scored_BL = inputs["attention_mask"], inputs["scored"]
+        generators = [generator_for(self.args.seed, epoch, key) for key in inputs["example_id"].tolist()]
+        attention_BL, response_mask_BL = inputs["attention_mask"], inputs["response_mask"]
         if epoch != EVALUATION and self.args.random_length_probability:
-            keep_BL = random_lengths(scored_BL.cpu(), generators, self.args.random_length_probability)
-            keep_BL = keep_BL.to(scored_BL.device)
-            attention_BL, scored_BL = attention_BL * keep_BL, scored_BL & keep_BL
-        plan = draw_plan(scored_BL, generators, n, masks, levels)
-        return -elbo_draws(denoiser, inputs["input_ids"], plan, attention_BL).mean(0), scored_BL.sum(-1)
+            keep_BL = random_lengths(response_mask_BL.cpu(), generators, self.args.random_length_probability)
+            keep_BL = keep_BL.to(response_mask_BL.device)
+            attention_BL, response_mask_BL = attention_BL * keep_BL, response_mask_BL & keep_BL
+        draws = draw_masks(response_mask_BL, generators, n, masks, levels)
+        return -elbo_draws(denoiser, inputs["input_ids"], draws, attention_BL).mean(0), response_mask_BL.sum(-1)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         denoiser = self.denoiser(model)
         nelbo_B, length_B = self.negative_elbo(denoiser, inputs, self.epoch, 1, self.args.masks, "iid")
         loss_B = nelbo_B / length_B
-        self.stop_unless_finite(loss_B, inputs)
+        self.check_finite(loss_B, inputs)
         loss = loss_B.mean() + self.auxiliary_loss(denoiser)
         return (loss, {"nelbo": nelbo_B}) if return_outputs else loss
 
@@ -151,19 +120,19 @@ class MaskedDiffusionTrainer(KeyedTrainer):
             nelbo_B, length_B = self.negative_elbo(
                 self.denoiser(model), inputs, EVALUATION, self.args.eval_draws, "exact_count", levels="stratified"
             )
-        self.stop_unless_finite(nelbo_B, inputs)
+        self.check_finite(nelbo_B, inputs)
         # No loss: the Trainer would weigh batch means, which depend on batches. `likelihood_metrics` has it by rows.
         return None, nelbo_B, torch.stack([length_B, inputs["text_bytes"]], -1)
 
 
-def random_lengths(scored_BL: Tensor, generators: list[torch.Generator], probability: float) -> Tensor:
+def random_lengths(response_mask_BL: Tensor, generators: list[torch.Generator], probability: float) -> Tensor:
     """Which positions each row keeps: all, or with this probability the first U{1..L} (LLaDA, Alg. 1), [B, L] bool.
 
     Documents only (their first token is scored): a response is never cut.
     """
-    keep_BL = torch.ones_like(scored_BL)
+    keep_BL = torch.ones_like(response_mask_BL)
     for row, generator in enumerate(generators):
-        if scored_BL[row, 0] and torch.rand((), generator=generator) < probability:
-            length = int(torch.randint(1, int(scored_BL[row].sum()) + 1, (), generator=generator))
+        if response_mask_BL[row, 0] and torch.rand((), generator=generator) < probability:
+            length = int(torch.randint(1, int(response_mask_BL[row].sum()) + 1, (), generator=generator))
             keep_BL[row, length:] = False
     return keep_BL

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from llada.denoiser import Denoiser, as_denoiser
-from llada.diffusion.masking import MaskPlan, exact_count_masks
-from llada.diffusion.random_streams import CHOSEN, MASKED_SUMS, REJECTED, keyed_generator
+from llada.diffusion.masking import MaskDraws, exact_count_masks
+from llada.diffusion.random_streams import CHOSEN, MASKED_SUMS, REJECTED, generator_for
 from vrpo.analysis.statistics import GradientNoise
-from vrpo.analysis.variance_sources import Bank
+from vrpo.analysis.variance_sources import MaskedSumTable
 from vrpo.estimators.designs import Design, draw_for_pairs
 from vrpo.training.replay import batch_elbos, replay, sloped_elbo
 
@@ -28,12 +28,12 @@ Batch = dict[str, Tensor]
 Model: TypeAlias = nn.Module | Denoiser
 
 
-Draw = Callable[[int], tuple[MaskPlan, MaskPlan]]  # redraw -> plans of policy and reference
+Draw = Callable[[int], tuple[MaskDraws, MaskDraws]]  # redraw -> plans of policy and reference
 
 
-def planner(batch: Batch, design: Design, seed: int) -> Draw:
+def mask_redraws(batch: Batch, design: Design, seed: int) -> Draw:
     """The plans of policy and reference for each redraw of a batch."""
-    return lambda redraw: draw_for_pairs(design, batch["scored"], batch["example_id"].tolist(), seed, redraw)
+    return lambda redraw: draw_for_pairs(design, batch["response_mask"], batch["example_id"].tolist(), seed, redraw)
 
 
 @torch.no_grad()
@@ -43,8 +43,8 @@ def redrawn_elbos(
     """ELBOs of policy and reference for each redraw, [R, B] each, float64: means over the design's draws."""
     values = [
         [
-            batch_elbos(as_denoiser(model), batch, plan).double().mean(0).cpu()
-            for model, plan in zip((policy, reference), draw(redraw), strict=True)
+            batch_elbos(as_denoiser(model), batch, draws).double().mean(0).cpu()
+            for model, draws in zip((policy, reference), draw(redraw), strict=True)
         ]
         for redraw in redraws
     ]
@@ -52,7 +52,7 @@ def redrawn_elbos(
 
 
 @contextmanager
-def only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+def requires_grad_only(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
     """Gradients of these parameters alone: what else requires one would keep its activations."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     for parameter in before:
@@ -75,16 +75,16 @@ def redrawn_gradients(
             (1/P, -1/P) for the mean margin. Draws are replayed one at a time, as in training.
     """
     noise, denoiser = GradientNoise(), as_denoiser(policy)
-    with only_these_train(policy, parameters):
+    with requires_grad_only(policy, parameters):
         for redraw, slope_B in zip(redraws, slope_RB, strict=True):
-            plan, _ = draw(redraw)
-            draws, total = len(plan.masked_SBL), [torch.zeros_like(parameter) for parameter in parameters]
+            draws, _ = draw(redraw)
+            n, total = len(draws.masked_SBL), [torch.zeros_like(parameter) for parameter in parameters]
 
-            def add_gradient(value: Tensor, draws: int = draws, total: list[Tensor] = total) -> None:
-                for sum_so_far, gradient in zip(total, torch.autograd.grad(value / draws, parameters), strict=True):
+            def add_gradient(value: Tensor, n: int = n, total: list[Tensor] = total) -> None:
+                for sum_so_far, gradient in zip(total, torch.autograd.grad(value / n, parameters), strict=True):
                     sum_so_far += gradient
 
-            replay(plan, partial(sloped_elbo, denoiser, batch, slope_B=slope_B), add_gradient)
+            replay(draws, partial(sloped_elbo, denoiser, batch, slope_B=slope_B), add_gradient)
             noise.add(total)
     return noise
 
@@ -97,28 +97,30 @@ def count_grid(length: int, most: int) -> list[int]:
 
 
 @torch.no_grad()
-def banks(policy: Model, reference: Model, batch: Batch, counts: int, masks: int, seed: int) -> list[Bank]:
+def masked_sum_tables(
+    policy: Model, reference: Model, batch: Batch, counts: int, masks: int, seed: int
+) -> list[MaskedSumTable]:
     """A bank for each response: S(M) of policy minus reference for `masks` masks at up to `counts` counts."""
-    lengths = batch["scored"].sum(-1).tolist()
+    lengths = batch["response_mask"].sum(-1).tolist()
     grids = [count_grid(length, counts) for length in lengths]
     generators = [
-        keyed_generator(seed, MASKED_SUMS, example, side)
+        generator_for(seed, MASKED_SUMS, example, side)
         for side in (CHOSEN, REJECTED) for example in batch["example_id"].tolist()
     ]  # fmt: skip
     values: list[list[Tensor]] = [[] for _ in lengths]
-    scored_BL = batch["scored"].cpu()
+    response_mask_BL = batch["response_mask"].cpu()
     for step in range(max(map(len, grids))):
-        masked_SBL = torch.zeros(masks, *scored_BL.shape, dtype=torch.bool)
+        masked_SBL = torch.zeros(masks, *response_mask_BL.shape, dtype=torch.bool)
         for row, grid in enumerate(grids):
             count = torch.full((masks,), grid[min(step, len(grid) - 1)])
-            masked_SBL[:, row, scored_BL[row]] = exact_count_masks(count, lengths[row], generators[row])
-        plan = MaskPlan(masked_SBL, masked_SBL.double())
-        policy_SB, reference_SB = (batch_elbos(as_denoiser(model), batch, plan) for model in (policy, reference))
+            masked_SBL[:, row, response_mask_BL[row]] = exact_count_masks(count, lengths[row], generators[row])
+        draws = MaskDraws(masked_SBL, masked_SBL.double())
+        policy_SB, reference_SB = (batch_elbos(as_denoiser(model), batch, draws) for model in (policy, reference))
         value_SB = policy_SB.double() - reference_SB.double()
         for row, grid in enumerate(grids):
             if step < len(grid):
                 values[row].append(value_SB[:, row].cpu())
     return [
-        Bank(torch.tensor(grid), torch.stack(value), length)
+        MaskedSumTable(torch.tensor(grid), torch.stack(value), length)
         for grid, value, length in zip(grids, values, lengths, strict=True)
     ]

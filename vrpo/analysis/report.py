@@ -29,15 +29,14 @@ def print_variance(results: dict[str, Any]) -> None:
         table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), shared, *cells, saturated)
     console = Console(width=160)
     console.print(table)
-    console.print(
-        f"1 - correlation of policy and reference ELBOs over shared masks, n = 4: {bounded(results['decoupled'])}"
-    )
+    apart = bounded(results["one_minus_correlation"])
+    console.print(f"1 - correlation of policy and reference ELBOs over shared masks, n = 4: {apart}")
     for form, parts in (results["sources"] or {}).items():
         shares = ", ".join(f"{name} {bounded(cell)}" for name, cell in parts.items() if name != "variance")
         console.print(
             f"One draw with shared masks, {form} form: Var score {bounded(parts['variance'])}; share of {shares}"
         )
-    for row in results["doubled"]:
+    for row in results["doubling_ratios"]:
         shares = ", ".join(f"{key} x{bounded(row[key])}" for key in ("score", "loss", "gradient") if row[key])
         console.print(f"Twice the forward passes of {row['name']}, {row['n']} -> {2 * row['n']}: variance of {shares}")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 
@@ -35,25 +36,15 @@ def jackknife(statistic: Callable[..., Tensor], *samples: Tensor) -> Interval:
     keep = ~torch.eye(items, dtype=torch.bool)
     left_out = torch.stack([statistic(*(sample[keep[i]] for sample in samples)) for i in range(items)])
     error = ((items - 1) / items * (left_out - left_out.mean()).square().sum()).sqrt()
-    value, half = float(statistic(*samples)), student_t(items - 1) * float(error)
+    value, half = float(statistic(*samples)), float(stats.t.ppf(0.975, items - 1)) * float(error)
     return Interval(value, value - half, value + half)
-
-
-def student_t(freedom: int) -> float:
-    """97.5% quantile of Student's t: a table for 1 and 2 degrees of freedom, Cornish-Fisher (within 1%) above."""
-    if freedom < 3:
-        return {1: 12.706, 2: 4.303}[freedom]
-    z = 1.959964
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def ratio_of_means(a: Tensor, b: Tensor) -> Tensor:
     return a.mean() / b.mean()
 
 
-def pooled(redrawn: list[Tensor]) -> tuple[Tensor, Tensor]:
+def inverse_variance_mean(redrawn: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Log-ratios from the redraws of several unbiased designs, and the variance of their error, [B] each.
 
     Designs weigh by the inverse of their mean variance: the least noisy ones decide, so that a noisy design is not
@@ -76,7 +67,7 @@ def covariances(policy_SB: Tensor, reference_SB: Tensor) -> tuple[Tensor, Tensor
     return tuple((a * b).sum(0) / freedom for a, b in pairs)
 
 
-def left_by_coupling(covariance_P3: Tensor) -> Tensor:
+def one_minus_correlation(covariance_P3: Tensor) -> Tensor:
     """1 - correlation of policy and reference, pooled over items, a scalar, from stacked `covariances`.
 
     What coupling cannot cancel: with variances alike, Var[policy - reference] is twice this share of either.

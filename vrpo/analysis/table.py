@@ -7,76 +7,26 @@ parameters of the gradient of the batch's mean loss), with jackknife 95% interva
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from vrpo.analysis.redraw import Batch, banks, planner, redrawn_elbos, redrawn_gradients
-from vrpo.analysis.statistics import covariances, jackknife, left_by_coupling, pooled, ratio_of_means
+from vrpo.analysis.redraw import Batch, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.settings import Settings
+from vrpo.analysis.statistics import (
+    covariances,
+    inverse_variance_mean,
+    jackknife,
+    one_minus_correlation,
+    ratio_of_means,
+)
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
 from vrpo.estimators.designs import ComposedDesign, Design, design
 from vrpo.losses.noise_bias import loss_bias, loss_of_ratio
 from vrpo.losses.pairwise import PreferenceLoss
 from vrpo.scores import SATURATED, PairScores
-
-# The paper's rows, its default first.
-TABLE_2 = [(4, 1, True), (1, 1, True), (8, 1, True), (1, 4, True), (2, 2, True), (4, 1, False)]
-
-
-# Parameters whose gradient is measured: the first block's up-projection (the paper's choice; that of all its experts),
-# the head, or all.
-GRADIENTS = ("up", "head", "full")
-
-
-FIRST_UP = ("blocks.0.up_proj.", "layers.0.mlp.experts.gate_up_proj")
-
-
-@dataclass
-class Settings:
-    """How much is measured; the defaults are the paper's protocol."""
-
-    pairs: int = field(default=128, metadata={"help": "Pairs from the top of the data."})
-    batch_size: int = field(default=16, metadata={"help": "Pairs of a batch, whose gradient is one sample."})
-    repeats: int = field(default=8, metadata={"help": "Redraws of each batch."})
-    budgets: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "n of the plot."})
-    designs: list[str] = field(
-        default_factory=lambda: ["vrpo", "loo_complementary"], metadata={"help": "Designs of the plot, by name."}
-    )
-    gradient: str = field(default="up", metadata={"help": "'up', 'head', 'full', or 'none' (much faster)."})
-    loss_type: str = field(default="sigmoid", metadata={"help": "A loss of vrpo.losses.pairwise."})
-    beta: float = field(default=0.2, metadata={"help": "Scale of the score, 1/nats."})
-    label_smoothing: float = field(default=0.0, metadata={"help": "For 'robust' and 'exo_pair'."})
-    bank_pairs: int = field(default=8, metadata={"help": "Pairs, in whole batches, to split by source (0: none)."})
-    seed: int = field(default=0, metadata={"help": "Seed of the draws."})
-
-    def __post_init__(self):
-        if self.gradient not in (*GRADIENTS, "none"):
-            raise ValueError(f"gradient={self.gradient!r} must be one of {[*GRADIENTS, 'none']}")
-        if self.repeats < 2:
-            raise ValueError(f"repeats={self.repeats} must be at least 2: a variance needs two draws")
-        if self.pairs < 1 or self.batch_size < 1 or self.pairs % self.batch_size:
-            raise ValueError(
-                f"pairs={self.pairs} must be a positive multiple of batch_size={self.batch_size}: the gradient of a "
-                "smaller batch varies more"
-            )
-        if not self.budgets or min(self.budgets) < 1 or self.bank_pairs < 0:
-            raise ValueError(f"budgets={self.budgets} must be at least 1, and bank_pairs={self.bank_pairs} at least 0")
-        if self.loss_type == "sft":
-            raise ValueError("loss_type='sft' is no function of a score: name a preference loss of vrpo.LOSSES")
-        self.loss()
-        self.rows()
-
-    def loss(self) -> PreferenceLoss:
-        """The loss whose variance is measured."""
-        return PreferenceLoss((self.loss_type,), (1.0,), self.beta, self.label_smoothing)
-
-    def rows(self) -> list[tuple[str, Design]]:
-        """Named designs, each once: the paper's rows, then `designs` at every budget (pairs of masks from n = 2 on)."""
-        rows = [("vrpo", ComposedDesign(n_t, n_y, shared)) for n_t, n_y, shared in TABLE_2]
-        rows += [(name, design(name, n_t=n)) for name in self.designs for n in self.budgets]
-        return list(dict.fromkeys((name, each) for name, each in rows if (name, each.n) != ("loo_complementary", 1)))
 
 
 def measure(
@@ -94,7 +44,8 @@ def measure(
 
     Returns:
         {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated; intervals
-        as {value, low, high}), "doubled": what twice the budget leaves of each variance, "decoupled": 1 - correlation
+        as {value, low, high}), "doubling_ratios": what twice the budget leaves of each variance,
+        "one_minus_correlation": 1 - correlation
         of policy and reference, "sources": shares of a single draw's variance}.
 
     Raises:
@@ -102,14 +53,14 @@ def measure(
     """
     parameters = chosen_parameters(policy, settings.gradient)
     designs, loss, redraws = settings.rows(), settings.loss(), range(settings.repeats)
-    lengths = [PairScores.split(batch["scored"].sum(-1).cpu()) for batch in batches]
+    lengths = [PairScores.split(batch["response_mask"].sum(-1).cpu()) for batch in batches]
     redrawn: list[list[PairScores]] = []  # log-ratios [R, P] of each design and batch
     gradients, moments = [], []
     for name, each in designs:
         redrawn.append([])
         gradients.append(list[float]())
         for batch, length in zip(batches, lengths, strict=True):
-            draw = planner(batch, each, settings.seed)
+            draw = mask_redraws(batch, each, settings.seed)
             policy_RB, reference_RB = redrawn_elbos(policy, reference, batch, draw, redraws)
             if (name, each) == ("vrpo", ComposedDesign(4)):  # the sides are drawn apart: their covariances add
                 both = torch.stack(covariances(policy_RB, reference_RB), -1)
@@ -122,15 +73,15 @@ def measure(
             tick()
     unbiased = [ratios for (_, each), ratios in zip(designs, redrawn, strict=True) if not each.biased]
     best = [best_ratio(list(of_batch)) for of_batch in zip(*unbiased, strict=True)]
-    items = [judged(loss, ratios, best, lengths) for ratios in redrawn]
+    items = [per_pair_statistics(loss, ratios, best, lengths) for ratios in redrawn]
     if parameters:
         for item, of_batches in zip(items, gradients, strict=True):
             item["gradient"] = torch.tensor(of_batches, dtype=torch.float64)
     return {
         "rows": [row(name, each, item) for (name, each), item in zip(designs, items, strict=True)],
-        "doubled": doubled(designs, items),
-        "decoupled": interval(torch.cat(moments), left_by_coupling),
-        "sources": sources(policy, reference, batches, settings) if settings.bank_pairs else None,
+        "doubling_ratios": doubling_ratios(designs, items),
+        "one_minus_correlation": interval(torch.cat(moments), one_minus_correlation),
+        "sources": sources(policy, reference, batches, settings) if settings.source_pairs else None,
     }
 
 
@@ -143,11 +94,11 @@ def row(name: str, design: Design, item: dict[str, Tensor]) -> dict:
 
 def best_ratio(redrawn: list[PairScores]) -> tuple[PairScores, PairScores]:
     """The best estimate of a batch's log-ratios from all unbiased designs, and its variance."""
-    ratio_B, variance_B = pooled([ratios.joined() for ratios in redrawn])
+    ratio_B, variance_B = inverse_variance_mean([ratios.joined() for ratios in redrawn])
     return PairScores.split(ratio_B), PairScores.split(variance_B)
 
 
-def judged(
+def per_pair_statistics(
     loss: PreferenceLoss,
     redrawn: list[PairScores],
     best: list[tuple[PairScores, PairScores]],
@@ -169,18 +120,21 @@ def judged(
 
 
 def chosen_parameters(policy: nn.Module, gradient: str) -> list[nn.Parameter]:
-    """The parameters that a setting of `gradient` names."""
-    if gradient == "none":
-        return []
-    if gradient == "head":  # the embedding where they are tied
-        return list(policy.get_output_embeddings().parameters())
-    found = [p for name, p in policy.named_parameters() if gradient == "full" or any(up in name for up in FIRST_UP)]
-    if not found:
-        raise ValueError(f"gradient={gradient!r}: the model has no parameter with any of {FIRST_UP} in its name")
-    return found
+    """The parameters that a setting of `gradient` names.
+
+    Raises:
+        ValueError: the model does not say which ones they are.
+    """
+    if gradient in ("none", "full"):
+        return list(policy.parameters()) if gradient == "full" else []
+    which = {"up": "first_up_projection", "head": "get_output_embeddings"}[gradient]
+    if not hasattr(policy, which):
+        raise ValueError(f"gradient={gradient!r}: {type(policy).__name__} has no {which}(): use 'full' or 'none'")
+    found = getattr(policy, which)()
+    return list(found.parameters()) if gradient == "head" else found  # the head is the embedding where they are tied
 
 
-def doubled(designs: list[tuple[str, Design]], items: list[dict[str, Tensor]]) -> list[dict]:
+def doubling_ratios(designs: list[tuple[str, Design]], items: list[dict[str, Tensor]]) -> list[dict]:
     """The variance that is left with twice the forward passes, as a share, for each budget of a plotted design."""
     curve = {
         (name, each.n): item
@@ -217,8 +171,8 @@ def sources(policy, reference, batches: list[Batch], settings: Settings) -> dict
     parts: dict[str, list[list[float]]] = {"L/l": [], "1/t": []}
     for batch in batches:
         size = len(batch["example_id"])
-        if len(parts["L/l"]) < settings.bank_pairs:
-            found = banks(policy, reference, batch, counts=24, masks=16, seed=settings.seed)
+        if len(parts["L/l"]) < settings.source_pairs:
+            found = masked_sum_tables(policy, reference, batch, counts=24, masks=16, seed=settings.seed)
             for chosen, rejected in zip(found[:size], found[size:], strict=True):
                 exact = [split_exact_count(bank) for bank in (chosen, rejected)]
                 floored = [split_bernoulli(bank) for bank in (chosen, rejected)]

@@ -26,7 +26,7 @@ from llada.diffusion.masking import BERNOULLI_FLOOR
 
 
 @dataclass(frozen=True)
-class Split:
+class VarianceBySource:
     """Variance of one draw of a response's log-ratio, nats^2, by its source.
 
     Estimates without bias, so that those of a single response may be below 0; means over responses tell.
@@ -42,7 +42,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Bank:
+class MaskedSumTable:
     """Masked sums S(M) of one response: counts [K], increasing and within 1..length, and values [K, masks at each]."""
 
     count_K: Tensor
@@ -71,7 +71,7 @@ class Bank:
         return one_KK[lower] * (1 - share)[:, None] + one_KK[upper] * share[:, None]
 
 
-def split_exact_count(bank: Bank) -> Split:
+def split_exact_count(bank: MaskedSumTable) -> VarianceBySource:
     """Sources of the L/l form's variance. The level is the count: there is no third source.
 
     Banked means are noisy, which would count as variation between counts; what that adds is taken off.
@@ -81,10 +81,10 @@ def split_exact_count(bank: Bank) -> Split:
     line_LK = weight_L[:, None] * bank.lines()
     noise = line_LK.var(0, unbiased=False) @ bank.errors()
     between = (weight_L * mean_L).var(unbiased=False) - noise
-    return Split(float(between), 0.0, float((weight_L.square() * variance_L).mean()))
+    return VarianceBySource(float(between), 0.0, float((weight_L.square() * variance_L).mean()))
 
 
-def split_bernoulli(bank: Bank, eps: float = BERNOULLI_FLOOR, nodes: int = 2000) -> Split:
+def split_bernoulli(bank: MaskedSumTable, eps: float = BERNOULLI_FLOOR, nodes: int = 2000) -> VarianceBySource:
     """Sources of the 1/t form's variance, t uniform on [eps, 1] (integrated on `nodes` midpoints in log t)."""
     (mean_L, variance_L), line_LK, error_K = bank.moments(), bank.lines(), bank.errors()
     length, count_L = bank.length, torch.arange(1, bank.length + 1, dtype=torch.float64)
@@ -106,4 +106,4 @@ def split_bernoulli(bank: Bank, eps: float = BERNOULLI_FLOOR, nodes: int = 2000)
     )
     count = (share_T * (square_T - g_T.square() + error_T)).sum()
     pattern = (share_T * (chance_TL @ variance_L / t_T.square())).sum()
-    return Split(float(level), float(count), float(pattern))
+    return VarianceBySource(float(level), float(count), float(pattern))

@@ -11,8 +11,9 @@ guesses d_i from the draws that are independent of draw k, the *others* O_k:
 Given its count and the others, M_k is a uniform subset of l_k tokens, so 1[i in M_k] - l_k / L has mean 0 while c_i^k
 is fixed: nothing is added on average, for any prior > 0 (a control variate; leave-one-out baselines are those of
 VIMCO, arXiv 1602.06725, here for tokens). What it removes is the noise of *which* tokens a mask happened to hit. It is
-linear in d, so it is a change of the weights alone: one plan serves policy, reference and the gradient. Draws whose
-masks depend on each other (complementary pairs) form a group and are never each other's others.
+linear in d, so it is a change of the weights alone: one set of
+draws serves policy, reference and the gradient. Complementary masks form a group; a draw's baseline uses only draws of
+other groups.
 
 Shapes: S draws, G groups of them, B responses, L tokens.
 """
@@ -20,41 +21,42 @@ Shapes: S draws, G groups of them, B responses, L tokens.
 import torch
 from torch import Tensor
 
-from llada.diffusion.masking import MaskPlan
+from llada.diffusion.masking import MaskDraws
 
 
-def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, prior: float, slope: float = 0.0) -> MaskPlan:
-    """The plan with the weights of the baseline, in O(S L) for each response.
+def leave_one_out(
+    draws: MaskDraws, response_mask_BL: Tensor, group: int, prior: float, slope: float = 0.0
+) -> MaskDraws:
+    """The draws with the weights of the baseline, in O(S L) for each response.
 
     With a_ki = w_k f_k (1[i in M_k] - x_k) / (#_ki + prior) and A_k = sum_i a_ki, the weight of token i in draw j
     loses 1 / f_j times the sum over the k of other groups of a_ki + prior A_k / N_k, N_k the masked tokens of O_k: a
     total minus j's own group.
 
     Args:
-        plan: exact-count masks with one weight for each draw and response, as drawn.
-        scored_BL: bool, the tokens that may be masked.
-        group: draws that depend on each other, next to each other in the plan (2 for complementary pairs, else 1).
+        draws: exact-count masks with one weight for each draw and response, as drawn.
+        response_mask_BL: bool, the tokens that may be masked.
+        group: draws that depend on each other, next to each other (2 for complementary pairs, else 1).
         prior: pseudo-count that pulls a token's baseline to the mean over tokens; positive.
-        slope: log-ratios are larger where more is hidden: 1 + slope times as large where all is as where nothing
-            else is. 0 ignores the count.
+        slope: of the baseline in the masked fraction x: it is proportional to 1 + slope x.
 
     Returns:
-        a plan with the same masks. With one group there is nothing to leave out: the plan itself.
+        draws with the same masks. With one group there is no other one to take a baseline from: the draws as they are.
 
     Raises:
         ValueError: prior is not positive.
     """
     if prior <= 0:
         raise ValueError(f"prior={prior} must be positive")
-    draws = len(plan.masked_SBL)
-    if draws <= group:
-        return plan
-    scored_BL = scored_BL.cpu()
-    mask_SBL = plan.masked_SBL.double()
+    n = len(draws.masked_SBL)
+    if n <= group:
+        return draws
+    response_mask_BL = response_mask_BL.cpu()
+    mask_SBL = draws.masked_SBL.double()
     count_SB = mask_SBL.sum(-1)
-    weight_SB = plan.weight_SBL.amax(-1)  # one value wherever a token is masked, 0 elsewhere
-    length_B = scored_BL.sum(-1)
-    group_S = torch.arange(draws) // group
+    weight_SB = draws.weight_SBL.amax(-1)  # one value wherever a token is masked, 0 elsewhere
+    length_B = response_mask_BL.sum(-1)
+    group_S = torch.arange(n) // group
 
     def others(values_S: Tensor) -> Tensor:
         """Sum over the draws of other groups, for each draw; [S, ...] in and out."""
@@ -65,8 +67,8 @@ def leave_one_out(plan: MaskPlan, scored_BL: Tensor, group: int, prior: float, s
     # In place from here: at [16, 64, 1024] a fresh tensor costs as much as the arithmetic on it.
     hidden_SB = count_SB / length_B
     scale_SB = 1 + slope * hidden_SB
-    a_SBL = (mask_SBL - hidden_SB[..., None]).mul_(scored_BL).mul_((weight_SB * scale_SB)[..., None])
+    a_SBL = (mask_SBL - hidden_SB[..., None]).mul_(response_mask_BL).mul_((weight_SB * scale_SB)[..., None])
     a_SBL.div_(others(mask_SBL).add_(prior))
     shift_SB = prior * a_SBL.sum(-1) / others(count_SB)
     removed_SBL = others(a_SBL.add_(shift_SB[..., None])).div_(scale_SB[..., None]).mul_(mask_SBL)
-    return MaskPlan(plan.masked_SBL, plan.weight_SBL - removed_SBL)
+    return MaskDraws(draws.masked_SBL, draws.weight_SBL - removed_SBL)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from torch import Generator, Tensor
 
-from llada.diffusion.masking import LEVELS, MASKS, MaskPlan, draw_plan
+from llada.diffusion.masking import LEVELS, MaskDraws, check_mask_kind, draw_masks
 from llada.diffusion.random_streams import POLICY, REFERENCE, response_generators
 from vrpo.estimators.baseline import leave_one_out
 from vrpo.estimators.published import PUBLISHED
@@ -50,11 +50,12 @@ class Design(Protocol):
     def biased(self) -> bool:
         """Whether the mean over draws misses the ELBO on average."""
 
-    def draw(self, scored_BL: Tensor, generators: Sequence[Generator]) -> MaskPlan:
+    def draw(self, response_mask_BL: Tensor, generators: Sequence[Generator]) -> MaskDraws:
         """n masks of every response with their weights: weight times log-probabilities, averaged, estimates the ELBO.
 
         Args:
-            scored_BL: bool, the response tokens; generators: one for each response, the only source of randomness.
+            response_mask_BL: bool, the response tokens; generators: one for each response, the only source of
+                randomness.
         """
 
 
@@ -92,8 +93,7 @@ class ComposedDesign:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to {most}")
         if self.n_t < 1 or self.n_y < 1:
             raise ValueError(f"n_t={self.n_t} and n_y={self.n_y} must be at least 1")
-        if self.masks not in MASKS:
-            raise ValueError(f"masks={self.masks!r} is unknown: it must be one of {MASKS}")
+        check_mask_kind(self.masks)
         if self.levels not in LEVELS:
             raise ValueError(f"levels={self.levels!r} is unknown: it must be one of {LEVELS}")
         if self.baseline_slope and not self.baseline_prior:
@@ -117,14 +117,21 @@ class ComposedDesign:
         """By the floor of 1/t, which `exact_elbo(eps=...)` computes; 0 for exact counts."""
         return self.masks == "bernoulli"
 
-    def draw(self, scored_BL: Tensor, generators: Sequence[Generator]) -> MaskPlan:
-        drawn = draw_plan(
-            scored_BL, generators, self.n_t, self.masks, self.levels, self.n_y, self.complementary, self.count_tilt
+    def draw(self, response_mask_BL: Tensor, generators: Sequence[Generator]) -> MaskDraws:
+        drawn = draw_masks(
+            response_mask_BL,
+            generators,
+            self.n_t,
+            self.masks,
+            self.levels,
+            self.n_y,
+            self.complementary,
+            self.count_tilt,
         )
         if not self.baseline_prior:
             return drawn
         group = 2 if self.complementary else 1
-        return leave_one_out(drawn, scored_BL, group, self.baseline_prior, self.baseline_slope)
+        return leave_one_out(drawn, response_mask_BL, group, self.baseline_prior, self.baseline_slope)
 
 
 # The paper's method (ib., section 4.1) with weight L/l (eq. 14) and with 1/t (eq. 12), its baseline (Table 1: one draw,
@@ -158,17 +165,17 @@ def design(name: str, **options: Any) -> Any:
 
 
 def draw_for_pairs(
-    design: Design, scored_BL: Tensor, example_ids: list[int], seed: int, epoch: int
-) -> tuple[MaskPlan, MaskPlan]:
+    design: Design, response_mask_BL: Tensor, example_ids: list[int], seed: int, epoch: int
+) -> tuple[MaskDraws, MaskDraws]:
     """Masks for the policy and for the reference: the same object when they are shared.
 
     Args:
-        scored_BL: bool [2P, L], the response tokens of the P chosen and then of the P rejected.
+        response_mask_BL: bool [2P, L], the response tokens of the P chosen and then of the P rejected.
         example_ids: the P ids of the pairs; with seed, epoch, side and model they name the stream of a response.
     """
 
-    def draw(model: int) -> MaskPlan:
-        return design.draw(scored_BL, response_generators(seed, epoch, example_ids, model))
+    def draw(model: int) -> MaskDraws:
+        return design.draw(response_mask_BL, response_generators(seed, epoch, example_ids, model))
 
     policy = draw(POLICY)
     return policy, policy if design.shared_masks else draw(REFERENCE)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from llada.diffusion.masking import MaskPlan, draw_rows, exact_count_masks, timesteps
+from llada.diffusion.masking import MaskDraws, draw_rows, exact_count_masks, timesteps
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class PublishedDesign:
     def independent(self) -> bool:
         return self.n == 1
 
-    def draw(self, scored_BL: Tensor, generators: Sequence[Generator]) -> MaskPlan:
-        return draw_rows(scored_BL, generators, self.n, self.draw_row)
+    def draw(self, response_mask_BL: Tensor, generators: Sequence[Generator]) -> MaskDraws:
+        return draw_rows(response_mask_BL, generators, self.n, self.draw_row)
 
     def draw_row(self, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
         raise NotImplementedError

@@ -49,8 +49,8 @@ def loss_bias(
 
     Args:
         redrawn: log-ratios [R, P] of each side; exact, exact_variance: the best estimate of them and its variance
-            (`vrpo.analysis.statistics.pooled`); what that adds to the loss of the estimate is taken off to second
-            order.
+            (`inverse_variance_mean`); what that adds to the loss of the estimate is taken off
+            to second order.
     """
     mean_P, exact_P = loss_of_ratio(loss, redrawn, length).mean(0), loss_of_ratio(loss, exact, length)
     return mean_P - exact_P + second_order_bias(loss, exact, exact_variance, length).to(mean_P)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.trainer_utils import EvalPrediction
 
-from llada.diffusion.masking import MaskPlan
+from llada.diffusion.masking import MaskDraws
 from vrpo.estimators.designs import Design
 from vrpo.losses.noise_bias import second_order_bias
 from vrpo.losses.pairwise import LossInputs, PreferenceLoss
@@ -25,7 +25,7 @@ class BatchScores:
 
     policy: PairScores
     reference: PairScores
-    plan: MaskPlan
+    draws: MaskDraws
     design: Design
 
     @property
@@ -79,7 +79,7 @@ def pair_metrics(
     """
     ratio, elbo = log_ratios(scores.policy, scores.reference), scores.policy.map(lambda draws_SP: draws_SP.mean(0))
     score_P = loss.beta * ratio.margin
-    masked = scores.plan.masked_SBL.sum((0, 2)).to(score_P) / scores.design.n
+    masked = scores.draws.masked_SBL.sum((0, 2)).to(score_P) / scores.design.n
     metrics = {
         "rewards/chosen": loss.beta * ratio.chosen,
         "rewards/rejected": loss.beta * ratio.rejected,

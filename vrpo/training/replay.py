@@ -16,23 +16,23 @@ from torch import Tensor
 
 from llada.denoiser import Denoiser
 from llada.diffusion.likelihood import elbo_draws
-from llada.diffusion.masking import MaskPlan
+from llada.diffusion.masking import MaskDraws
 
 
-def batch_elbos(denoiser: Denoiser, batch: dict[str, Tensor], plan: MaskPlan) -> Tensor:
+def batch_elbos(denoiser: Denoiser, batch: dict[str, Tensor], draws: MaskDraws) -> Tensor:
     """ELBO draws [S, B] of a batch from `vrpo.data.PairCollator`, nats."""
-    return elbo_draws(denoiser, batch["input_ids"], plan, batch["attention_mask"])
+    return elbo_draws(denoiser, batch["input_ids"], draws, batch["attention_mask"])
 
 
-def sloped_elbo(denoiser: Denoiser, batch: dict[str, Tensor], draw: MaskPlan, slope_B: Tensor) -> Tensor:
+def sloped_elbo(denoiser: Denoiser, batch: dict[str, Tensor], draw: MaskDraws, slope_B: Tensor) -> Tensor:
     """sum_b slope_b B_bk of one draw, a scalar with its graph."""
     elbo_B = batch_elbos(denoiser, batch, draw)[0]
     return (slope_B.to(elbo_B) * elbo_B).sum()
 
 
 def replay(
-    plan: MaskPlan,
-    forward: Callable[[MaskPlan], Tensor],
+    draws: MaskDraws,
+    forward: Callable[[MaskDraws], Tensor],
     backward: Callable[[Tensor], None],
     around: Callable[[bool], AbstractContextManager] = lambda last: nullcontext(),
 ) -> None:
@@ -42,7 +42,7 @@ def replay(
         around: a context for each draw, given whether it is the last one, such as one that keeps processes from
             reducing gradients before it.
     """
-    for index in range(len(plan.masked_SBL)):
-        with around(index == len(plan.masked_SBL) - 1):
-            draw = MaskPlan(plan.masked_SBL[index : index + 1], plan.weight_SBL[index : index + 1])
+    for index in range(len(draws.masked_SBL)):
+        with around(index == len(draws.masked_SBL) - 1):
+            draw = MaskDraws(draws.masked_SBL[index : index + 1], draws.weight_SBL[index : index + 1])
             backward(forward(draw))

@@ -1,9 +1,9 @@
 """VRPO (LLaDA 1.5, arXiv 2505.19223) on `transformers.Trainer`, with the names that TRL's DPOTrainer users know.
 
 One step:
-    plan          = draws of every response, keyed by (seed, epoch, pair, side)             (vrpo.estimators.designs)
+    draws          = draws of every response, keyed by (seed, epoch, pair, side)             (vrpo.estimators.designs)
     policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats, no graph
-    reference_B   = the same plan under the reference
+    reference_B   = the same draws under the reference
     loss_P        = -log sigmoid(beta (ratio of chosen - ratio of rejected)) + 0.05 SFT      (vrpo.losses.pairwise)
     gradient      = sum_B  dloss/dpolicy_B * grad policy_B, replayed draw by draw
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from llada.denoiser import ModuleDenoiser
-from llada.diffusion.masking import MaskPlan
+from llada.diffusion.masking import MaskDraws
 from llada.diffusion.random_streams import EVALUATION, second_draw
-from llada.training.base import KeyedTrainer, load
+from llada.training.base import DiffusionTrainerBase, load
 from llada.training.distributed import gradients_reduced
 from vrpo.data import PairCollator, prepare_pairs
 from vrpo.estimators.designs import design, draw_for_pairs
@@ -36,7 +36,7 @@ from vrpo.training.replay import batch_elbos, replay, sloped_elbo
 logger = logging.getLogger(__name__)
 
 
-class VRPOTrainer(KeyedTrainer):
+class VRPOTrainer(DiffusionTrainerBase):
     """Align a masked diffusion language model with preference pairs.
 
     Args:
@@ -89,12 +89,12 @@ class VRPOTrainer(KeyedTrainer):
     @staticmethod
     def prepare(dataset, tokenizer, ids, args, max_length, source):
         return prepare_pairs(
-            dataset, tokenizer, ids, max_length, args.eos_tail, args.drop_overlong, args.allow_identical, source
+            dataset, tokenizer, ids, max_length, int(args.eos_tail), args.drop_overlong, args.allow_identical, source
         )
 
     @staticmethod
     def make_collator(args, ids, training):
-        return PairCollator(ids.pad, ids.eos, args.eos_tail)
+        return PairCollator(ids.pad, ids.eos, int(args.eos_tail))
 
     # The loss, with a graph over all draws: the naive form of `training_step`
 
@@ -103,11 +103,11 @@ class VRPOTrainer(KeyedTrainer):
         # Evaluation has one design, whatever training has: its curves are to show the model, and to compare.
         design = self.evaluation_design if epoch == EVALUATION else self.design
         ids = inputs["example_id"].tolist()
-        policy_plan, reference_plan = draw_for_pairs(design, inputs["scored"], ids, self.args.seed, epoch)
-        policy_SB = batch_elbos(denoiser, inputs, policy_plan)
+        policy_masks, reference_masks = draw_for_pairs(design, inputs["response_mask"], ids, self.args.seed, epoch)
+        policy_SB = batch_elbos(denoiser, inputs, policy_masks)
         with torch.no_grad(), self.reference_model(denoiser.module) as reference:
-            reference_SB = batch_elbos(self.denoiser(reference), inputs, reference_plan)
-        return BatchScores(PairScores.split(policy_SB), PairScores.split(reference_SB), policy_plan, design)
+            reference_SB = batch_elbos(self.denoiser(reference), inputs, reference_masks)
+        return BatchScores(PairScores.split(policy_SB), PairScores.split(reference_SB), policy_masks, design)
 
     @contextlib.contextmanager
     def reference_model(self, model: nn.Module):
@@ -121,9 +121,9 @@ class VRPOTrainer(KeyedTrainer):
     def pair_losses(self, pairs: LossInputs, inputs: dict[str, Tensor]) -> Tensor:
         """The loss of each pair, [P]; a score that is not finite stops (its loss may be: that of s = inf is 0)."""
         loss = self.args.loss()
-        self.stop_unless_finite(loss.beta * pairs.ratio.margin, inputs, "score")
+        self.check_finite(loss.beta * pairs.ratio.margin, inputs, "score")
         loss_P = loss(pairs)
-        self.stop_unless_finite(loss_P, inputs)
+        self.check_finite(loss_P, inputs)
         return loss_P
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
@@ -145,7 +145,7 @@ class VRPOTrainer(KeyedTrainer):
         loss_P, slope_B = self.loss_and_slopes(scores, inputs)
         # Before the last backward, in which DeepSpeed steps the optimizer.
         metrics = self.metrics_of(scores, inputs, self.second_scores(model, inputs, scores))
-        auxiliary = self.replay(model, inputs, scores.plan, slope_B)
+        auxiliary = self.replay(model, inputs, scores.draws, slope_B)
         self.add_metrics(metrics)
         return loss_P.detach().mean() / self.current_gradient_accumulation_steps + auxiliary
 
@@ -158,14 +158,14 @@ class VRPOTrainer(KeyedTrainer):
         slopes = torch.autograd.grad(loss_P.mean(), (policy.chosen, policy.rejected), materialize_grads=True)
         return loss_P, torch.cat(slopes)
 
-    def replay(self, model: nn.Module, inputs: dict[str, Tensor], plan: MaskPlan, slope_B: Tensor) -> Tensor:
+    def replay(self, model: nn.Module, inputs: dict[str, Tensor], draws: MaskDraws, slope_B: Tensor) -> Tensor:
         """Add the gradient of the loss, one draw at a time; this micro-batch's share of the auxiliary losses."""
-        share = 1 / (len(plan.masked_SBL) * self.current_gradient_accumulation_steps)
+        share = 1 / (len(draws.masked_SBL) * self.current_gradient_accumulation_steps)
         # The share of a micro-batch is in `share` already; DeepSpeed would divide by it again.
         options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         auxiliary = torch.zeros(())
 
-        def forward(draw: MaskPlan) -> Tensor:
+        def forward(draw: MaskDraws) -> Tensor:
             nonlocal auxiliary
             with self.compute_loss_context_manager():
                 denoiser = self.denoiser(model)
@@ -177,7 +177,7 @@ class VRPOTrainer(KeyedTrainer):
         def backward(term: Tensor) -> None:
             self.accelerator.backward(term, **options)
 
-        replay(plan, forward, backward, partial(gradients_reduced, self.accelerator, model))
+        replay(draws, forward, backward, partial(gradients_reduced, self.accelerator, model))
         return auxiliary
 
     # Metrics
@@ -209,4 +209,4 @@ class VRPOTrainer(KeyedTrainer):
 
 def response_lengths(inputs: dict[str, Tensor]) -> PairScores:
     """Scored tokens of each response, [P] for each side."""
-    return PairScores.split(inputs["scored"].sum(-1))
+    return PairScores.split(inputs["response_mask"].sum(-1))

@@ -41,13 +41,13 @@ def eager_attention(module, query, key, value, attention_mask, scaling, **_) -> 
     return (weights @ value).transpose(1, 2), weights
 
 
-def heads_of(x_BLD: Tensor, head_size: int) -> Tensor:
+def split_heads(x_BLD: Tensor, head_size: int) -> Tensor:
     """[B, L, H C] as [B, H, L, C]."""
     return x_BLD.view(*x_BLD.shape[:2], -1, head_size).transpose(1, 2)
 
 
 @dataclass(frozen=True)
-class Places:
+class AttentionContext:
     """Where tokens stand and which of them see each other: the same for every block of a forward pass."""
 
     positions_BL: Tensor
@@ -56,15 +56,15 @@ class Places:
     mask: Tensor | None
     cache: KeyValueCache | None = None
 
-    def to(self, *args, **kwargs) -> "Places":
+    def to(self, *args, **kwargs) -> "AttentionContext":
         """What accelerate calls where the layers of a model are on several devices (`device_map`)."""
         mask = self.mask.to(*args, **kwargs) if isinstance(self.mask, Tensor) else self.mask
         positions_BL, cos, sin = (x.to(*args, **kwargs) for x in (self.positions_BL, self.cos, self.sin))
-        return Places(positions_BL, cos, sin, mask, self.cache)
+        return AttentionContext(positions_BL, cos, sin, mask, self.cache)
 
 
 @dataclass(frozen=True)
-class Narrow:
+class QuerySubset:
     """The only positions whose output is wanted from the last block: its queries, output and feed-forward run there.
 
     index_BQ: positions, each row's own in order and then others to fill it up; wanted_BQ: which are its own.
@@ -74,33 +74,35 @@ class Narrow:
     wanted_BQ: Tensor
 
     @classmethod
-    def at(cls, at_BL: Tensor) -> "Narrow":
-        """Narrow to the positions where `at_BL` is True, [B, L] bool."""
+    def at(cls, at_BL: Tensor) -> "QuerySubset":
+        """QuerySubset to the positions where `at_BL` is True, [B, L] bool."""
         number_B = at_BL.sum(-1)
         most = int(number_B.max())
         index_BQ = at_BL.long().argsort(dim=-1, descending=True, stable=True)[:, :most]
         return cls(index_BQ, torch.arange(most, device=at_BL.device) < number_B[:, None])
 
-    def to(self, *args, **kwargs) -> "Narrow":
+    def to(self, *args, **kwargs) -> "QuerySubset":
         """As `Places.to`."""
-        return Narrow(self.index_BQ.to(*args, **kwargs), self.wanted_BQ.to(*args, **kwargs))
+        return QuerySubset(self.index_BQ.to(*args, **kwargs), self.wanted_BQ.to(*args, **kwargs))
 
     def pick(self, x_BLD: Tensor) -> Tensor:
         """The chosen positions of each row, [B, Q, D]."""
         return x_BLD.gather(1, self.index_BQ[..., None].expand(-1, -1, x_BLD.shape[-1]))
 
 
-def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, places: Places, narrow: Narrow | None = None) -> Tensor:
+def attend(
+    block: nn.Module, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, subset: QuerySubset | None = None
+) -> Tensor:
     """Rotate queries and keys and attend, [B, L, H C]; `block` is the `module` that attention backends inspect."""
-    k, mask = rotate(k, places.cos, places.sin), places.mask
-    cos, sin = places.cos, places.sin
-    if narrow is not None:  # all queries of a row see the same keys
-        rows = len(narrow.index_BQ)
-        cos, sin = (narrow.pick(angles.expand(rows, -1, -1, -1)[:, 0])[:, None] for angles in (cos, sin))
+    k, mask = rotate(k, context.cos, context.sin), context.mask
+    cos, sin = context.cos, context.sin
+    if subset is not None:  # all queries of a row see the same keys
+        rows = len(subset.index_BQ)
+        cos, sin = (subset.pick(angles.expand(rows, -1, -1, -1)[:, 0])[:, None] for angles in (cos, sin))
         mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, : q.shape[2]]
     q = rotate(q, cos, sin)
-    if places.cache is not None:
-        k, v = places.cache.merge(block, k, v)
+    if context.cache is not None:
+        k, v = context.cache.merge(block, k, v)
     backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(block.config._attn_implementation, eager_attention)
     out_BLHC, _ = backend(
         block,
@@ -110,7 +112,7 @@ def attend(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, places: Places, na
         mask,
         scaling=q.shape[-1] ** -0.5,
         dropout=0.0,
-        position_ids=places.positions_BL,  # variable-length flash attention finds packed segments by it
+        position_ids=context.positions_BL,  # variable-length flash attention finds packed segments by it
     )
     return out_BLHC.flatten(2)
 
@@ -123,36 +125,48 @@ def segment_positions(segment_ids_BL: Tensor) -> Tensor:
     return index_L - torch.where(starts, index_L, 0).cummax(-1).values
 
 
-def places_of(
+def attention_context(
     config: PreTrainedConfig, x_BLD: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None,
     cache: KeyValueCache | None, head_size: int,
-) -> Places:  # fmt: skip
+) -> AttentionContext:  # fmt: skip
     """Positions, rotary angles and the attention mask of a batch.
 
     Raises:
         ValueError: segments, or padding with a cache, that the attention backend cannot take.
     """
-    backend, same_segment = config._attn_implementation, None
-    padded = attention_mask is not None and not bool(attention_mask.all())
+    padded, same_segment = attention_mask is not None and not bool(attention_mask.all()), None
     positions_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device)[None]
     if segment_ids is not None:
-        if "flash" in backend and (len(segment_ids) > 1 or padded):
-            raise ValueError(
-                f"attn_implementation={backend!r} takes segment_ids for one row without padding only: pack into one "
-                "row, or use 'sdpa' or 'flex_attention'"
-            )
-        positions_BL = segment_positions(segment_ids)
-        same_segment = packed_sequence_mask_function(segment_ids)
+        check_segments(config._attn_implementation, len(segment_ids), padded)
+        positions_BL, same_segment = segment_positions(segment_ids), packed_sequence_mask_function(segment_ids)
     if cache is not None and cache.positions_RQ is not None:
-        positions_BL, mask = cache.positions_RQ, None
-        if padded:  # queries are fewer than keys, and all see the same ones
-            if backend not in ("sdpa", "eager"):
-                raise ValueError(f"attn_implementation={backend!r} takes no padding with a cache: use 'sdpa'")
-            assert attention_mask is not None
-            mask = attention_mask[:, None, None, :].bool()
-            if backend == "eager":
-                mask = torch.zeros_like(mask, dtype=x_BLD.dtype).masked_fill(~mask, torch.finfo(x_BLD.dtype).min)
+        positions_BL = cache.positions_RQ
+        mask = partial_query_mask(config._attn_implementation, attention_mask, x_BLD.dtype) if padded else None
     else:
         mask = create_bidirectional_mask(config, x_BLD, attention_mask, and_mask_function=same_segment)
     cos, sin = rotary_angles(positions_BL, head_size, config.rope_theta, at_least_fp32(x_BLD.dtype))
-    return Places(positions_BL, cos, sin, mask, cache)
+    return AttentionContext(positions_BL, cos, sin, mask, cache)
+
+
+def check_segments(backend: str, rows: int, padded: bool) -> None:
+    """Raise ValueError where an attention backend cannot keep packed segments apart."""
+    if "flash" in backend and (rows > 1 or padded):
+        raise ValueError(
+            f"attn_implementation={backend!r} takes segment_ids for one row without padding only: pack into one row, "
+            "or use 'sdpa' or 'flex_attention'"
+        )
+
+
+def partial_query_mask(backend: str, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The mask of padded keys, [B, 1, 1, L], where queries are fewer than keys: all of them see the same ones.
+
+    Raises:
+        ValueError: a backend whose mask is no such tensor.
+    """
+    if backend not in ("sdpa", "eager"):
+        raise ValueError(f"attn_implementation={backend!r} takes no padding with a cache: use 'sdpa'")
+    assert attention_mask is not None
+    mask = attention_mask[:, None, None, :].bool()
+    if backend == "eager":
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return mask

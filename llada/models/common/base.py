@@ -19,8 +19,8 @@ from transformers.utils import ModelOutput
 
 from llada.denoiser import NOT_SCORED, DenoiserSpec
 from llada.kv_cache import KeyValueCache
-from llada.models.common.attention import Narrow
-from llada.models.common.checkpoints import failures_explained, refuse_incomplete
+from llada.models.common.attention import QuerySubset
+from llada.models.common.checkpoints import check_loading_info, explain_load_errors
 from llada.models.common.head import Head, at_least_fp32, chunked_log_probs
 
 
@@ -50,24 +50,15 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-def residual_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A projection back into the residual stream; only its initialisation differs from that of others.
-
-    A mark, not a subclass: quantization replaces plain `nn.Linear` only.
-    """
-    linear = nn.Linear(inputs, outputs, bias=False)
-    linear.into_residual_stream = True
-    return linear
-
-
 class MaskedLM(PreTrainedModel):
     """A masked diffusion language model with its head; a subclass says where that is, and has the body `model`:
 
-    (input_ids, attention_mask, segment_ids, kv_cache, narrow) -> final normalised hidden states [B, L, D] ([B, Q, D] of
-    `narrow`), and auxiliary losses [B, A] of a model that has any, in training, else None.
+    (input_ids, attention_mask, segment_ids, kv_cache, subset) -> final normalised hidden states [B, L, D] ([B, Q, D] of
+    `subset`), and auxiliary losses [B, A] of a model that has any, in training, else None.
     """
 
     base_model_prefix = "model"
+    lora_targets: str  # a pattern of module names: the linear layers of the blocks, and not the head
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -90,16 +81,16 @@ class MaskedLM(PreTrainedModel):
                 empty = cls(config)
             return revert_weight_conversion(empty, empty.state_dict())
 
-        with failures_explained(source, published_names):
+        with explain_load_errors(source, published_names):
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        refuse_incomplete(info, source)
+        check_loading_info(info, source)
         return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         # Fan-in scaling; projections back into the residual stream shrink with depth, so that its variance does not
         # grow with the number of layers. (`init_*` fields of published configs matter to new models only.)
         if isinstance(module, nn.Linear):
-            into_residual = getattr(module, "into_residual_stream", False)
+            into_residual = any(module is projection for projection in self.residual_projections())
             depth = 2 * self.config.num_hidden_layers if into_residual else 1
             init.normal_(module.weight, 0.0, (depth * module.in_features) ** -0.5)
             if module.bias is not None:
@@ -108,6 +99,18 @@ class MaskedLM(PreTrainedModel):
             init.normal_(module.weight, 0.0, self.config.hidden_size**-0.5)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
+
+    def residual_projections(self) -> list[nn.Linear]:
+        """The projections back into the residual stream, whose initialisation shrinks with depth."""
+        raise NotImplementedError
+
+    def first_up_projection(self) -> list[nn.Parameter]:
+        """The up-projection of the first block (of all its experts): where the paper measures gradient variance."""
+        raise NotImplementedError
+
+    def active_parameters(self) -> int:
+        """How many parameters one token goes through."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def denoiser_spec(self) -> DenoiserSpec:
@@ -155,13 +158,13 @@ class MaskedLM(PreTrainedModel):
                 f"a sequence of {input_ids.shape[1]} tokens does not fit the model's context of "
                 f"{self.config.max_sequence_length}"
             )
-        narrow = None
+        subset = None
         if logits_at is not None and not torch.is_grad_enabled() and segment_ids is None:
             # The mask of other backends is no tensor of queries and keys.
-            narrow = Narrow.at(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
-        hidden_BLD, auxiliary_losses = self.model(input_ids, attention_mask, segment_ids, kv_cache, narrow)
+            subset = QuerySubset.at(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
+        hidden_BLD, auxiliary_losses = self.model(input_ids, attention_mask, segment_ids, kv_cache, subset)
         if target_ids is None:
-            wanted = logits_at if narrow is None else narrow.wanted_BQ
+            wanted = logits_at if subset is None else subset.wanted_BQ
             logits = self.head(hidden_BLD if wanted is None else hidden_BLD[wanted.to(hidden_BLD.device)])
             return MaskedLMOutput(logits=logits, auxiliary_losses=auxiliary_losses)
         scored_BL = target_ids != NOT_SCORED

@@ -19,7 +19,7 @@ def listed(names) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def refuse_incomplete(info: dict, source: str) -> None:
+def check_loading_info(info: dict, source: str) -> None:
     """Raise ValueError unless the checkpoint had exactly the tensors of the model.
 
     Args:
@@ -39,7 +39,7 @@ def refuse_incomplete(info: dict, source: str) -> None:
 
 
 @contextlib.contextmanager
-def failures_explained(source: str, expected: Callable[[], Iterable[str]]):
+def explain_load_errors(source: str, expected: Callable[[], Iterable[str]]):
     """Say which file or tensor a load failed at.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 from llada.denoiser import DenoiserSpec
 
 
-def refuse_others(fields: dict, supported: dict[str, tuple]) -> None:
+def check_supported(fields: dict, supported: dict[str, tuple]) -> None:
     """Raise ValueError on the first field whose value is not supported, with what is."""
     for field, values in supported.items():
         if field in fields and fields[field] not in values:
@@ -19,6 +19,16 @@ class FamilyConfig:
     def auxiliary_losses(self) -> dict[str, float]:
         """Names and weights of the losses that the model returns in training beside its log-probabilities."""
         return {}
+
+    def describe(self: Any) -> str:
+        """The architecture in a few words."""
+        heads = f"{self.num_attention_heads} heads"
+        if self.num_key_value_heads != self.num_attention_heads:
+            heads += f" ({self.num_key_value_heads} of keys and values)"
+        return f"{self.feed_forward()}, {self.num_hidden_layers} layers, width {self.hidden_size}, {heads}"
+
+    def feed_forward(self) -> str:
+        return "dense"
 
     def set_special_ids(self, mask: int, eos: int, pad: int, eot: int | None) -> None:
         """Write down ids that the published files lack and a tokenizer has."""

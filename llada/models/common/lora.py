@@ -5,14 +5,6 @@ import copy
 from torch import nn
 from transformers import PreTrainedModel
 
-# The linear layers of the blocks: not a list of names, because `ff_out` is also the name of the language-model head.
-# Of a mixture of experts, attention and dense layers: experts are stacked tensors (LoraConfig's `target_parameters`
-# reaches them: mlp.experts.gate_up_proj, mlp.experts.down_proj), and a router that moves changes who computes what.
-LORA_TARGETS = (
-    r".*\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)"
-    r"|.*\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
-)
-
 
 def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
     """`peft.get_peft_model` with defaults that fit this family; the given configuration is not changed.
@@ -24,13 +16,13 @@ def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
 
     peft_config = copy.deepcopy(peft_config)
     if peft_config.target_modules is None:
-        peft_config.target_modules = LORA_TARGETS
+        peft_config.target_modules = model.lora_targets
     # A task type such as CAUSAL_LM would route calls through generation and label arguments that we do not have.
     peft_config.task_type = None
     wrapped = get_peft_model(model, peft_config)
     if hasattr(model.get_output_embeddings(), "lora_A"):
         raise ValueError(
             f"target_modules={peft_config.target_modules!r} puts adapters on the language-model head, which is not "
-            f"supported: leave it out, or use the default {LORA_TARGETS!r}"
+            f"supported: leave it out, or use the default {model.lora_targets!r}"
         )
     return wrapped

@@ -1,0 +1,105 @@
+"""The variance table of saved models and a file of pairs, written as variance.json, .csv and .png."""
+
+import csv
+import json
+import platform
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llada.cli.loading import load_config
+from llada.data.loading import load_rows
+from llada.data.tokenizer import special_ids
+from llada.training.base import row_length
+from vrpo.analysis.report import draw_variance, print_variance
+from vrpo.analysis.table import measure
+from vrpo.data import PairCollator, prepare_pairs
+from vrpo.training.reference import make_reference
+
+if TYPE_CHECKING:
+    from vrpo.variance import Arguments
+
+
+def write(results: dict, folder: Path) -> None:
+    """variance.json (everything) and variance.csv (the rows)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "variance.json").write_text(json.dumps(results, indent=1))
+    with open(folder / "variance.csv", "w", newline="") as file:
+        flat = [
+            {key: value for key, value in row.items() if not isinstance(value, dict)}
+            | {
+                f"{key}_{end}": value
+                for key, ends in row.items()
+                if isinstance(ends, dict)
+                for end, value in ends.items()
+            }
+            for row in results["rows"]
+        ]
+        writer = csv.DictWriter(file, flat[0])
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def choose_device(name: str) -> str:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: a GPU that is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={name!r}: this machine has no GPU that torch can use")
+    return name
+
+
+def run(args: "Arguments") -> None:
+    """Measure, write the table and print it.
+
+    Raises:
+        ValueError: results that are there, fewer pairs than asked for, a reference with another vocabulary, a row that
+            cannot be read.
+    """
+    assert args.model is not None  # `Arguments` refuses it, and None in the other two
+    assert args.ref_model is not None
+    assert args.data is not None
+    Path(args.output).mkdir(parents=True, exist_ok=True)  # before an hour's work: it may be a file
+    if find_spec("matplotlib") is None:
+        raise ImportError("the picture needs matplotlib: pip install matplotlib")
+    device = choose_device(args.device)
+    tokenizer, config = load_config(args.model)
+    configs = config, AutoConfig.from_pretrained(args.ref_model)
+    specs = [each.denoiser_spec for each in configs]
+    ids = special_ids(tokenizer, specs[0])
+    length = min(row_length(args.max_length, spec.context) for spec in specs)
+    rows = load_rows(args.data, None, "train", False)
+    pairs = prepare_pairs(rows, tokenizer, ids, length, drop_overlong=True, allow_identical=True, source=args.data)
+    if len(pairs) < args.pairs:
+        raise ValueError(
+            f"{args.data}: {len(pairs)} pairs fit max_length={length}, but pairs={args.pairs}: ask for fewer"
+        )
+    policy = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype=args.dtype).to(device).eval()
+    reference = make_reference(policy, args.ref_model)
+    assert reference is not None  # that is for adapters
+    reference.to(device)
+    collate = PairCollator(ids.pad, ids.eos, 1)
+    chosen = list(pairs.select(range(args.pairs)))
+    batches = [
+        {key: value.to(device) for key, value in collate(chosen[i : i + args.batch_size]).items()}
+        for i in range(0, args.pairs, args.batch_size)
+    ]
+    with tqdm(total=len(batches) * len(args.rows()), desc="variance") as bar:
+        results = measure(policy, reference, batches, args, bar.update)
+    results["settings"] = asdict(args)
+    results["machine"] = {"device": device, "python": platform.python_version(), "torch": torch.__version__,
+                          "transformers": transformers.__version__}  # fmt: skip
+    write(results, Path(args.output))
+    print_variance(results)
+    draw_variance(results, Path(args.output) / "variance.png")
+    print(f"Written: {args.output}/variance.json, .csv, .png")

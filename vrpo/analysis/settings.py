@@ -1,0 +1,67 @@
+"""How much is measured of the variance of scores. Nothing heavy is imported, so that `--help` answers at once."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vrpo.estimators.designs import Design
+    from vrpo.losses.pairwise import PreferenceLoss
+
+# The paper's rows, its default first.
+TABLE_2 = [(4, 1, True), (1, 1, True), (8, 1, True), (1, 4, True), (2, 2, True), (4, 1, False)]
+
+
+# Parameters whose gradient is measured: the first block's up-projection (the paper's choice), the head, or all.
+GRADIENTS = ("up", "head", "full")
+
+
+@dataclass
+class Settings:
+    """How much is measured; the defaults are the paper's protocol."""
+
+    pairs: int = field(default=128, metadata={"help": "Pairs from the top of the data."})
+    batch_size: int = field(default=16, metadata={"help": "Pairs of a batch, whose gradient is one sample."})
+    repeats: int = field(default=8, metadata={"help": "Redraws of each batch."})
+    budgets: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "n of the plot."})
+    designs: list[str] = field(
+        default_factory=lambda: ["vrpo", "loo_complementary"], metadata={"help": "Designs of the plot, by name."}
+    )
+    gradient: str = field(default="up", metadata={"help": "'up', 'head', 'full', or 'none' (much faster)."})
+    loss_type: str = field(default="sigmoid", metadata={"help": "A loss of vrpo.losses.pairwise."})
+    beta: float = field(default=0.2, metadata={"help": "Scale of the score, 1/nats."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "For 'robust' and 'exo_pair'."})
+    source_pairs: int = field(default=8, metadata={"help": "Pairs, in whole batches, to split by source (0: none)."})
+    seed: int = field(default=0, metadata={"help": "Seed of the draws."})
+
+    def __post_init__(self):
+        if self.gradient not in (*GRADIENTS, "none"):
+            raise ValueError(f"gradient={self.gradient!r} must be one of {[*GRADIENTS, 'none']}")
+        if self.repeats < 2:
+            raise ValueError(f"repeats={self.repeats} must be at least 2: a variance needs two draws")
+        if self.pairs < 1 or self.batch_size < 1 or self.pairs % self.batch_size:
+            raise ValueError(
+                f"pairs={self.pairs} must be a positive multiple of batch_size={self.batch_size}: the gradient of a "
+                "smaller batch varies more"
+            )
+        if not self.budgets or min(self.budgets) < 1 or self.source_pairs < 0:
+            raise ValueError(
+                f"budgets={self.budgets} must be at least 1, and source_pairs={self.source_pairs} at least 0"
+            )
+        if self.loss_type == "sft":
+            raise ValueError("loss_type='sft' is no function of a score: name a preference loss of vrpo.LOSSES")
+        self.loss()
+        self.rows()
+
+    def loss(self) -> "PreferenceLoss":
+        """The loss whose variance is measured."""
+        from vrpo.losses.pairwise import PreferenceLoss
+
+        return PreferenceLoss((self.loss_type,), (1.0,), self.beta, self.label_smoothing)
+
+    def rows(self) -> "list[tuple[str, Design]]":
+        """Named designs, each once: the paper's rows, then `designs` at every budget (pairs of masks from n = 2 on)."""
+        from vrpo.estimators.designs import ComposedDesign, design
+
+        rows: list[tuple[str, Design]] = [("vrpo", ComposedDesign(n_t, n_y, shared)) for n_t, n_y, shared in TABLE_2]
+        rows += [(name, design(name, n_t=n)) for name in self.designs for n in self.budgets]
+        return list(dict.fromkeys((name, each) for name, each in rows if (name, each.n) != ("loo_complementary", 1)))

@@ -1,0 +1,54 @@
+"""What preference training adds to `TrainingArguments`, apart from it: reading these options imports nothing heavy.
+
+Names are TRL's, values the paper's (LLaDA 1.5, arXiv 2505.19223, section 4.1).
+"""
+
+from dataclasses import dataclass, field
+
+from llada.training.options import DiffusionOptions
+
+
+@dataclass
+class VRPOOptions(DiffusionOptions):
+    """The learning rate is for full fine-tuning; LoRA needs a larger one (1e-5 to 1e-4, ours)."""
+
+    beta: float = field(default=0.2, metadata={"help": "Scale of the log-ratios in the score, 1/nats."})
+    loss_type: list[str] = field(
+        default_factory=lambda: ["sigmoid", "sft"],
+        metadata={"help": "Losses to add, by TRL's names (vrpo.losses.pairwise), and sft."},
+    )
+    loss_weights: list[float] | None = field(
+        default=None, metadata={"help": "One for each loss_type; default: 0.05 for sft (the paper's), 1 for others."}
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Rate of flipped labels, for 'robust' and 'exo_pair'."}
+    )
+    estimator: str = field(
+        default="vrpo",
+        metadata={
+            "help": "Sampling design: vrpo, vrpo_bernoulli, naive_dpo, loo_complementary, mirror, espo, balanced or "
+            "gauss_legendre (biased)."
+        },
+    )
+    n_t: int | None = field(default=None, metadata={"help": "Timesteps for each response; default: the design's."})
+    n_y: int | None = field(default=None, metadata={"help": "Masks at each timestep; default: the design's."})
+    estimator_options: dict | str | None = field(
+        default=None,
+        metadata={"help": 'Other options of the design as JSON, such as {"levels": "mirrored"} (vrpo.estimators).'},
+    )
+    eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})
+    variance_steps: int = field(
+        default=50,
+        metadata={
+            "help": "Every so many steps, score the batch again with fresh masks to log score/variance. Used only when "
+            "the draws are not independent; about two fifths of a step; 0 disables."
+        },
+    )
+    allow_identical: bool = field(default=False, metadata={"help": "Keep pairs whose chosen and rejected are equal."})
+    disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout to 0; False is refused."})
+    learning_rate: float = field(default=5e-7, metadata={"help": "The paper's, for full fine-tuning."})
+    warmup_steps: float = field(default=15, metadata={"help": "Linear warm-up."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "A transformers scheduler name."})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs; 4 x 16 is the paper's 64."})
+    gradient_accumulation_steps: int = field(default=16, metadata={"help": "Micro-batches of a step."})

@@ -1,8 +1,8 @@
 """LLaDA in native code: models, forward process, likelihood, sampler, pretraining and SFT.
 
 Importing the package registers the published `model_type` "llada" with the transformers Auto classes, so
-`AutoModel.from_pretrained("GSAI-ML/LLaDA-8B-Instruct")` gives `LLaDAModelLM`, and a LLaDA-MoE `LLaDAMoEModelLM`,
-without remote code. What is listed in `__all__` is imported when it is first used.
+`AutoModel.from_pretrained("GSAI-ML/LLaDA-8B-Instruct")` gives a `LLaDAModelLM`, and a LLaDA-MoE checkpoint gives a
+`LLaDAMoEModelLM`, without remote code. The names in `__all__` are imported when they are first used.
 """
 
 from llada.lazy import lazy_exports

@@ -1,15 +1,15 @@
-"""The contract with a model: all that sampler, likelihood, estimators, trainers and evaluation may use of one.
+"""The interface to a model: all that sampler, likelihood, estimators, trainers and evaluation may use of it.
 
 A *denoiser* predicts clean tokens from noisy ones, p_theta(x_0^i | x_t). It has
 
-    spec                                        ids, context, vocabulary, and how its logits and attention are laid out
+    spec                                        special ids, context, vocabulary, and the kind of logits and attention
     logits(request)                             [N, V], at the N positions that a request marks
     log_probs(noisy, target, attention_mask)    [B, L], nats, of the targets; 0 where a target is NOT_SCORED
 
-Position i of either answer is about token i, whatever the model does inside. Guidance (`llada.sampling.guidance`) and
-block caches (`llada.sampling.block_cache`) are denoisers that wrap another one.
+Position i of either result belongs to token i, also for models with shifted logits. Guidance
+(`llada.sampling.guidance`) and block caches (`llada.sampling.block_cache`) are denoisers that wrap another one.
 
-A module becomes a denoiser through `as_denoiser` if it has the property `denoiser_spec` (a `DenoiserSpec`) and the call
+`as_denoiser` makes a denoiser of any module that has the property `denoiser_spec` (a `DenoiserSpec`) and the call
 
     module(input_ids, attention_mask=None, target_ids=None, logits_at=None) -> an object with `logits` or `log_probs`
 
@@ -18,9 +18,9 @@ A module becomes a denoiser through `as_denoiser` if it has the property `denois
 
 and, where the spec says so, `kv_cache=` (`llada.kv_cache.KeyValueCache`) and an output `auxiliary_losses`. Trainers
 call the module itself, so engines that wrap it (DDP, FSDP, DeepSpeed) see every forward pass. No other part of the
-package looks at a model's class, at its config or at the names of its parameters.
+package depends on a model's class, on its config or on the names of its parameters.
 
-Shapes: B rows, L positions of a row, Q positions that are forwarded, N marked positions, V vocabulary, A losses.
+Shapes: B rows, L positions of a row, Q forwarded positions, N marked positions, V vocabulary, A auxiliary losses.
 """
 
 from dataclasses import dataclass, field
@@ -31,24 +31,24 @@ from torch import Tensor, nn
 
 from llada.kv_cache import KeyValueCache
 
-NOT_SCORED = -100  # in `target_ids`: this token is not predicted (the value that torch's losses ignore)
+NOT_SCORED = -100  # the target of a token that is not predicted (torch's losses ignore the same value)
 ATTENTION = ("bidirectional", "block_causal")
 
 
 @dataclass(frozen=True)
 class DenoiserSpec:
-    """What a model is to everything that uses it.
+    """The properties of a model that the rest of the package uses.
 
-    mask_id, eos_id, pad_id, eot_id: special ids, None where the model's files do not say; `eot_id` ends a chat turn.
-    context: the most tokens of a row; vocabulary: rows of the embedding.
+    mask_id, eos_id, pad_id, eot_id: special ids, None if the model's files lack it; `eot_id` ends a chat turn.
+    context: maximal tokens of a row; vocabulary: rows of the embedding.
     shifted: the module's output at position i predicts token i + 1, as in models adapted from autoregressive ones.
     attention: "bidirectional", or "block_causal" (a block sees itself and earlier blocks).
-    kv_cache: whether the module takes `kv_cache=`, which block caches need.
-    auxiliary_losses: weights of the columns of the module's output `auxiliary_losses` [B, A] by the names they are
-        logged under. The training loss adds the weighted mean over sequences; empty where there are none.
+    kv_cache: whether the module accepts `kv_cache=`, which block caches need.
+    auxiliary_losses: for each column of the module's output `auxiliary_losses` [B, A], the name under which it is
+        logged and its weight. The training loss adds the weighted mean over sequences. Empty if there are none.
 
     Raises:
-        ValueError: an unknown kind of attention.
+        ValueError: `attention` is unknown.
     """
 
     mask_id: int | None
@@ -69,13 +69,13 @@ class DenoiserSpec:
 
 @dataclass(frozen=True)
 class Request:
-    """Rows of tokens, and where logits are wanted.
+    """One call of `Denoiser.logits`: rows of tokens, and the positions at which logits are wanted.
 
-    tokens_BQ: the tokens to forward: whole rows, or the positions that `kv_cache` names.
-    attention_BL: bool, False on padding, of the whole rows. at_BQ: bool, where logits are wanted.
+    tokens_BQ: the tokens to forward: whole rows, or the positions in `kv_cache.positions_RQ`.
+    attention_BL: bool, False on padding, for whole rows. at_BQ: bool, True where logits are wanted.
 
-    The rest is for denoisers that remember earlier steps of a sampler, one entry for each row: its id, the same in all
-    steps; the first position of its current block and the one after it; whether it enters that block with this step.
+    The other fields are for denoisers with a state across sampling steps. They have one entry for each row: an id, the
+    same in all steps; start and end (exclusive) of the current block; whether the row enters that block in this step.
     """
 
     tokens_BQ: Tensor
@@ -89,7 +89,7 @@ class Request:
 
 
 class Denoiser(Protocol):
-    """See the module docstring."""
+    """A model that predicts clean tokens from noisy ones; the module docstring defines its members."""
 
     @property
     def spec(self) -> DenoiserSpec: ...
@@ -102,12 +102,12 @@ class Denoiser(Protocol):
 
 
 class ModuleDenoiser:
-    """A module as a denoiser; the one place that knows what shifted logits are.
+    """A module as a denoiser. Only this class handles shifted logits.
 
-    auxiliary_losses: [B, A] of every `log_probs` call so far whose forward pass returned them.
+    auxiliary_losses: a list of the [B, A] outputs of all `log_probs` calls so far, if the module returns any.
 
     Raises:
-        ValueError: from `logits` and `log_probs`, if the first token of a row is to be predicted by shifted logits.
+        ValueError: by `logits` and `log_probs`, if shifted logits would have to predict the first token of a row.
     """
 
     def __init__(self, module: nn.Module, spec: DenoiserSpec):
@@ -128,7 +128,7 @@ class ModuleDenoiser:
         return output.log_probs.roll(1, -1) if self.spec.shifted else output.log_probs
 
     def _predicting(self, values_BL: Tensor, nothing: int) -> Tensor:
-        """Values about tokens, moved to the positions whose output predicts those tokens."""
+        """Move each token's value to the position whose output predicts that token."""
         if not self.spec.shifted:
             return values_BL
         if (values_BL[:, 0] != nothing).any():
@@ -137,10 +137,10 @@ class ModuleDenoiser:
 
 
 def as_denoiser(model: nn.Module | Denoiser) -> Denoiser:
-    """The denoiser of a module that has a `denoiser_spec`; a denoiser is returned as it is.
+    """Wrap a module that has a `denoiser_spec`; a denoiser is returned unchanged.
 
     Raises:
-        TypeError: neither.
+        TypeError: `model` is neither of the two.
     """
     if all(hasattr(model, name) for name in ("spec", "logits", "log_probs")):
         return model
@@ -153,7 +153,7 @@ def as_denoiser(model: nn.Module | Denoiser) -> Denoiser:
 def log_probs_of_logits(
     denoiser: Denoiser, noisy_BL: Tensor, target_BL: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
-    """`Denoiser.log_probs` of a denoiser that computes logits only, such as a guided one."""
+    """Compute `Denoiser.log_probs` from logits, for denoisers such as guidance that modify the logits."""
     at_BL = target_BL != NOT_SCORED
     attention_BL = torch.ones_like(at_BL) if attention_mask is None else attention_mask.bool()
     logits_NV = denoiser.logits(Request(noisy_BL, attention_BL, at_BL))

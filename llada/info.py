@@ -1,9 +1,9 @@
-"""One screen about a checkpoint: what it is, how large, and what it takes to run and to train.
+"""Summarise a checkpoint: its architecture, its size, and the memory that it needs to run and to train.
 
     python -m llada.info PATH_OR_NAME [--rank 16]
 
-Nothing is loaded: sizes come from the config (on the meta device) and dtypes from the files. Memory counts weights,
-gradients and AdamW's two moments, not activations: those depend on batch and length.
+No weights are loaded: sizes come from the config (on the meta device) and dtypes from the files' headers. Memory counts
+weights, gradients and AdamW's two moments, but not activations, which depend on batch size and length.
 """
 
 import argparse
@@ -12,15 +12,15 @@ import llada  # noqa: F401  (registers the families)
 
 
 def main() -> None:
-    """The command: print the screen."""
+    """Run the command: print the summary as a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", help="a directory or a hub name")
-    parser.add_argument("--rank", type=int, default=16, help="rank of LoRA")
+    parser.add_argument("path", help="model directory or hub name")
+    parser.add_argument("--rank", type=int, default=16, help="LoRA rank for the counts and the memory estimate")
     args = parser.parse_args()
     from rich.console import Console
     from rich.table import Table
 
-    from llada.cli.info import rows  # after the options: it loads the models
+    from llada.cli.info import rows  # imported after the options are parsed: it imports torch and transformers
 
     table = Table(title=args.path, show_header=False, title_justify="left")
     for label, value in rows(args.path, args.rank):

@@ -1,6 +1,6 @@
-"""Keys and values of earlier forward passes, which a model reads and writes when a request brings them.
+"""The key-value cache of the sampler: keys and values of earlier forward passes, which the model reads and updates.
 
-Shapes: B rows, R the rows of one forward, Q their query positions, L canvas positions, K key/value heads, C head size.
+Shapes: B rows, R rows of one forward pass, Q query positions, L canvas positions, K key/value heads, C head size.
 """
 
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class KeyValueCache:
     """Rotated keys and values of every layer, [B, K, L, C] each.
 
-    rows, positions_RQ: which rows, and which of their positions, the next forward brings; None means all rows, and all
-    positions in order.
+    rows, positions_RQ: the rows, and the positions in each, that the next forward pass computes. None means all rows,
+    and all positions in order.
     """
 
     def __init__(self) -> None:
@@ -20,11 +20,11 @@ class KeyValueCache:
         self.positions_RQ: Tensor | None = None
 
     def merge(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the forwarded positions, and return keys and values of the whole canvas of these rows."""
+        """Store the keys and values of the forwarded positions; return those of these rows at all positions."""
         if self.rows is None and self.positions_RQ is None:
             self.kept[layer] = (key, value)
             return key, value
-        # A model may lie on several devices (`device_map`): each layer's cache is where its keys are.
+        # A model may be spread over several devices (`device_map`): each layer's cache is on its layer's device.
         rows, positions_RQ = (x if x is None else x.to(key.device) for x in (self.rows, self.positions_RQ))
         merged = []
         for kept_BKLC, new_RKQC in zip(self.kept[layer], (key, value), strict=True):
@@ -39,12 +39,12 @@ class KeyValueCache:
         return merged[0], merged[1]
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these."""
+        """Keep only these rows of the cache."""
         for layer, (key, value) in self.kept.items():
             self.kept[layer] = (key[rows.to(key.device)], value[rows.to(key.device)])
 
     def resize(self, length: int) -> None:
-        """Make room for a canvas of another length (a shorter one cuts off its end)."""
+        """Resize the cache to `length` positions: new ones are zero, and a shorter cache loses its end."""
         for layer, (key, value) in self.kept.items():
             if key.shape[2] != length:
                 more = (0, 0, 0, length - key.shape[2])

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that importing the package costs nothing."""
+"""Lazy imports: a package's public names are imported at first use, so that importing the package is fast."""
 
 import importlib
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from typing import Any
 def lazy_exports(
     package: str, modules: dict[str, list[str]]
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
-    """`__all__`, `__getattr__` and `__dir__` of a package (PEP 562).
+    """Return `__all__`, `__getattr__` and `__dir__` for a package whose exports are imported lazily (PEP 562).
 
     Args:
-        modules: the names that each module provides.
+        package: the package's name; modules: the exported names of each of its modules.
     """
     home = {name: module for module, names in modules.items() for name in names}
 

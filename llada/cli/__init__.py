@@ -1,1 +1,1 @@
-"""What commands and recipes share: options, loading, the run around a trainer."""
+"""Code shared by commands and recipes: options, loading of models and data, and the run around a trainer."""

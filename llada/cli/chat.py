@@ -1,4 +1,4 @@
-"""A dialogue with a model in a terminal, in which answers are seen in the making."""
+"""A dialogue with a model in a terminal that shows answers while they are denoised."""
 
 import sys
 import time
@@ -18,13 +18,13 @@ from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import left_padded
 
 MASK = "▒"
-COLOURS = ((0.5, "red"), (0.8, "yellow"), (1.01, "green"))  # of a token committed with confidence below
+COLOURS = ((0.5, "red"), (0.8, "yellow"), (1.01, "green"))  # for confidence below each bound
 
 
 def frame(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], confidences: list[float], mask_id: int, hidden: set[int]
 ) -> Text:
-    """An answer in the making: runs of tokens of one colour decoded together, so that no character is cut in two."""
+    """Render a partial answer. Tokens of one colour are decoded together, so that no multi-token character is split."""
     text, run, style = Text(), list[int](), ""
 
     def flush() -> None:
@@ -54,13 +54,13 @@ class Chat:
         self.hidden = set(tokenizer.all_special_ids)
 
     def say(self, text: str, show=None) -> tuple[str, SamplerStats, float]:
-        """Add the user's turn and the model's answer; the answer, what it cost, and seconds.
+        """Add the user's turn and the model's answer; return the answer, its statistics and the seconds that it took.
 
         Args:
             show: called with a `Text` after every step.
 
         Raises:
-            ValueError: the dialogue and the answer do not fit the model's context; the turn is not added.
+            ValueError: dialogue and answer do not fit the model's context; the turn is then not added.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
         spec = self.model.denoiser_spec
@@ -83,7 +83,7 @@ class Chat:
 
 
 def talk(chat: Chat, console: Console, lines, plain: bool) -> None:
-    """Answer each line until an empty one."""
+    """Answer each line and print the answer, until an empty line."""
     for line in lines:
         text = line.strip()
         if not text:
@@ -119,7 +119,7 @@ def lines_of(console: Console, plain: bool):
 
 
 def run(model_name: str, settings: SamplerSettings, plain: bool) -> None:
-    """Load a model and talk."""
+    """Load a model and hold a dialogue on standard input and output."""
     tokenizer, config = load_config(model_name)
     model = AutoModelForCausalLM.from_pretrained(model_name, config=config, dtype="auto").eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,6 @@
-"""Answers to many prompts: batched, by several processes, and so that a run that was killed goes on where it stopped.
+"""Answers to many prompts: batched, on several processes, and resumable after an interruption.
 
-The batches and their random numbers are those of the whole run, whoever makes them and whenever: the completions depend
-neither on the number of processes nor on where a run was killed.
+Batches and random seeds are fixed for the run: completions depend neither on the process count nor on interruptions.
 """
 
 import glob
@@ -29,10 +28,10 @@ from llada.sampling.text import answers, encode
 
 
 class PartFiles:
-    """What several processes have made of an output so far, each in a JSONL of its own until all is there.
+    """Intermediate results: each process writes a JSONL file (a part) of its own until the whole output is complete.
 
-    The first line of a part describes its run; a row is {"index": ..., "completion": ...}. Lines are whole or not
-    there: the last one of a killed process is dropped.
+    The first line of a part holds the run's settings, each other line is {"index": ..., "completion": ...}. An
+    incomplete last line, which a killed process may leave, is dropped.
     """
 
     def __init__(self, output: str | Path, run: dict[str, Any]):
@@ -46,7 +45,7 @@ class PartFiles:
         """Completions of all parts, by index.
 
         Raises:
-            ValueError: a part is of a run with other settings; the file and what differs are named.
+            ValueError: a part belongs to a run with other settings; the message names the file and the setting.
         """
         found: dict[int, str] = {}
         for part in self.parts():
@@ -63,9 +62,10 @@ class PartFiles:
         return found
 
     def append(self, process: int, found: dict[int, str]) -> None:
+        """Add completions, by index, to the part of a process."""
         part = self.output.with_name(f"{self.output.name}.part{process}")
         text = part.read_bytes() if part.exists() else b""
-        if not text.endswith(b"\n"):  # what a killed process left of a line
+        if not text.endswith(b"\n"):  # drop the incomplete line of a killed process
             text = text[: text.rfind(b"\n") + 1]
             part.write_bytes(text)
         rows = [{"index": index, "completion": completion} for index, completion in found.items()]
@@ -73,7 +73,7 @@ class PartFiles:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (rows if text else [self.run, *rows]))
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write the output, whole or not at all, and remove the parts."""
+        """Write the output atomically and remove the parts."""
         whole = self.output.with_name(self.output.name + ".tmp")
         with open(whole, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -86,7 +86,7 @@ class PartFiles:
 
 
 def fingerprint(name: str, config: PreTrainedConfig) -> str | None:
-    """What tells a model's weights from others: of files, sizes and both ends; of the hub, the commit."""
+    """Identify a model's weights: a hash of the files' names, sizes, starts and ends; for a hub model, its commit."""
     files = sorted(Path(name).glob("*.safetensors"))
     if not files:
         return getattr(config, "_commit_hash", None)
@@ -100,7 +100,7 @@ def fingerprint(name: str, config: PreTrainedConfig) -> str | None:
 
 
 def check_completion_options(args: CompletionArguments, settings: SamplerSettings, samples: int) -> None:
-    """Raise ValueError on an option that is missing or cannot be, or an output that is there."""
+    """Raise ValueError if an option is missing or invalid, or if the output exists."""
     for name in ("model", "prompts", "output"):
         if not getattr(args, name):
             raise ValueError(f"{name} is missing")
@@ -115,10 +115,10 @@ def check_completion_options(args: CompletionArguments, settings: SamplerSetting
 
 
 def load_prompts(args: CompletionArguments) -> list[dict[str, Any]]:
-    """The rows to answer.
+    """The rows whose prompts are to be answered.
 
     Raises:
-        ValueError: there are none, or they have no 'prompt'.
+        ValueError: the file has no rows, or no column 'prompt'.
     """
     rows = load_rows(args.prompts)
     if not len(rows):
@@ -129,11 +129,11 @@ def load_prompts(args: CompletionArguments) -> list[dict[str, Any]]:
 
 
 class Completions:
-    """All answers to the prompts of a file, `samples` to each, by every process of the launcher.
+    """Sample `samples` answers to each prompt of a file, distributed over the launcher's processes.
 
     Raises:
-        ValueError, FileNotFoundError: an option that is missing or cannot be, an output that is there, a part of
-            another run, or a prompt that is empty or too long; nothing has been written or removed then.
+        ValueError, FileNotFoundError: an option is missing or invalid, the output exists, a part belongs to another
+            run, or a prompt is invalid (see `check_rows`). Nothing has been written or removed then.
     """
 
     def __init__(self, args: CompletionArguments, settings: SamplerSettings, samples: int = 1):
@@ -153,6 +153,7 @@ class Completions:
         self.model = model.eval().to(self.state.device)
 
     def check_rows(self, spec: DenoiserSpec) -> None:
+        """Raise ValueError if a prompt is empty, too long or contains MASK, or if a row is no valid JSON."""
         room = spec.context - self.settings.gen_length
         for index, row in enumerate(self.rows):
             where = f"{self.args.prompts}: row {index} (counted from 0)"
@@ -170,7 +171,7 @@ class Completions:
                 raise ValueError(f"{where} cannot be written as JSON, which the output is: {error}") from error
 
     def make(self) -> list[list[str]] | None:
-        """The answers to each prompt, on the main process; None on the others."""
+        """Sample all answers: a list of answers for each prompt on the main process, None on the others."""
         state = self.state
         if state.is_main_process:
             self.files.output.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,7 @@ class Completions:
         done, total, size = self.files.done(), len(self.rows) * self.samples, self.args.batch_size
         batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
         left = [batch for batch in batches if not all(index in done for index in batch)]
-        state.wait_for_everyone()  # all have read what was done before anyone adds to it
+        state.wait_for_everyone()  # no process may write before all have read
         self.work(left[state.process_index :: state.num_processes])
         state.wait_for_everyone()
         if not state.is_main_process:
@@ -192,7 +193,7 @@ class Completions:
         return [[done[row * self.samples + i] for i in range(self.samples)] for row in range(len(self.rows))]
 
     def work(self, batches: list[range]) -> None:
-        """This process's share."""
+        """Sample this process's share of the batches."""
         state, stats, start = self.state, SamplerStats(), time.perf_counter()
         name = f"answers, process {state.process_index + 1} of {state.num_processes}"
         bar = tqdm(total=sum(map(len, batches)), desc=name, disable=not state.is_local_main_process)

@@ -1,4 +1,4 @@
-"""What there is to say about a checkpoint: sizes from its config, dtypes from its files."""
+"""The contents of `python -m llada.info`: sizes from a checkpoint's config, dtypes from its files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +10,21 @@ from llada.data.tokenizer import load_tokenizer, special_ids
 from llada.models.common.lora import wrap_with_adapters
 
 GIB = 2**30
-TRAINED = 16  # bytes of a trained fp32 parameter: weight, gradient, two moments
+TRAINED = 16  # bytes per trained fp32 parameter: weight, gradient and AdamW's two moments
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of parameters."""
+    """Parameter counts."""
 
     total: int
-    active: int  # that one token goes through: k of E experts
+    active: int  # used for one token: k of E experts
     embedding: int  # input embedding and head
-    adapters: int  # of LoRA at the given rank, on the default targets
+    adapters: int  # LoRA of the given rank on the default targets
 
 
 def size_of(number: float) -> str:
-    """Bytes as people read them."""
+    """A number of bytes as text in MiB or GiB."""
     return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"
 
 
@@ -34,7 +34,7 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def sizes(config: PreTrainedConfig, rank: int) -> Sizes:
-    """Numbers of parameters of a model of this shape, and of LoRA of this rank on its default targets."""
+    """Parameter counts of a model with this config, and of LoRA of this rank on its default targets."""
     from peft import LoraConfig
 
     model = empty_model(config)
@@ -50,7 +50,7 @@ def sizes(config: PreTrainedConfig, rank: int) -> Sizes:
 
 
 def stored(path: str, config: PreTrainedConfig) -> str:
-    """The dtypes of the weight files of a local directory, or what the config says."""
+    """The dtypes in the weight files of a local directory, or else the config's dtype."""
     from safetensors import safe_open
 
     found: set[str] = set()
@@ -62,7 +62,7 @@ def stored(path: str, config: PreTrainedConfig) -> str:
 
 
 def token_ids(path: str, config: PreTrainedConfig) -> str:
-    """Special ids, checked against the tokenizer where there is one."""
+    """The special ids as text, checked against the tokenizer if there is one."""
     try:
         tokenizer = load_tokenizer(path)
     except (OSError, ValueError):
@@ -73,7 +73,7 @@ def token_ids(path: str, config: PreTrainedConfig) -> str:
 
 
 def rows(path: str, rank: int) -> list[tuple[str, str]]:
-    """What there is to say, as (label, value)."""
+    """The rows of the summary, as (label, value)."""
     config = AutoConfig.from_pretrained(path)
     size = sizes(config, rank)
     spec = config.denoiser_spec

@@ -1,4 +1,4 @@
-"""What a run starts from: the model and tokenizer that its options name, and the rows to train on."""
+"""Loading of the model, tokenizer and datasets that a recipe's options name."""
 
 import json
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ from llada.errors import RecipeError
 from llada.models.registry import config_class
 from llada.training.base import DiffusionTrainerBase, row_length
 
-SHUFFLE_BUFFER = 10_000  # rows of a stream that are shuffled together
+SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a stream
 
 
 def load_model(
     recipe: RecipeArguments, model_args: ModelConfig, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model to train and its tokenizer: a checkpoint (`model_name_or_path`), or a new one (`architecture`).
+    """The model to train, from a checkpoint (`model_name_or_path`) or new (`architecture`), and its tokenizer.
 
     Raises:
-        RecipeError: neither or both are given, a new model has no tokenizer, or an option that is not supported.
+        RecipeError: neither or both are given, a new model has no tokenizer, or an option is not supported.
         ValueError: the tokenizer lacks a mask or EOS token or disagrees with the config.
     """
     if (recipe.architecture is None) == (model_args.model_name_or_path is None):
@@ -52,7 +52,7 @@ def load_model(
     refuse_adapters(name)
     tokenizer = load_tokenizer(name)
     dtype = model_args.dtype if model_args.dtype in ("auto", None) else getattr(torch, model_args.dtype)
-    set_seed(seed)  # the weights of a new model, and of new adapters
+    set_seed(seed)  # for the weights of a new model and of new adapters
     if recipe.architecture is not None:
         config = new_config(recipe.architecture, tokenizer)
         dtype = torch.float32 if dtype in ("auto", None) else dtype
@@ -60,7 +60,7 @@ def load_model(
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
     path, revision = model_args.model_name_or_path, model_args.model_revision
     config = AutoConfig.from_pretrained(path, revision=revision)
-    ids = special_ids(tokenizer, config.denoiser_spec)  # before gigabytes are read
+    ids = special_ids(tokenizer, config.denoiser_spec)  # checked before gigabytes of weights are read
     model = AutoModelForCausalLM.from_pretrained(
         path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
         **({} if quantization is None else {"quantization_config": quantization}),
@@ -71,13 +71,13 @@ def load_model(
 
 
 def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """The configuration of a new model: the given fields, and size and ids of the tokenizer where they are not given.
+    """The configuration of a new model: the given fields, completed by the tokenizer's vocabulary size and special ids.
 
-    With `num_experts` it is a mixture of experts.
+    With `num_experts` among the fields it is a LLaDA-MoE.
 
     Raises:
-        RecipeError: an unknown field.
-        ValueError: sizes that do not fit, or no mask or EOS token in either.
+        RecipeError: a field is unknown.
+        ValueError: sizes are inconsistent, or neither fields nor tokenizer have a mask or EOS token.
     """
     fields = json.loads(architecture) if isinstance(architecture, str) else dict(architecture)
     kind = config_class(fields)
@@ -98,16 +98,16 @@ def load_datasets(
     trainer: type[DiffusionTrainerBase],
     columns: Sequence[tuple[str, ...]],
 ) -> tuple[Any, Any]:
-    """Training and evaluation rows, tokenized as `trainer` wants them (the second None if nothing is held out).
+    """Training and evaluation rows, tokenized by `trainer.prepare`; the second is None if nothing is held out.
 
-    A stream is shuffled in a buffer of `SHUFFLE_BUFFER` rows.
+    A stream is shuffled with a buffer of `SHUFFLE_BUFFER` rows.
 
     Args:
-        columns: as for `load_columns`.
+        columns: see `load_columns`.
 
     Raises:
-        RecipeError: no data, the columns of another recipe, or an `eval_fraction` out of range or of a stream.
-        llada.errors.DataError: a row that cannot be trained on, named by file, row and column.
+        RecipeError: data or columns are missing, or `eval_fraction` is out of range or set for a stream.
+        llada.errors.DataError: a row cannot be trained on; the message names file, row and column.
     """
     check_data_options(recipe)
     spec = config.denoiser_spec
@@ -131,7 +131,7 @@ def load_datasets(
 
 
 def check_data_options(recipe: RecipeArguments) -> None:
-    """Raise RecipeError unless the options name data, and one way at most to hold some of it out."""
+    """Raise RecipeError unless the options name training data and at most one kind of evaluation data."""
     if recipe.dataset_name is None:
         raise RecipeError("dataset_name is missing: a local .jsonl, .parquet, .csv or .txt file, or a hub dataset")
     if not 0 <= recipe.eval_fraction < 1:
@@ -141,10 +141,10 @@ def check_data_options(recipe: RecipeArguments) -> None:
 
 
 def load_columns(source: str, name: str | None, split: str, streaming: bool, columns: Sequence[tuple[str, ...]]) -> Any:
-    """Rows of a file or dataset with the first of these sets of columns that it has.
+    """Load rows, and keep of their columns the first of the sets in `columns` that is complete.
 
     Raises:
-        RecipeError: it has none of them; what it has and what is needed are listed.
+        RecipeError: no set is complete; the message lists the columns found and those needed.
     """
     rows = load_rows(source, name, split, streaming)
     found = column_names(rows)
@@ -159,7 +159,7 @@ def load_columns(source: str, name: str | None, split: str, streaming: bool, col
 
 
 def refuse_adapters(name: str) -> None:
-    """Raise RecipeError if a directory holds adapters, which are no model by themselves."""
+    """Raise RecipeError if a directory holds PEFT adapters, which are no model by themselves."""
     if Path(name, "adapter_config.json").exists():
         raise RecipeError(
             f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
@@ -167,10 +167,10 @@ def refuse_adapters(name: str) -> None:
 
 
 def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
-    """The tokenizer of a model and its config, where special ids that it lacks are the tokenizer's.
+    """A model's tokenizer and its config; special ids that the config lacks are set from the tokenizer.
 
     Raises:
-        ValueError: neither has a mask token or EOS, or they disagree; or the directory holds adapters.
+        ValueError: neither has a mask or EOS token, or they disagree; or the directory holds adapters.
     """
     refuse_adapters(name)
     tokenizer, config = load_tokenizer(name), AutoConfig.from_pretrained(name)

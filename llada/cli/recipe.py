@@ -1,4 +1,4 @@
-"""The command line of a recipe: its options, a YAML file below them, and a short help. Nothing heavy is imported."""
+"""The command line of a recipe: its options, its YAML file and a short help. Importing it does not import torch."""
 
 import sys
 from collections.abc import Sequence
@@ -11,35 +11,39 @@ from trl import ModelConfig, ScriptArguments, TrlParser
 from llada.errors import RecipeError
 
 EPILOG = (
-    "Options of transformers.TrainingArguments (max_steps, bf16, ...) are taken too: --help_all lists them. "
-    "--config FILE.yaml gives any of them; the command line overrides it."
+    "Options of transformers.TrainingArguments (max_steps, bf16, ...) are accepted too; --help_all lists them. "
+    "--config FILE.yaml may set any of them; the command line overrides the file."
 )
 
 
 @dataclass
 class RecipeArguments(ScriptArguments):
-    """TRL's script arguments, where `dataset_name` may be a local file, plus what starting a run needs."""
+    """TRL's script arguments (`dataset_name` may be a local file), and options for starting a run."""
 
     eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out file or hub dataset."})
     eval_fraction: float = field(
-        default=0.0, metadata={"help": "Without eval_dataset_name: the last share of the rows is held out."}
+        default=0.0, metadata={"help": "Without eval_dataset_name, hold out this share of the rows (from the end)."}
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "Tokenizer name or path, or 'bytes'; default: the model's."}
     )
     architecture: dict | str | None = field(
         default=None,
-        metadata={"help": "Fields of LLaDAConfig (LLaDAMoEConfig, with num_experts) for a new model."},
+        metadata={"help": "Fields of LLaDAConfig (with num_experts, of LLaDAMoEConfig) for a new model."},
     )
     expected_processes: int | None = field(
-        default=None, metadata={"help": "Stop unless the launcher started this many processes."}
+        default=None, metadata={"help": "Raise an error unless the launcher started this many processes."}
     )
     resume: bool = field(default=False, metadata={"help": "Continue the run in output_dir from its last checkpoint."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
 
 
 def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """`TrlParser`: a YAML file after --config, overridden by the command line; an unknown key is an error."""
+    """Parse with `TrlParser`: the command line overrides the YAML file after --config.
+
+    Raises:
+        RecipeError, FileNotFoundError: an option or key is unknown or invalid; the YAML file does not exist.
+    """
     argv = ["--help" if word == "--help_all" else word for word in (sys.argv[1:] if argv is None else argv)]
     config = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else "the command line"
     if "--config" in argv[:-1] and not Path(config).is_file():
@@ -51,10 +55,10 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) ->
 
 
 def short_help(options: type, description: str, argv: Sequence[str] | None = None) -> None:
-    """Answer `--help` with a recipe's own options and exit; the trainer's configuration takes seconds to import.
+    """On `--help`, print a recipe's own options and exit, before the trainer's configuration is imported (seconds).
 
     Args:
-        options: what the trainer adds to TrainingArguments, such as `MaskedDiffusionOptions`.
+        options: the options that the trainer adds to TrainingArguments, such as `MaskedDiffusionOptions`.
     """
     if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
         TrlParser(

@@ -1,4 +1,4 @@
-"""What every training recipe does around its trainer: check its processes and where it writes, resume, finish."""
+"""The run around every recipe's trainer: checks, resuming, training, saving and evaluation."""
 
 import json
 import logging
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 def resume_point(output_dir: str, resume: bool, overwrite: bool) -> str | None:
-    """The checkpoint to continue from, or None for a new run; looks only, deletes nothing.
+    """The checkpoint to continue from, or None for a new run. Nothing is deleted here.
 
-    The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one was cut off while it was
-    written; it is passed over with a warning.
+    The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one is incomplete; it is skipped
+    with a warning.
 
     Raises:
-        RecipeError: the directory holds a run and neither `resume` nor `overwrite` is set (or both are), or there is
-            no whole checkpoint to resume from.
+        RecipeError: the directory holds a run and neither `resume` nor `overwrite` is set; both are set; or there is
+            no complete checkpoint to resume from.
     """
     if resume and overwrite:
         raise RecipeError("resume and overwrite are both set: choose one")
@@ -52,10 +52,10 @@ def resume_point(output_dir: str, resume: bool, overwrite: bool) -> str | None:
 
 
 def check_one_batch(trainer: Trainer) -> None:
-    """Stop if the data is less than one batch of all processes: the Trainer would train nothing and save the result.
+    """Stop if the rows are fewer than one batch of all processes: the Trainer would train nothing and save the model.
 
     Raises:
-        RecipeError: with the number of rows and of the batch.
+        RecipeError: there are too few rows and `dataloader_drop_last` is set.
     """
     rows, args = trainer.train_dataset, trainer.args
     batch = args.per_device_train_batch_size * args.world_size
@@ -67,7 +67,7 @@ def check_one_batch(trainer: Trainer) -> None:
 
 
 def remove_run(output_dir: Path) -> None:
-    """Delete checkpoints, weights and adapters of the run that is overwritten: mixed, they would load as neither."""
+    """Delete checkpoints, weights and adapters of an overwritten run: mixed with new files, they would not load."""
     for pattern in ("checkpoint-*", "*.safetensors*", "adapter_*"):
         for path in output_dir.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -79,10 +79,9 @@ def main(
     columns: Sequence[tuple[str, ...]],
     argv: Sequence[str] | None = None,
 ) -> None:
-    """A training recipe from its command line to its saved model; everything is checked before anything is written.
+    """Run a training recipe from its command line to its saved model. All checks come before the first write.
 
-    Options are those of `RecipeArguments`, TRL's `ModelConfig` and the trainer's configuration; columns: as for
-    `load_datasets`.
+    The options are those of `RecipeArguments`, TRL's `ModelConfig` and `config_class`; `columns`: see `load_columns`.
     """
     recipe, model_args, args = parse((RecipeArguments, ModelConfig, config_class), argv)
     check_processes(args, recipe.expected_processes)
@@ -103,7 +102,7 @@ def main(
 
 
 def run(trainer: Trainer, overwrite: bool, checkpoint: str | None) -> None:
-    """Train, save model and tokenizer to output_dir, evaluate if there is held-out data, and leave no process group."""
+    """Train, save model and tokenizer to output_dir, evaluate on any held-out data, and destroy the process group."""
     if overwrite and trainer.is_world_process_zero():
         remove_run(Path(trainer.args.output_dir))
     trainer.accelerator.wait_for_everyone()

@@ -1,1 +1,1 @@
-"""From rows of text to batches of token ids."""
+"""Loading, tokenization and collation: from rows of text to batches of token ids."""

@@ -1,26 +1,22 @@
-"""Rows of token ids to a padded batch, with the EOS tail that the model is trained on."""
+"""The data collator: pads rows of token ids to a batch and appends the EOS tail that the model is trained on."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows -> a batch, padded on the right.
+    """Collate rows (`llada.data.formats`) to a batch, padded on the right.
 
-    eos_tail: EOS tokens appended to each response as content, masked and scored like any token: a number, or "batch"
-        (LLaDA's SFT: every response is filled to the longest row of the batch, and by one at least). A document
-        (prompt_length 0) has its EOS already and gets no tail. Padding is not content: it is neither attended to nor
-        scored.
+    eos_tail: EOS tokens that are appended to each response and masked and scored like any token: a number, or "batch"
+        (LLaDA's SFT: each response gets at least one and is filled to the longest row of the batch). A document
+        (prompt_length 0) has its EOS already and gets no tail. Padding is neither attended to nor scored.
 
-    Returns a dict of input_ids [B, L], attention_mask [B, L], scored [B, L] bool, example_id [B], row [B] and
-    text_bytes [B].
+    Returns a dict of input_ids [B, L], attention_mask [B, L], response_mask [B, L] bool (the scored tokens),
+    example_id [B], row [B] and text_bytes [B].
     """
 
     pad_id: int

@@ -1,13 +1,13 @@
-"""From rows of text to batches: loading, tokenization with example ids, packing, collation.
+"""Dataset formats of pretraining and SFT: tokenization with example ids, and packing of documents.
 
-Columns in (TRL's names)      -> rows out
-  text                        -> packed documents: every token scored           (pretraining)
-  prompt, completion          -> prompt clean, response scored                  (SFT; text or messages)
-  messages                    -> one such row for each assistant turn           (SFT; LLaDA, App. B.1)
+Input columns (TRL's names)   -> output rows
+  text                        -> packed documents, every token scored           (pretraining)
+  prompt, completion          -> prompt never masked, response scored           (SFT; text or messages)
+  messages                    -> prompt and response of each assistant turn     (SFT; LLaDA, App. B.1)
 
-A row out holds `input_ids`, `length`, `prompt_length` (0 for a document), `example_id` (a 64-bit hash of its tokens and
-the key of its masks: it survives filtering, shuffling, streaming and caching), `row` (where it came from, for messages)
-and `text_bytes` (UTF-8 bytes of the scored text, for bits per byte).
+An output row has `input_ids`, `length`, `prompt_length` (0 for a document), `example_id` (a 64-bit hash of its tokens,
+from which its masks are seeded; filtering, shuffling, streaming and caching do not change it), `row` (the index of its
+input row, for error messages) and `text_bytes` (UTF-8 bytes of the scored text, for bits per byte).
 """
 
 import hashlib
@@ -20,26 +20,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from llada.data.loading import column_names
 from llada.data.tokenizer import SpecialIds, encode_pair, texts_of
-from llada.errors import PairError
+from llada.errors import DataError, PairError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
-from llada.data.loading import column_names
-from llada.errors import DataError
 
 logger = logging.getLogger(__name__)
+NAMED_ROWS = 10  # an error about many rows lists at most this many of them
 
 
-NAMED_ROWS = 10  # an error about many rows names this many of them
-
-
-# `datasets` caches tokenized rows under a hash of the arguments, not of this code: raise it when rows out change.
+# `datasets` caches tokenized rows by a hash of the arguments, not of this code: increase it when output rows change.
 ROWS_VERSION = 1
 
 
 def example_id(input_ids: list[int], prompt_length: int) -> int:
-    """Signed 64-bit hash of a tokenized row."""
+    """Signed 64-bit hash of a tokenized row and its prompt length."""
     content = array("q", [prompt_length, *input_ids]).tobytes()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
@@ -53,19 +50,19 @@ def prepare_rows(
     drop_overlong: bool = False,
     source: str = "dataset",
 ) -> "Dataset | IterableDataset":
-    """Tokenize a dataset for pretraining or SFT, according to its columns.
+    """Tokenize a dataset for pretraining or SFT; its columns decide which (see the module docstring).
 
     Args:
         ids: special ids (`llada.data.tokenizer.special_ids`).
-        max_length: tokens in a packed row, or the most that prompt, response and EOS tail may have.
+        max_length: tokens of a packed row, or the maximum for prompt, response and EOS tail together.
         eos_tail: EOS tokens that the collator will append ("batch": at least one), counted against `max_length`.
-        drop_overlong: leave out over-long rows (with a warning that counts them) instead of refusing them. They are
-            never cut: a cut response has no end.
-        source: what messages call the dataset, such as its file.
+        drop_overlong: drop rows over `max_length` with a warning instead of raising. Rows are never truncated, because
+            a truncated response has no end.
+        source: the dataset's name in messages, such as its file.
 
     Raises:
-        DataError: columns missing, an empty or malformed prompt, completion or text, text that holds the mask token,
-            rows over `max_length`. A streamed dataset is checked as it is read.
+        DataError: columns are missing, a prompt, completion or text is empty or malformed, a text contains the mask
+            token, or rows are over `max_length`. A streamed dataset is checked while it is read.
     """
     columns = column_names(dataset)
     if {"prompt", "completion"} <= set(columns):
@@ -85,15 +82,15 @@ def prepare_rows(
 
 
 def name_rows(rows: list[int], count: int) -> str:
-    """The rows that a message about `count` of them names."""
+    """List the first of `count` rows for a message."""
     return f"rows {', '.join(map(str, rows[:NAMED_ROWS]))}{', ...' if count > NAMED_ROWS else ''} (counted from 0)"
 
 
 def keep_fitting(dataset, max_length: int, tail: int, drop_overlong: bool, source: str):
-    """Rows out whose `length` and EOS tail fit `max_length`; the others are refused or dropped, by name and count.
+    """The rows whose `length` and EOS tail fit `max_length`; the others raise, or are dropped with a warning.
 
     Raises:
-        DataError: over-long rows without `drop_overlong`, or no row left.
+        DataError: there are over-long rows and `drop_overlong` is off, or no row is left.
     """
     room = max_length - tail
 
@@ -128,7 +125,7 @@ RowOut = tuple[int, list[int], int, int]  # row, input_ids, prompt_length, text_
 
 @dataclass
 class _RowsOut:
-    """A batch of rows in -> the columns of the rows out; subclasses say which rows."""
+    """Maps a batch of input rows to the columns of output rows; subclasses define `rows`."""
 
     tokenizer: PreTrainedTokenizerBase
     ids: SpecialIds
@@ -193,13 +190,13 @@ class _DialogueRows(_PairRows):
 
 @dataclass
 class _PackedRows(_RowsOut):
-    """Documents, each ended by EOS, concatenated and cut into rows of `length`; the last row of a batch is shorter."""
+    """Concatenate documents, each followed by EOS, and cut them to rows of `length`; a batch's last row is shorter."""
 
     length: int
 
     def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
         stream: list[int] = []
-        owner: list[int] = []  # the document of each token
+        owner: list[int] = []  # the document to which each token belongs
         text_bytes: list[int] = []
         for row, text in zip(rows, batch["text"], strict=True):
             if not text:
@@ -215,9 +212,9 @@ class _PackedRows(_RowsOut):
 
 
 def token_bytes(text: str, offsets: list[tuple[int, int]]) -> list[int]:
-    """UTF-8 bytes of the text that each token covers, so that they add up to the whole text.
+    """The number of UTF-8 bytes that each token covers; the sum is that of the whole text.
 
-    offsets: character spans. Tokens inside one character (byte-level tokenizers) count it once, at the first of them.
+    offsets: character spans. If several tokens share one character (byte-level tokenizers), the first counts its bytes.
     """
     code = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     before = np.concatenate([[0], np.cumsum(1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF))])

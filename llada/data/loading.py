@@ -1,4 +1,4 @@
-"""Rows from a local file or a dataset of the hub."""
+"""Load rows from a local file or a hub dataset."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +13,10 @@ LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "cs
 def load_rows(
     source: str, name: str | None = None, split: str = "train", streaming: bool = False
 ) -> "Dataset | IterableDataset":
-    """Load a local file (.jsonl, .json, .parquet, .csv, or .txt as one document) or a dataset of the hub.
+    """Load a local file (.jsonl, .json, .parquet, .csv, or .txt as one document) or a hub dataset.
 
     Raises:
-        FileNotFoundError: `source` looks like a file and does not exist.
+        FileNotFoundError: `source` has the extension of a data file and does not exist.
     """
     from datasets import load_dataset
 
@@ -31,5 +31,5 @@ def load_rows(
 
 
 def column_names(dataset: "Dataset | IterableDataset") -> list[str]:
-    """The columns of a dataset; a stream may have to be asked for its first row."""
+    """The columns of a dataset; reads the first row of a stream that does not declare them."""
     return list(dataset.column_names or next(iter(dataset)))

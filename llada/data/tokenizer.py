@@ -2,8 +2,8 @@
 
 The published LLaDA chat template appends an assistant header to every rendering, finished dialogues included, so a
 trainer that uses it teaches the model to open another turn after each answer. `load_tokenizer` replaces it by one that
-honours `add_generation_prompt`. In this template a response ends with `END_OF_TURN`; the EOS tokens that follow it in
-training are the collator's `eos_tail` (`llada.data.formats`), and both are scored.
+honours `add_generation_prompt`. With this template a response ends with `END_OF_TURN`. In training, the collator
+appends EOS tokens (`eos_tail`, `llada.data.collator`). Both are scored.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,6 @@ from llada.denoiser import DenoiserSpec
 from llada.errors import PairError
 
 END_OF_TURN = "<|eot_id|>"
-
-
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
@@ -24,7 +22,7 @@ CHAT_TEMPLATE = (
 )
 
 
-# LLaDA-MoE: roles in capitals, and this system line where the dialogue has none.
+# LLaDA-MoE: role names are upper-case, and a dialogue without a system message gets this one.
 MOE_CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}{{ '<role>SYSTEM</role>detailed thinking off<|role_end|>' }}{% endif %}"
     "{% for message in messages %}"
@@ -35,14 +33,12 @@ MOE_CHAT_TEMPLATE = (
 
 
 TEMPLATES = {END_OF_TURN: CHAT_TEMPLATE, "<|role_end|>": MOE_CHAT_TEMPLATE}  # by the token that ends a turn
-
-
 Prompt = str | list[dict[str, str]]  # plain text, or messages with "role" and "content"
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that carry meaning; `eot` ends a turn, None for a tokenizer that has no such token (`TEMPLATES`)."""
+    """Special token ids. `eot` ends a chat turn; it is None if the tokenizer has no such token (`TEMPLATES`)."""
 
     mask: int
     eos: int
@@ -54,7 +50,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer with a chat template that honours `add_generation_prompt`; "bytes" builds `byte_tokenizer`.
 
     Raises:
-        ValueError: the tokenizer has a template that ignores the flag and is not LLaDA's.
+        ValueError: the tokenizer's template ignores `add_generation_prompt` and is not LLaDA's.
     """
     if name_or_path == "bytes":
         return byte_tokenizer()
@@ -78,7 +74,7 @@ _DIALOGUE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": 
 
 
 def honours_generation_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template opens an assistant turn only when it is asked to."""
+    """Whether the chat template opens an assistant turn only if `add_generation_prompt` is set."""
     return render(tokenizer, _DIALOGUE, open_turn=False) != render(tokenizer, _DIALOGUE, open_turn=True)
 
 
@@ -111,10 +107,10 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec | None = None) -> SpecialIds:
-    """Special ids from the model, and from the tokenizer where the model has none; never guessed.
+    """Special ids from the model's spec, or from the tokenizer where the spec has none. A missing `pad` is `eos`.
 
     Raises:
-        ValueError: no mask token or no EOS in either, or the two disagree, in ids or in size.
+        ValueError: neither has a mask or an EOS token, or model and tokenizer disagree on ids or size.
     """
     ids: dict[str, int | None] = {}
     for name in ("mask", "eos", "pad"):
@@ -143,7 +139,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec | None = 
 
 
 def before_eos(ids: list[int], eos_id: int) -> list[int]:
-    """The tokens of an answer: what a model writes after its first EOS is no part of it."""
+    """The tokens before the first EOS, which are the answer; all tokens if there is no EOS."""
     return ids[: ids.index(eos_id)] if eos_id in ids else ids
 
 
@@ -151,7 +147,7 @@ def texts_of(part: str, value: Prompt) -> list[str]:
     """The text of a prompt or completion, one string for each message.
 
     Raises:
-        PairError: a message without a text under "role" and "content".
+        PairError: a message has no text under "role" or "content".
     """
     if isinstance(value, str):
         return [value]
@@ -164,12 +160,12 @@ def texts_of(part: str, value: Prompt) -> list[str]:
 def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> tuple[list[int], list[int]]:
     """Token ids of the prompt (never masked) and of the response (scored), without the EOS tail.
 
-    Plain text is tokenized as it is. Messages are rendered by the chat template: the prompt ends with the opened
-    assistant turn and the response with the tokens that close it. The two are tokenized apart, as at sampling time.
+    Plain text is tokenized as it is. Messages are rendered by the chat template: the prompt ends with the header of the
+    assistant turn, the response with the tokens that close it. The two are tokenized separately, as in sampling.
 
     Raises:
-        PairError: an empty prompt, a response that tokenizes to nothing, text paired with messages, malformed messages,
-            or a template whose rendering of the prompt is not the beginning of its rendering of the whole dialogue.
+        PairError: the prompt is empty, the response tokenizes to nothing, text is paired with messages, messages are
+            malformed, or the template's rendering of the prompt is no prefix of its rendering of the whole dialogue.
     """
     for part, value in (("prompt", prompt), ("completion", completion)):
         if value is None:

@@ -6,7 +6,7 @@
 
 B is a lower bound on log p(y | x). All values are in nats, summed over tokens.
 
-A model enters as a `llada.denoiser.Denoiser`, whose `log_probs` and mask id are all that is used.
+The model is a `llada.denoiser.Denoiser`; only its `log_probs` and its mask id are used.
 
 Shapes: S draws, B sequences, L tokens.
 """
@@ -22,10 +22,10 @@ from llada.diffusion.masking import MaskDraws, corrupt, exact_count_masks
 
 
 def mask_id_of(denoiser: Denoiser) -> int:
-    """The id that hides a token.
+    """The id of the MASK token.
 
     Raises:
-        ValueError: the model's config has none.
+        ValueError: the model's config has no mask id.
     """
     if denoiser.spec.mask_id is None:
         raise ValueError("the model's config has no mask_token_id")
@@ -33,9 +33,9 @@ def mask_id_of(denoiser: Denoiser) -> int:
 
 
 def elbo_draws(denoiser: Denoiser, tokens_BL: Tensor, draws: MaskDraws, attention_mask: Tensor | None = None) -> Tensor:
-    """One ELBO sample for each draw and sequence, [S, B], nats; the mean over draws estimates the ELBO.
+    """One ELBO estimate for each draw and sequence, [S, B], nats; the mean over draws estimates the ELBO.
 
-    The weights depend on the masks alone, so autograd through this value gives the matching gradient estimate.
+    Neither masks nor weights depend on the parameters, so autograd through this value gives the gradient's estimate.
 
     Args:
         attention_mask: [B, L], 0 on padding.
@@ -53,8 +53,8 @@ def exact_elbo(
 ) -> Tensor:
     """The ELBO of one sequence by enumerating every non-empty mask of its n scored tokens, a differentiable scalar.
 
-    With eps > 0, the mean of the floored Bernoulli estimator instead (t uniform on [eps, 1], weight 1/t): the mask M
-    with |M| = l then has coefficient
+    With eps > 0, it is the expectation of the floored Bernoulli estimator instead (t uniform on [eps, 1], weight 1/t):
+    a mask M with |M| = l then has the coefficient
 
         1/(1 - eps) int_eps^1 t^(l-1) (1-t)^(n-l) dt = P(Bin(n, eps) < l) / ((1 - eps) l C(n, l)),
 
@@ -93,7 +93,7 @@ def exact_elbo(
 def systematic_counts(rows: int, length: int, generator: Generator) -> Tensor:
     """`rows` masked counts in 1..length, evenly spread from one uniform start (wrapping around), [rows].
 
-    Each count alone is uniform; those of one group are dependent, and cover 1..length more evenly than chance.
+    Each count by itself is uniform. The counts are dependent: they cover 1..length more evenly than independent ones.
     """
     start = torch.rand((), generator=generator, dtype=torch.float64) * length
     spread = (start + torch.arange(rows, dtype=torch.float64) * length / rows) % length
@@ -110,19 +110,19 @@ def log_likelihood(
     group: int = 16,
     counts: Callable[[int, int, Generator], Tensor] = systematic_counts,
 ) -> tuple[float, float]:
-    """Monte Carlo estimate of the ELBO of one sequence as the papers evaluate it, and its standard error, nats.
+    """Monte Carlo estimate of one sequence's ELBO as the papers compute it, and its standard error, both in nats.
 
-    n draws of exact-count masks with weight L/l (n = 128 is LLaDA's setting; 1 suffices for a single token), in
-    n / group forward passes of `group` rows. The masked counts of a group are spread evenly; groups are independent, so
-    the standard error is that of the mean over groups (nan when there is only one).
+    Averages n exact-count masks with weight L/l (n = 128 is LLaDA's setting; 1 suffices for a single token), computed
+    in n / group forward passes of `group` rows. The masked counts of a group are spread evenly and groups are
+    independent, so the standard error is that of the mean over groups (nan when there is only one).
 
     Args:
         tokens_L: clean tokens; response_mask_L: bool, the answer (the rest is never masked).
-        generator: CPU generator of everything random.
-        counts: the masked counts of a group; `systematic_counts` is unbiased.
+        generator: CPU generator for counts and masks.
+        counts: (rows, length, generator) -> masked counts of a group; the default is unbiased.
 
     Raises:
-        ValueError: n is not a multiple of group, or nothing is scored.
+        ValueError: n is not a multiple of group, or `response_mask_L` has no True.
     """
     length = int(response_mask_L.sum())
     if length == 0:

@@ -1,4 +1,4 @@
-"""The forward process: which tokens of a response are hidden, and what each hidden token weighs.
+"""The forward process: which tokens of a response are masked, and the weight of each masked token in the ELBO.
 
     q(x_t | x_0): each token becomes MASK with probability t, independently     (LLaDA, arXiv 2502.09992, eq. 7-8)
     exactly l of the L tokens become MASK, uniformly without replacement        (ib., eq. 6 and 14)
@@ -7,13 +7,12 @@ With S(M) = sum of log p(clean token | masked) over the masked set M, both are u
 
     B = E_{t ~ U[0,1]} E_{M | t} [ S(M) / t ]  =  E_{l ~ U{1..L}} E_{|M| = l} [ (L / l) S(M) ]
 
-so a draw is a mask and a weight (1/t or L/l) that depends on the mask alone. Draws of one sequence may depend on each
-other (levels spread over [0, 1), masks that complement each other): each by itself has the right law, or the mixture
-of all does, so their mean is unbiased. Only scored tokens (a response, or a whole document) are ever masked; prompts
-and padding never are.
+so a draw is a mask and a weight (1/t or L/l) that does not depend on the model. Draws of one sequence may depend on
+each other (stratified levels, complementary masks): their mean is unbiased because each draw, or the mixture of all,
+has the right distribution. Only scored tokens (a response, or a whole document) are masked, never prompts or padding.
 
-Everything random is drawn on the CPU from explicit generators into a `MaskDraws`, a value that policy and reference
-share and that any device, process or replay reads back unchanged.
+All masks are drawn on the CPU from explicit generators and returned as a `MaskDraws`, which the policy and the
+reference can share and which gives the same masks on any device, in any process and when gradients are recomputed.
 
 Shapes: S draws, B sequences, L tokens.
 """
@@ -33,10 +32,10 @@ BERNOULLI_FLOOR = 1e-3  # eps of t = (1 - eps) u + eps, as in LLaDA's published 
 
 @dataclass(frozen=True)
 class MaskDraws:
-    """Masks drawn once, and the weight of every token in every draw.
+    """S masks of each sequence, and the weight of every token under each of them.
 
     masked_SBL: bool, True where the token is replaced by MASK.
-    weight_SBL: float64, what log p of that token is multiplied by; 0 where nothing is masked.
+    weight_SBL: float64, the factor of that token's log-probability; 0 where the token is not masked.
 
     Both stay on the CPU, where they were drawn; `likelihood.elbo_draws` moves one draw at a time.
     """
@@ -52,13 +51,13 @@ def check_mask_kind(masks: str) -> None:
 
 
 def timesteps(n: int, generator: Generator, levels: str = "iid") -> Tensor:
-    """n levels u in [0, 1), float64, whose mixture is uniform.
+    """n levels u in [0, 1), [n] float64; a level picked from them at random is uniform.
 
-    levels: "iid"; "stratified", one in each of n equal strata, in increasing order; or "mirrored", pairs (u, 1 - u)
-    next to each other with u stratified over the lower half (the last of an odd number is independent).
+    levels: "iid"; "stratified" (one level in each of n equal strata, in increasing order); or "mirrored" (adjacent
+        pairs (u, 1 - u) with u stratified over the lower half; the last of an odd number is independent).
 
     Raises:
-        ValueError: unknown levels.
+        ValueError: `levels` is unknown.
     """
     u_S = torch.rand(n, generator=generator, dtype=torch.float64)
     if levels == "iid":
@@ -73,16 +72,16 @@ def timesteps(n: int, generator: Generator, levels: str = "iid") -> Tensor:
 
 
 def reversed_second(values_SL: Tensor, n: int, top: float) -> Tensor:
-    """Each row followed by its mirror image (top - value), the first n of them: the orders of complementary masks."""
+    """Interleave each row with its mirror image (top - value) and return n rows: the orders of complementary masks."""
     return torch.stack([values_SL, top - values_SL], 1).flatten(0, 1)[:n]
 
 
 def bernoulli_draws(
     u_S: Tensor, length: int, generator: Generator, complementary: bool = False, eps: float = BERNOULLI_FLOOR
 ):
-    """Masks with each token hidden at rate t = (1 - eps) u + eps, and their weight 1/t.
+    """Masks in which each token is masked with probability t = (1 - eps) u + eps, and their weight 1/t.
 
-    The floor keeps the variance finite; the price is a bias (`likelihood.exact_elbo` computes it).
+    The floor keeps the variance finite at the cost of a bias, which `likelihood.exact_elbo` computes.
 
     Returns:
         mask [S, length] bool and weight [S] float64. A mask may be empty.
@@ -99,8 +98,8 @@ def bernoulli_draws(
 def exact_count_masks(count_S: Tensor, length: int, generator: Generator, complementary: bool = False) -> Tensor:
     """Uniformly random masks of exactly count_S[s] out of `length` tokens, [S, length] bool.
 
-    complementary: masks come in pairs, the first tokens and the last tokens of one random order: disjoint where their
-    counts allow it, and together the whole response where the counts add up to `length`.
+    complementary: masks come in pairs that take the first and the last tokens of one random order. A pair is disjoint
+        if its counts add up to at most `length`, and covers the whole response if they add up to at least that.
     """
     n = len(count_S)
     orders = -(-n // 2) if complementary else n
@@ -113,10 +112,10 @@ def exact_count_masks(count_S: Tensor, length: int, generator: Generator, comple
 def exact_count_draws(
     u_S: Tensor, length: int, generator: Generator, complementary: bool = False, count_tilt: float = 0.0
 ):
-    """Masks with exactly l tokens hidden, l ~ q by inversion of u, and their weight 1 / (l q(l)): L/l for uniform q.
+    """Masks of exactly l tokens, l ~ q by inversion of u, and their weight 1 / (l q(l)), which is L/l for uniform q.
 
-    count_tilt: q(l) is proportional to ((l - 1/2) / L)^(-count_tilt) on 1..L: small counts, whose weights are large,
-    come more often and weigh less (importance sampling; `vrpo.estimators.designs` says when it helps).
+    count_tilt: q(l) is proportional to ((l - 1/2) / L)^(-count_tilt) on 1..L. Small counts, whose weights are large,
+        are then drawn more often and weigh less (importance sampling; `vrpo.estimators.designs` says when it helps).
 
     Returns:
         mask [S, length] bool and weight [S] float64.
@@ -142,15 +141,15 @@ def draw_masks(
     """Draw n_t levels and n_y masks at each for every sequence, S = n_t n_y draws.
 
     Args:
-        response_mask_BL, generators: as for `draw_rows`.
-        n_t: levels for each sequence; levels: how they are spread (`timesteps`).
+        response_mask_BL, generators: see `draw_rows`.
+        n_t: levels for each sequence; levels: their joint distribution (`timesteps`).
         masks: "exact_count" (weight L/l) or "bernoulli" (weight 1/t, floored).
-        n_y: masks at each level; with exact counts they have the same count.
-        complementary: draws 1 and 2, 3 and 4, ... have masks that complement each other (`exact_count_masks`).
+        n_y: masks at each level; exact-count masks of one level have the same count.
+        complementary: draws 1 and 2, 3 and 4, ... have complementary masks (`exact_count_masks`).
         count_tilt: importance tilt of exact counts (`exact_count_draws`).
 
     Raises:
-        ValueError: a row without a scored token, unknown `masks` or `levels`, or a tilt of Bernoulli masks.
+        ValueError: a row has no scored token, `masks` or `levels` is unknown, or Bernoulli masks with a `count_tilt`.
     """
     check_mask_kind(masks)
     if count_tilt and masks != "exact_count":
@@ -173,8 +172,8 @@ def draw_rows(
 ) -> MaskDraws:
     """Draw n masks for every sequence from its own generator.
 
-    The draws of a row depend on its number of scored tokens and its generator only, not on where the tokens stand,
-    on padding or on the other rows.
+    The draws of a row depend only on its number of scored tokens and its generator, not on the tokens' positions,
+    padding or other rows.
 
     Args:
         response_mask_BL: bool, the tokens that may be masked (a response, or a document); at least one in each row.
@@ -182,7 +181,7 @@ def draw_rows(
         draw_row: (number of scored tokens, generator) -> masks [n, length] bool and weights [n] float64.
 
     Raises:
-        ValueError: a row without a scored token.
+        ValueError: a row has no scored token.
     """
     response_mask_BL = response_mask_BL.cpu()
     lengths = response_mask_BL.sum(-1).tolist()
@@ -198,5 +197,5 @@ def draw_rows(
 
 
 def corrupt(tokens_BL: Tensor, masked_BL: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
-    """Apply one draw: the noisy tokens and the targets (clean where masked, `NOT_SCORED` elsewhere), each [B, L]."""
+    """Apply one draw: return noisy tokens and targets (clean where masked, else `NOT_SCORED`), each [B, L]."""
     return tokens_BL.masked_fill(masked_BL, mask_id), tokens_BL.masked_fill(~masked_BL, NOT_SCORED)

@@ -1,13 +1,13 @@
-"""Which random numbers a draw gets. Every key space has its name here, so that no two of them meet.
+"""Random number streams of everything that is drawn. All kinds of keys are listed here, so that no two collide.
 
-A stream depends on a seed and a key of integers. Neighbouring keys give unrelated streams (the key is hashed), so no
-key shifts another's draws: masks survive resuming, another number of processes and another split into micro-batches.
+A generator is seeded with a hash of a seed and a key of integers, so that neighbouring keys give unrelated streams.
+Masks are thus the same after a resume, on any number of processes and for any split into micro-batches. The keys are
 
     (epoch, example id)                 masks of a row in pretraining and SFT
     (epoch, example id, side, model)    masks of a response in preference training
-    (first index,)                      the batch of a sampling run that begins with this answer
+    (first index,)                      the batch of a sampling run whose first answer has this index
 
-The epoch counts passes over the data from 0. Draws that belong to no pass have epochs of their own, below.
+The epoch counts passes over the data from 0. Draws that belong to no pass use the reserved epochs below.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ import hashlib
 import torch
 from torch import Generator
 
-EVALUATION = -1  # every evaluation, so that its curve moves with the model only
-MASKED_SUMS = 1_000_003  # the masked sums that variances are split by source with
+EVALUATION = -1  # epoch of every evaluation: all use the same masks, so only the model changes the curve
+MASKED_SUMS = 1_000_003  # epoch of the masked sums from which `vrpo.analysis` splits variance by source
 CHOSEN, REJECTED = 0, 1  # sides
-POLICY, REFERENCE = 0, 1  # models; one that shares the policy's masks has no stream
+POLICY, REFERENCE = 0, 1  # models; a reference that shares the policy's masks has no stream of its own
 
 
 def second_draw(epoch: int) -> int:
@@ -27,12 +27,12 @@ def second_draw(epoch: int) -> int:
 
 
 def generator_for(seed: int, *key: int) -> Generator:
-    """A CPU generator that depends on the seed and the key only, such as (epoch, example id)."""
+    """A CPU generator that depends only on the seed and a key, such as (epoch, example id)."""
     text = ",".join(str(int(part)) for part in (seed, *key))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def response_generators(seed: int, epoch: int, example_ids: list[int], model: int) -> list[Generator]:
-    """One generator for each response of P pairs, [2P]: the chosen, then the rejected."""
+    """Generators for the responses of P pairs, a list of 2P: first the chosen ones, then the rejected ones."""
     return [generator_for(seed, epoch, example, side, model) for side in (CHOSEN, REJECTED) for example in example_ids]

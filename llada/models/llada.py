@@ -1,8 +1,8 @@
-"""Dense LLaDA: a bidirectional transformer that predicts the clean token at every masked position.
+"""Dense LLaDA (arXiv 2502.09992): a bidirectional transformer that predicts the clean token at every masked position.
 
     x = wte(ids);  per block: x += attn_out(attention(rms(x))),  x += ff_out(silu(ff_proj h) * up_proj h), h = rms(x)
 
-RMSNorm, rotary positions (half-split), SwiGLU, no causal mask (LLaDA, arXiv 2502.09992, Table 5). Tensor names are
+It uses RMSNorm, rotary positions (half-split), SwiGLU and no causal mask (ib., Table 5). Tensor names are
 those of the published checkpoints (`model.transformer.blocks.0.q_proj.weight`, ...; note that a block's `ff_proj` is
 the gate, its `ff_out` the down projection, and the top-level `ff_out` the language-model head), so weights load and
 save with no conversion.
@@ -22,7 +22,7 @@ from llada.models.common.config import FamilyConfig, check_supported
 from llada.models.common.head import Head
 from llada.models.registry import register
 
-# What the architecture computes; any other value would change the output, so it is refused instead of ignored.
+# The values that this code implements. Any other value would change the output, so it raises instead of being ignored.
 _SUPPORTED = {
     "alibi": (False,),
     "rope": (True,),
@@ -50,13 +50,13 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
     """Shape and special ids of a dense LLaDA (LLaDA-8B, LLaDA 1.5, iLLaDA).
 
     Defaults are LLaDA-8B's (LLaDA, arXiv 2502.09992, Table 5, and the released config). `n_kv_heads` below `n_heads`
-    is grouped-query attention, `weight_tying` shares the input embedding with the head, `include_qkv_bias` adds a bias
-    to the query, key and value projections. `eot_token_id` (end of a chat turn) is not in the published files; it is
-    kept here when a tokenizer supplies it.
+    means grouped-query attention, `weight_tying` shares the input embedding with the head, `include_qkv_bias` adds a
+    bias to the query, key and value projections. `eot_token_id` (end of a chat turn) is not in the published files; it
+    is set when a tokenizer supplies it.
 
     Raises:
-        ValueError: a field that changes the numbers has a value that this architecture does not compute, or the
-            sizes do not fit each other.
+        ValueError: a field has a value that this code does not implement and that would change the output, or sizes
+            are inconsistent.
     """
 
     model_type = "llada"
@@ -93,7 +93,7 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
         if "num_experts" in kwargs:
             raise ValueError("config field num_experts is of a mixture of experts: use LLaDAMoEConfig or AutoConfig")
         check_supported(kwargs, _SUPPORTED)
-        # `rope_theta` must stay a plain published field: the base class would turn it into `rope_parameters`.
+        # `rope_theta` stays the published plain field: the base class would turn it into `rope_parameters`.
         self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
         self.mlp_hidden_size = self.mlp_ratio * self.d_model if self.mlp_hidden_size is None else self.mlp_hidden_size
         self.embedding_size = self.vocab_size if self.embedding_size is None else self.embedding_size
@@ -111,7 +111,7 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
 
 
 class LLaDABlock(GradientCheckpointingLayer):
-    """Pre-norm transformer block; also the `module` that the attention interface inspects."""
+    """Pre-norm transformer block; the transformers attention interface receives it as `module`."""
 
     is_causal = False
 
@@ -119,7 +119,7 @@ class LLaDABlock(GradientCheckpointingLayer):
         super().__init__()
         self.config = config
         self.head_size = config.d_model // config.n_heads
-        kv_heads = config.n_kv_heads or config.n_heads  # the config has filled it in; the type checker does not know
+        kv_heads = config.n_kv_heads or config.n_heads  # for the type checker: the config has set it
         self.num_key_value_groups = config.n_heads // kv_heads
         width, kv_width, bias = config.d_model, kv_heads * self.head_size, config.include_qkv_bias
         self.attn_norm = RMSNorm(width, config.rms_norm_eps)
@@ -144,7 +144,7 @@ class LLaDABlock(GradientCheckpointingLayer):
 
 
 class LLaDAModel(nn.Module):
-    """The body under the published prefix `model.transformer`; the head is applied by `MaskedLM`."""
+    """The transformer without its head (`MaskedLM` applies it), under the published prefix `model.transformer`."""
 
     def __init__(self, config: LLaDAConfig):
         super().__init__()
@@ -166,7 +166,7 @@ class LLaDAModel(nn.Module):
         kv_cache: KeyValueCache | None,
         subset: QuerySubset | None,
     ) -> tuple[Tensor, None]:
-        """Final normalised hidden states, and None for router losses (`MaskedLM`)."""
+        """Final normalised hidden states [B, L, D], and None in place of router losses (see `MaskedLM`)."""
         x_BLD = self.transformer.wte(input_ids)
         head_size = self.config.d_model // self.config.n_heads
         context = attention_context(self.config, x_BLD, attention_mask, segment_ids, kv_cache, head_size)
@@ -183,7 +183,7 @@ class LLaDAModelLM(MaskedLM):
     config: LLaDAConfig
     config_class = LLaDAConfig
     _no_split_modules = ["LLaDABlock"]
-    # A pattern, not names: `ff_out` is also the name of the language-model head.
+    # A regular expression, not a list of names: `ff_out` is also the name of the language-model head.
     lora_targets = r".*\.blocks\.\d+\.(q_proj|k_proj|v_proj|attn_out|ff_proj|up_proj|ff_out)"
     _tied_weights_keys: dict[str, str] = {}  # a tied checkpoint has no head tensor: the head reads `wte`
 

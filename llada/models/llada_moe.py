@@ -1,19 +1,19 @@
-"""LLaDA-MoE: the same denoiser with experts in place of the dense feed-forward layers.
+"""LLaDA-MoE: LLaDA with a mixture of experts in place of the dense feed-forward layers.
 
     x += o_proj(attention(q_norm q, k_norm k, v)),   x += sum_{e in top k} p_e expert_e(h),   p = softmax(gate h)
 
 (LLaDA-MoE, arXiv 2509.24389, and the released modelling file.) Queries and keys are normalised per head before they are
 rotated; the router's softmax is over all experts in fp32 and its k weights are not renormalised, whatever
 `norm_topk_prob` says (the released code ignores it). Tensor names on disk are the published ones; in memory the experts
-of a layer are two stacked tensors, which the transformers experts interface runs (`experts_implementation`).
+of a layer are two stacked tensors, as the transformers experts interface needs them (`experts_implementation`).
 
-Auxiliary losses of the router, for each sequence over its real tokens and averaged over layers, so that they add over
-draws and processes (the batch form of Switch, arXiv 2101.03961, eq. 4-6, couples sequences):
+The router's auxiliary losses are means over a sequence's tokens (without padding) and over layers. Computed for each
+sequence, they average over draws and processes, unlike the batch form of Switch (arXiv 2101.03961, eq. 4-6):
 
-    load balance  E sum_e f_e P_e     f_e: choices of e for each token, P_e: mean probability of e; k when balanced
+    load balance  E sum_e f_e P_e     f_e: share of tokens that choose e, P_e: mean probability of e; k when balanced
     z             mean of logsumexp(gate h)^2                                         (ST-MoE, arXiv 2202.08906, eq. 5)
 
-Shapes: B sequences, L tokens, N = B L, D width, E experts, I their inner width, K chosen ones.
+Shapes: B sequences, L tokens, N = B L, D width, E experts, I their inner width, K chosen experts.
 """
 
 import torch
@@ -51,15 +51,15 @@ _SUPPORTED_MOE = {
 
 
 class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
-    """Shape and special ids of a LLaDA-MoE. Defaults are LLaDA-MoE-7B-A1B's (its released config).
+    """Shape and special ids of a LLaDA-MoE. Defaults are those of LLaDA-MoE-7B-A1B's released config.
 
     `moe_layer_freq` has a 1 for each layer with experts and a 0 for each dense one. `router_aux_loss_coef` and
-    `router_z_loss_coef` weigh the router's losses in training (the published field, and the value of LLaDA-MoE,
-    arXiv 2509.24389); 0 turns one off.
+    `router_z_loss_coef` weigh the router's losses in training; the first is a published field, the second has
+    LLaDA-MoE's value (arXiv 2509.24389). 0 turns a loss off.
 
     Raises:
-        ValueError: a field that changes the numbers has a value that this architecture does not compute, or the
-            sizes do not fit each other.
+        ValueError: a field has a value that this code does not implement and that would change the output, or sizes
+            are inconsistent.
     """
 
     model_type = "llada"
@@ -120,7 +120,7 @@ class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
         return {"router/load_balance": self.router_aux_loss_coef, "router/z_loss": self.router_z_loss_coef}
 
 
-# Published: one matrix for each expert. In memory: gate and up of all experts in one tensor, down in another.
+# Checkpoints have one matrix for each expert. The model has gate and up of all experts in one tensor, down in another.
 register_checkpoint_conversion_mapping(
     "LLaDAMoEModelLM",
     [
@@ -136,11 +136,11 @@ register_checkpoint_conversion_mapping(
 
 
 def experts_by_slices(experts: "Experts", h_ND: Tensor, chosen_NK: Tensor, weight_NK: Tensor) -> Tensor:
-    """Sort the (token, choice) pairs by expert once, so that each expert reads and writes one slice. Any dtype."""
+    """Output of the experts, [N, D], in any dtype. Pairs (token, choice) are sorted by expert, one slice for each."""
     k = chosen_NK.shape[-1]
     expert_S, order_S = chosen_NK.flatten().sort(stable=True)
     counts = torch.bincount(expert_S, minlength=experts.num_experts).tolist()
-    # All experts, also those without a token: every process must use the same parameters in every step.
+    # Experts without a token are run too: every process must use the same parameters in every step.
     slices = zip(h_ND[order_S // k].split(counts), experts.gate_up_proj, experts.down_proj, strict=True)
     outputs = []
     for h_SD, gate_up, down in slices:
@@ -153,7 +153,7 @@ def experts_by_slices(experts: "Experts", h_ND: Tensor, chosen_NK: Tensor, weigh
 
 @use_experts_implementation
 class StackedExperts(nn.Module):
-    """The experts of a layer, run by the transformers experts interface; `forward` is its `eager`."""
+    """The experts of a layer, run by the transformers experts interface; `forward` is its `eager` implementation."""
 
     def __init__(self, config: LLaDAMoEConfig):
         super().__init__()
@@ -168,12 +168,12 @@ class StackedExperts(nn.Module):
 
 
 class Experts(StackedExperts):
-    """Experts that run whatever the dtype and the sizes are."""
+    """`StackedExperts` for any dtype and size: falls back to `experts_by_slices` where the interface cannot run."""
 
     def takes(self, dtype: torch.dtype) -> bool:
-        """False where the chosen implementation cannot run.
+        """Whether the chosen implementation supports this dtype.
 
-        grouped_mm, the default, supports neither float64 nor rows that are no multiple of 16 bytes.
+        grouped_mm, the default, supports neither float64 nor rows whose size is no multiple of 16 bytes.
         """
         sizes = (self.down_proj.shape[-1], self.down_proj.shape[-2])
         aligned = all(size * dtype.itemsize % 16 == 0 for size in sizes)
@@ -186,7 +186,7 @@ class Experts(StackedExperts):
 
 
 class Router(nn.Linear):
-    """Scores of the experts; a class of its own, so that quantization leaves it alone."""
+    """The linear layer that scores the experts; a class of its own, so that quantization skips it."""
 
 
 class MoE(nn.Module):
@@ -208,7 +208,7 @@ class MoE(nn.Module):
 
 
 def router_losses(logits_BLE: Tensor, real_BL: Tensor, k: int) -> Tensor:
-    """Load-balance and z-loss of each sequence in one layer, over its real tokens, [B, 2].
+    """Load-balance loss and z-loss of each sequence in one layer, over its tokens without padding, [B, 2].
 
     With E = 2, k = 1 and one token whose logits are (log 3, 0): f = (1, 0), P = (3/4, 1/4), so the load balance is
     2 * 3/4 = 1.5 (1 when balanced), and z = (log 4)^2 = 1.9218.
@@ -239,7 +239,7 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Bidirectional attention with queries and keys normalised per head; the `module` of the attention interface."""
+    """Bidirectional attention with per-head norms of queries and keys; the attention interface's `module`."""
 
     is_causal = False
 
@@ -283,7 +283,7 @@ class LLaDAMoELayer(GradientCheckpointingLayer):
 
 
 class LLaDAMoEModel(nn.Module):
-    """The body under the published prefix `model`."""
+    """The transformer without its head; tensors have the published prefix `model`."""
 
     def __init__(self, config: LLaDAMoEConfig):
         super().__init__()
@@ -300,7 +300,7 @@ class LLaDAMoEModel(nn.Module):
         kv_cache: KeyValueCache | None,
         subset: QuerySubset | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Final normalised hidden states [B, L, D]; in training, router losses [B, 2], means over the MoE layers."""
+        """Final normalised hidden states [B, L, D]; in training, router losses [B, 2], averaged over MoE layers."""
         x_BLD = self.embed_tokens(input_ids)
         head_size = self.config.hidden_size // self.config.num_attention_heads
         context = attention_context(self.config, x_BLD, attention_mask, segment_ids, kv_cache, head_size)
@@ -320,8 +320,8 @@ class LLaDAMoEModelLM(MaskedLM):
     config: LLaDAMoEConfig
     config_class = LLaDAMoEConfig
     _no_split_modules = ["LLaDAMoELayer"]
-    # Attention and dense layers. Experts are stacked tensors (LoraConfig's `target_parameters` reaches them:
-    # mlp.experts.gate_up_proj, mlp.experts.down_proj), and a router that moves changes who computes what.
+    # Attention and dense layers. Experts are stacked tensors, which LoraConfig's `target_parameters` can name
+    # (mlp.experts.gate_up_proj, mlp.experts.down_proj). Training the router would change which experts run.
     lora_targets = r".*\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     _tied_weights_keys: dict[str, str] = {}  # a tied checkpoint has no head tensor: the head reads the embedding
 

@@ -1,7 +1,7 @@
-"""The model families, and how the transformers Auto classes come to know them.
+"""Registration of the model families with the transformers Auto classes.
 
-A family is one file of this folder, which ends with a call of `register`. Two published layouts say `model_type:
-"llada"`: which family a `config.json` is of, its fields say (`config_class`).
+Each family is one file of this folder, which ends with a call of `register`. Both published families have the
+`model_type` "llada"; `config_class` tells from the other fields of a `config.json` which family it belongs to.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
 def config_class(fields: dict) -> Any:
-    """The configuration class of a `config.json`, or of the fields of a new model: with `num_experts`, of experts."""
+    """The configuration class for the fields of a `config.json` or of a new model: `num_experts` means LLaDA-MoE."""
     from llada.models.llada import LLaDAConfig
     from llada.models.llada_moe import LLaDAMoEConfig
 
@@ -30,7 +30,7 @@ def register(config: type, model: type) -> None:
 
 
 def register_configs() -> None:
-    """Make AutoConfig read our `config.json` files. Picking the class imports its family, which registers its model."""
+    """Make AutoConfig read our `config.json` files. `config_class` imports the families, which register models."""
     from transformers import AutoConfig, PreTrainedConfig
 
     class FamilyMember(PreTrainedConfig):
@@ -44,9 +44,9 @@ def register_configs() -> None:
 
 
 class RegisterAfterImport(MetaPathFinder):
-    """Calls `register_configs` once transformers' AutoConfig has been imported.
+    """An import hook that calls `register_configs` once transformers' AutoConfig has been imported.
 
-    That import takes seconds, which `import llada` must not cost where nobody uses a model, as for `--help`.
+    That import takes seconds, so `import llada` must not trigger it where no model is used, as for `--help`.
     """
 
     def find_spec(self, fullname, path, target=None):
@@ -67,7 +67,7 @@ class RegisterAfterImport(MetaPathFinder):
 
 
 def register_when_imported() -> None:
-    """Make the Auto classes know the families: now if they are loaded, else as soon as they are."""
+    """Register the families with the Auto classes: now if transformers has loaded them, else as soon as it has."""
     if AUTO_CONFIG in sys.modules:
         register_configs()
     else:

@@ -1,1 +1,1 @@
-"""Filling masks: one loop, the rules of what a step commits, caches and guidance."""
+"""Sampling: the denoising loop, the rules that select tokens, block caches and guidance."""

@@ -1,13 +1,13 @@
-"""Block caches: keys and values of tokens that have hardly changed, reused for the steps of a block (approximate).
+"""Block caches: keys and values outside the current block change little, so its steps reuse them (approximate).
 
-When a row enters a block its whole canvas is forwarded and every layer's keys and values are kept; that is already the
-first step. Later steps of the block forward only some positions, whose keys and values replace the old ones in place:
+A row's first step in a block forwards the whole canvas and stores every layer's keys and values. The block's later
+steps forward only some positions, whose new keys and values replace the stored ones:
 
     "prefix"   the block and everything after it      (Fast-dLLM, arXiv 2505.22618, prefix cache)
     "dual"     the block alone                        (ib., dual cache)
 
-`refresh_every` forwards the whole canvas again after so many steps; 1 is no cache, to rounding. Unlike in the released
-code, padding stays masked, and rows of a batch may be in different blocks.
+The whole canvas is forwarded again every `refresh_every` steps; 1 equals no cache up to rounding. Unlike in Fast-dLLM's
+released code, padding is never attended to, and rows of a batch may be in different blocks.
 
 Shapes: B rows, Q query positions, L canvas positions, N candidates, V vocabulary.
 """
@@ -23,10 +23,10 @@ from llada.kv_cache import KeyValueCache
 
 @dataclass
 class SamplerStats:
-    """What a call cost.
+    """The cost of `generate` calls.
 
-    forwards: how often the model was run (a guided step is one, rows in different blocks are several); query_tokens:
-    positions that it was run on, summed over rows and forwards; tokens: how many it committed, of all rows.
+    forwards: forward passes of the model (one for a guided step, possibly several if rows are in different blocks).
+    query_tokens: forwarded positions, summed over rows and passes. tokens: committed tokens, summed over rows.
     """
 
     forwards: int = 0
@@ -34,7 +34,7 @@ class SamplerStats:
     tokens: int = 0
 
     def add(self, other: "SamplerStats") -> None:
-        """Count another call too."""
+        """Add the counts of another call."""
         self.forwards += other.forwards
         self.query_tokens += other.query_tokens
         self.tokens += other.tokens
@@ -42,7 +42,7 @@ class SamplerStats:
 
 @dataclass
 class CountedDenoiser:
-    """A denoiser whose forward passes are counted."""
+    """A denoiser that counts the forward passes of the one it wraps."""
 
     denoiser: Denoiser
     stats: SamplerStats
@@ -62,10 +62,10 @@ class CountedDenoiser:
 
 @dataclass
 class CachedDenoiser:
-    """A denoiser with a block cache. One object serves one `generate` call.
+    """A denoiser with a block cache, for one `generate` call.
 
     Raises:
-        ValueError: the model takes no key-value cache, or its attention is not bidirectional.
+        ValueError: the model does not support a key-value cache, or its attention is not bidirectional.
     """
 
     denoiser: Denoiser
@@ -73,7 +73,7 @@ class CachedDenoiser:
     refresh_every: int | None = None
     kv_cache: KeyValueCache = field(default_factory=KeyValueCache)
     row_ids: tuple[int, ...] = ()
-    ages: dict[int, int] = field(default_factory=dict)  # steps since a row's canvas was forwarded whole
+    ages: dict[int, int] = field(default_factory=dict)  # steps since a row's whole canvas was forwarded, by row id
 
     def __post_init__(self):
         spec = self.denoiser.spec
@@ -91,7 +91,7 @@ class CachedDenoiser:
         return self.denoiser.log_probs(noisy_BL, target_BL, attention_mask)
 
     def logits(self, request: Request) -> Tensor:
-        if self.row_ids and request.row_ids != self.row_ids:  # rows that are done have left
+        if self.row_ids and request.row_ids != self.row_ids:  # drop the cache of finished rows
             indices = {row_id: index for index, row_id in enumerate(self.row_ids)}
             kept = [indices[row_id] for row_id in request.row_ids]
             self.kv_cache.keep(torch.tensor(kept, device=request.tokens_BQ.device))
@@ -115,7 +115,7 @@ class CachedDenoiser:
     def span(self, request: Request, row: int) -> tuple[int, int]:
         """The positions of a row to forward: the whole row on a refresh, else those whose keys are not cached.
 
-        Shifted logits of a block's first token are those of the position before it.
+        With shifted logits, the block's first token is predicted at the position before it, which is included.
         """
         row_id, length = request.row_ids[row], request.tokens_BQ.shape[1]
         age = 0 if request.enters_block[row] else self.ages[row_id] + 1
@@ -126,7 +126,7 @@ class CachedDenoiser:
         return start, length if self.kind == "prefix" else request.block_ends[row]
 
     def forward(self, request: Request, rows: list[int], spans: list[tuple[int, int]]) -> Tensor:
-        """Logits at the candidates of some rows, whose spans are of one length."""
+        """Logits at the candidates of some rows, whose spans must have the same length."""
         device, cache = request.tokens_BQ.device, self.kv_cache
         cache.rows = None if len(rows) == len(request.row_ids) else torch.tensor(rows, device=device)
         chosen = slice(None) if cache.rows is None else cache.rows

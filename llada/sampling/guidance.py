@@ -1,8 +1,8 @@
-"""Classifier-free guidance without a trained condition (LLaDA, arXiv 2502.09992, eq. 16): a denoiser around another.
+"""Unsupervised classifier-free guidance (LLaDA, arXiv 2502.09992, eq. 16), as a denoiser that wraps another one.
 
     log p~(r_0 | p, r_t) = u + (1 + w) (c - u) + const,   c: logits given the prompt, u: logits with the prompt masked
 
-Sampler and likelihood do not know of it.
+The sampler and the likelihood treat it like any other denoiser.
 """
 
 from dataclasses import dataclass, replace
@@ -15,10 +15,10 @@ from llada.denoiser import Denoiser, DenoiserSpec, Request, log_probs_of_logits
 
 @dataclass(frozen=True)
 class GuidedDenoiser:
-    """A denoiser guided by `scale` (w above; the official samplers' `cfg_scale`; 0 changes nothing).
+    """A guided denoiser, which forwards twice the rows. `scale` is w above (the official `cfg_scale`; 0: none).
 
-    given_BL: bool, the prompt and its padding, which the unconditional half has masked; row i is that of the row whose
-        id is i, or the i-th row of a request without ids. One forward of twice the rows.
+    given_BL: bool, the prompt and its padding, which are masked in the unconditional half. Row i belongs to the row
+        with id i, or to the i-th row of a request without ids.
     """
 
     denoiser: Denoiser

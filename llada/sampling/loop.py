@@ -2,12 +2,12 @@
 
 The canvas is the prompt followed by `gen_length` MASKs, or any text with MASKs in it (`infill`). It is filled block by
 block from the left (one block: pure diffusion; several: semi-autoregressive). Each step predicts every masked position
-up to the end of the current block and commits some of them (`selection`). Rows of a batch go at their own pace: a row
-that has finished a block enters the next one, and a row that is done leaves the batch.
+up to the end of the current block and commits some of them (`selection`). Rows of a batch proceed independently: a row
+that has finished a block enters the next one, and a row that is complete leaves the batch.
 
-Departures from the released code, all of them repairs: MASK is never emitted (`allow_mask=True` restores it), ties
-commit the leftmost position (`select_top_k_official` says where not), guidance works without an attention mask, and
-`confidence_eos_eot_inf` holds for EOS at every temperature.
+Differences from LLaDA's released code, all of them fixes: MASK is never emitted (`allow_mask=True` allows it), ties
+commit the leftmost position (except in `select_top_k_official`), guidance works without an attention mask, and
+`confidence_eos_eot_inf` applies to EOS at every temperature.
 
 Shapes: B rows, L canvas positions, N candidate positions.
 """
@@ -37,11 +37,11 @@ from llada.sampling.settings import SamplerSettings
 
 @dataclass
 class Row:
-    """How far a row of the batch has come: its block [start, end), and what each step that is left in it commits."""
+    """The state of a row: its current block [start, end), and how many tokens each remaining step of it commits."""
 
     row_id: int
     begin: int  # first position that may be filled
-    steps: int  # of each block that has something to fill
+    steps: int  # number of steps for each block that contains a MASK
     start: int = 0
     end: int = 0
     quotas: list[int] = field(default_factory=list)
@@ -60,20 +60,20 @@ def generate(
     """Fill `gen_length` tokens after each prompt.
 
     Args:
-        model: a model of the family, or anything else that `llada.denoiser.as_denoiser` takes.
+        model: a denoiser, or a module that `llada.denoiser.as_denoiser` accepts.
         input_ids: [B, P] prompts; prompts of different lengths are padded on the left, with `attention_mask` [B, P].
-        settings: `SamplerSettings`; single ones may be given by name instead (`steps=64`).
-        eos_token_id, eot_token_id: default to the model config's.
+        settings, changes: `SamplerSettings`, and single settings by name (`steps=64`) that override them.
+        eos_token_id, eot_token_id: default to the model's.
         generator: source of randomness on the model's device; None uses torch's default.
-        on_step: called after every step, and after the rest of an answer was filled with EOS, with the canvas and the
-            confidence of each committed token, [B, L] each (0 elsewhere): the sampler's own tensors, to read or copy.
+        on_step: called after every step, and after the rest of an answer was filled with EOS, with the canvas [B, L]
+            and the confidence of each committed token [B, L] (0 elsewhere). Both change later: copy to keep.
         return_stats: also return `SamplerStats`.
 
     Returns:
         [B, P + gen_length] prompt and response ids.
 
     Raises:
-        ValueError: an argument out of range, an empty or right-padded prompt, a prompt that holds MASK, or a canvas
+        ValueError: an argument is out of range, a prompt is empty, right-padded or contains MASK, or the canvas is
             longer than the model's context. The message names the argument and what is allowed.
     """
     settings = replace(settings or SamplerSettings(), **changes)
@@ -98,17 +98,17 @@ def infill(
     settings: SamplerSettings | None = None, *, eos_token_id: int | None = None, eot_token_id: int | None = None,
     generator: Generator | None = None, on_step: OnStep | None = None, return_stats: bool = False, **changes,
 ) -> Tensor | tuple[Tensor, SamplerStats]:  # fmt: skip
-    """Fill the MASKs of a text, wherever they stand, and keep all other tokens.
+    """Fill the MASKs of a text at any position, and keep all other tokens.
 
-    Blocks of `block_length` begin at a row's first MASK, `gen_length` is not used, and each block that has a MASK takes
-    its share of `steps`. A text whose MASKs are all at its end comes out as from `generate` without `stop_at_eos`.
+    Blocks of `block_length` begin at a row's first MASK, `gen_length` is not used, and `steps` are shared by the blocks
+    that contain a MASK. If all MASKs are at the end, the result is that of `generate` with `stop_at_eos=False`.
 
     Args:
-        input_ids: [B, L] texts with the mask token in them, padded on the left, with `attention_mask` [B, L].
-        The others are those of `generate`.
+        input_ids: [B, L] texts that contain the mask token, padded on the left, with `attention_mask` [B, L].
+        All others: see `generate`.
 
     Raises:
-        ValueError: an argument out of range, a row without a MASK, or a text longer than the model's context.
+        ValueError: an argument is out of range, a row has no MASK, or the text is longer than the model's context.
     """
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     denoiser = as_denoiser(model)
@@ -127,10 +127,10 @@ def infill(
 
 
 class DenoisingLoop:
-    """One call of the sampler: the denoiser behind caches and guidance, the selection rule, and the loop over steps.
+    """One call of the sampler: the denoiser with its cache and guidance, the selection rule, and the loop over steps.
 
-    State: canvas_BL, the tokens; real_BL, False on padding; is_mask_BL (on the CPU), what is left to fill;
-    confidence_BL, that of each committed token, 0 elsewhere.
+    State: canvas_BL, the tokens; real_BL, False on padding; is_mask_BL (on the CPU), the MASKs that are left;
+    confidence_BL, the confidence of each committed token, 0 elsewhere.
     """
 
     def __init__(
@@ -159,12 +159,12 @@ class DenoisingLoop:
         )
 
     def fill(self, canvas_BL: Tensor, real_BL: Tensor, begins: list[int]) -> Tensor:
-        """Fill the MASKs of each row from its `begin` on."""
+        """Fill the MASKs of each row from its position in `begins` on, and return the canvas [B, L]."""
         self.canvas_BL, self.real_BL = canvas_BL, real_BL
         self.is_mask_BL = self.masks_left()
         self.confidence_BL = torch.zeros(canvas_BL.shape, device=canvas_BL.device)
         self.padding_B = (~real_BL).sum(-1)
-        if self.settings.cfg_scale > 0:  # guidance hides everything that is not a MASK at the start
+        if self.settings.cfg_scale > 0:  # its unconditional half masks all tokens given at the start
             self.denoiser = GuidedDenoiser(self.denoiser, canvas_BL != self.mask_id, self.settings.cfg_scale)
         rows = [self.first_block(row_id, begin) for row_id, begin in enumerate(begins)]
         while rows := [row for row in rows if self.advance(row)]:
@@ -176,27 +176,27 @@ class DenoisingLoop:
             for row in rows:
                 row.enters_block = False
         if self.on_step and not torch.equal(self.is_mask_BL, self.masks_left()):
-            self.on_step(self.canvas_BL, self.confidence_BL)  # the rest of the last answers was filled with EOS
+            self.on_step(self.canvas_BL, self.confidence_BL)  # EOS has filled the rest of the last answers
         return self.canvas_BL
 
     def masks_left(self) -> Tensor:
         return ((self.canvas_BL == self.mask_id) & self.real_BL).cpu()
 
     def first_block(self, row_id: int, begin: int) -> Row:
-        """A row at its first block; its steps are shared by the blocks that have a MASK."""
+        """The state of a row in its first block; the steps are shared by the blocks that contain a MASK."""
         blocks = sum(bool(block.any()) for block in self.is_mask_BL[row_id, begin:].split(self.settings.block_length))
         row = Row(row_id, begin, max(1, self.settings.steps // blocks))
         self.enter(row, begin)
         return row
 
     def enter(self, row: Row, start: int) -> None:
-        """Put a row at the beginning of a block, with the shares of its steps."""
+        """Move a row to the beginning of a block and set how many tokens each of its steps commits."""
         is_mask_L = self.is_mask_BL[row.row_id]
         row.start, row.end, row.enters_block = start, min(start + self.settings.block_length, len(is_mask_L)), True
         row.quotas = [q for q in tokens_per_step(int(is_mask_L[row.start : row.end].sum()), row.steps) if q]
 
     def advance(self, row: Row) -> bool:
-        """Move a row past the blocks that it has finished. False: it is done, and after EOS nothing is left to fill."""
+        """Move a row past its finished blocks. False: it is complete; with `stop_at_eos`, EOS fills the rest."""
         canvas_L, is_mask_L = self.canvas_BL[row.row_id], self.is_mask_BL[row.row_id]
         while True:
             masks = int(is_mask_L[row.start : row.end].sum())
@@ -215,7 +215,7 @@ class DenoisingLoop:
             self.enter(row, row.end)
 
     def request(self, rows: list[Row]) -> Request:
-        """What the denoiser is asked in this step: every MASK up to the end of each row's block."""
+        """This step's request to the denoiser: logits at every MASK up to the end of each row's block."""
         row_ids, device = [row.row_id for row in rows], self.canvas_BL.device
         seen = max(row.end for row in rows) if self.settings.grow else self.canvas_BL.shape[1]
         position_L, ends_B = torch.arange(seen), torch.tensor([row.end for row in rows])
@@ -232,7 +232,7 @@ class DenoisingLoop:
         )  # fmt: skip
 
     def commit(self, request: Request, rows: list[Row], tokens_N: Tensor, confidence_N: Tensor) -> None:
-        """Write the candidates that the rule selects."""
+        """Write the candidates that the selection rule chooses to the canvas."""
         row_ids, at_BL, seen = list(request.row_ids), request.at_BQ, request.at_BQ.shape[1]
         chosen_BL = self.select(at_BL, confidence_N, rows)
         self.stats.tokens += int(chosen_BL.sum())
@@ -244,7 +244,7 @@ class DenoisingLoop:
             )
 
     def select(self, at_BL: Tensor, confidence_N: Tensor, rows: list[Row]) -> Tensor:
-        """Which candidates are written, [B, L] bool."""
+        """The candidates that are committed, [B, L] bool."""
         settings = self.settings
         if settings.threshold is not None:
             return select_by_threshold(at_BL, confidence_N, settings.threshold)

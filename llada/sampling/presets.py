@@ -1,26 +1,24 @@
-"""The settings that LLaDA's authors sampled with, by model and benchmark: `preset("llada-1.5/gsm8k")`.
+"""Sampler settings of LLaDA's published evaluations, by model and benchmark: `preset("llada-1.5/gsm8k")`.
 
-Sources: the evaluation page of the LLaDA repository, and Table 6 of LLaDA 1.5 (arXiv 2505.19223) for what is not there:
-IFEval of LLaDA-8B-Instruct and the three benchmarks with a judge; EOS has confidence 0 in these, as that paper says.
-All are greedy and commit one token a step.
+Sources: the evaluation page of the LLaDA repository, and Table 6 of LLaDA 1.5 (arXiv 2505.19223) for the rest: IFEval
+of LLaDA-8B-Instruct and the three benchmarks with a judge, in which EOS has confidence 0, as that paper says. All are
+greedy and commit one token per step.
 """
 
 from llada.sampling.settings import SamplerSettings
 
 
 def blocks(length: int, block: int, **changes) -> SamplerSettings:
-    """Semi-autoregressive: `length` tokens in blocks, one a step."""
+    """Semi-autoregressive sampling: `length` tokens in blocks of `block`, one token per step."""
     return SamplerSettings(steps=length, gen_length=length, block_length=block, **changes)
 
 
 def whole(length: int, **changes) -> SamplerSettings:
-    """Pure diffusion: `length` tokens in one block, one a step."""
+    """Pure diffusion: `length` tokens in one block, one token per step."""
     return blocks(length, length, **changes)
 
 
 EOS_LAST = {"confidence_eos_eot_inf": True}
-
-
 PRESETS: dict[str, dict[str, SamplerSettings]] = {
     "llada-base": {name: whole(1024) for name in ("bbh", "gsm8k", "humaneval", "math", "mbpp")},
     "llada-instruct": {
@@ -60,7 +58,7 @@ def preset(name: str) -> SamplerSettings:
     """The published settings of "MODEL/BENCHMARK".
 
     Raises:
-        ValueError: there are none of that name; those of the model, or the models, are listed.
+        ValueError: the name is unknown; the message lists the models, or the model's benchmarks.
     """
     model, _, benchmark = name.partition("/")
     if model not in PRESETS:

@@ -1,4 +1,4 @@
-"""What a denoising step commits: which token each candidate would take, how sure it is, and which of them are written.
+"""The choice of tokens in a denoising step: a token and a confidence for each candidate, and which are committed.
 
     top-k       the step's share of the block's masks, by rank of confidence     (LLaDA, arXiv 2502.09992, Alg. 5)
     threshold   every candidate with confidence >= tau, and always the best one  (Fast-dLLM, arXiv 2505.22618, Alg. 1)
@@ -15,13 +15,13 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class TokenProposal:
-    """Which token each candidate would take, and how confident it is: the settings of one `generate` call."""
+    """Chooses a token for each candidate position and its confidence, with the settings of one `generate` call."""
 
     remasking: str
     temperature: float
-    forbidden: list[int]  # never emitted, though they keep their probability mass in the confidence
-    removed: list[int]  # probability 0 before anything else (`logits_eos_inf`)
-    unconfident: list[int]  # emitted with confidence 0 (`confidence_eos_eot_inf`)
+    forbidden: list[int]  # ids that are never emitted, but count in the softmax of the confidence
+    removed: list[int]  # ids whose probability is set to 0, also in the confidence (`logits_eos_inf`)
+    unconfident: list[int]  # ids that are emitted with confidence 0 (`confidence_eos_eot_inf`)
     generator: Generator | None
 
     def __call__(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,8 +38,8 @@ class TokenProposal:
         return tokens_N, confidence_NV.gather(-1, judged_N[:, None])[:, 0]
 
     def _perturbed(self, logits_NV: Tensor) -> Tensor:
-        # Gumbel-max in float64: argmax(logit - T log(-log u)) is a draw from softmax(logit / T); in low precision the
-        # tail of the noise is cut off and samples lose quality (arXiv 2409.02908).
+        # Gumbel-max in float64: argmax(logit - T log(-log u)) is a draw from softmax(logit / T). Low precision cuts off
+        # the tail of the noise, which lowers the samples' quality (arXiv 2409.02908).
         noise = torch.rand(logits_NV.shape, dtype=torch.float64, device=logits_NV.device, generator=self.generator)
         return logits_NV.double() - self.temperature * (-noise.log()).log()
 
@@ -50,12 +50,12 @@ def suppress(logits_NV: Tensor, ids: list[int]) -> Tensor:
 
 
 def tokens_per_step(masks: int, steps: int) -> list[int]:
-    """How many tokens each step commits: an even share, the first steps taking one more of the rest."""
+    """How many tokens each step commits: equal shares, and one more in the first steps if they do not divide."""
     return [masks // steps + (step < masks % steps) for step in range(steps)]
 
 
 def confidence_on_canvas(at_BL: Tensor, confidence_N: Tensor) -> Tensor:
-    """Confidences on the canvas, -inf where there is no candidate, [B, L]."""
+    """Scatter confidences to the canvas, [B, L], -inf where there is no candidate."""
     empty_BL = torch.full(at_BL.shape, -torch.inf, device=at_BL.device, dtype=confidence_N.dtype)
     return empty_BL.masked_scatter(at_BL, confidence_N)
 
@@ -71,11 +71,10 @@ def select_top_k(at_BL: Tensor, confidence_N: Tensor, quota_B: Tensor) -> Tensor
 
 
 def select_top_k_official(at_BL: Tensor, confidence_N: Tensor, quota_B: Tensor, pads_B: Tensor) -> Tensor:
-    """`select_top_k` with the official tie order, which is that of `torch.topk` over a row, here without its left
-    padding.
+    """`select_top_k` with the official order of ties: that of `torch.topk` over a row (here without its left padding).
 
-    For `confidence_eos_eot_inf`, where ties are the rule: every EOS has confidence 0, and which comes first decides
-    what is written around it.
+    Used for `confidence_eos_eot_inf`, where ties are frequent because every EOS has confidence 0, and their order
+    changes the answer.
     """
     score_BL, chosen_BL = confidence_on_canvas(at_BL, confidence_N), torch.zeros_like(at_BL)
     for row, (quota, pads) in enumerate(zip(quota_B.tolist(), pads_B.tolist(), strict=True)):
@@ -84,15 +83,15 @@ def select_top_k_official(at_BL: Tensor, confidence_N: Tensor, quota_B: Tensor, 
 
 
 def select_by_threshold(at_BL: Tensor, confidence_N: Tensor, threshold: float) -> Tensor:
-    """Candidates with confidence of at least the threshold, and each row's best one whatever its confidence."""
+    """Candidates with at least this confidence, and always each row's most confident one, [B, L] bool."""
     score_BL = confidence_on_canvas(at_BL, confidence_N)
     return at_BL & ((score_BL >= threshold) | (confidence_ranks(score_BL) == 0))
 
 
 def select_by_factor(at_BL: Tensor, confidence_N: Tensor, factor: float) -> Tensor:
-    """By rank, candidates until the first whose confidence is below 1 - factor / (rank + 1), ranks from 1.
+    """The candidates by rank up to the first with confidence below 1 - factor / (rank + 1), ranks from 1, [B, L] bool.
 
-    The first always passes. So does, as in the released code, the last of them if it is the first to fail.
+    The first always passes. As in the released code, the last candidate also passes if all others do.
     """
     score_BL = confidence_on_canvas(at_BL, confidence_N)
     order_BL = score_BL.argsort(dim=-1, descending=True, stable=True)
@@ -104,6 +103,6 @@ def select_by_factor(at_BL: Tensor, confidence_N: Tensor, factor: float) -> Tens
 
 
 def answer_complete(answer_L: Tensor, mask_id: int, eos_id: int) -> bool:
-    """Whether the first EOS has no MASK before it: the visible text cannot change any more."""
+    """Whether there is an EOS without a MASK before it, so that the text up to it is final."""
     eos = (answer_L == eos_id).nonzero()
     return len(eos) > 0 and not bool((answer_L[: eos[0, 0]] == mask_id).any())

@@ -1,4 +1,4 @@
-"""The settings of `llada.generate`: checked where they are made, saved with a model, given as a command's options."""
+"""The settings of `llada.generate`, validated on construction and saved in a model's directory."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -12,21 +12,21 @@ CACHES = ("prefix", "dual")
 class SamplerSettings:
     """Settings of `generate`; names and meaning follow the official samplers.
 
-    steps: denoising steps in all, shared evenly by the gen_length / block_length blocks.
+    steps: total number of denoising steps, shared evenly by the gen_length / block_length blocks.
     temperature: 0 is greedy; above it, tokens are drawn from softmax(logits / temperature).
     cfg_scale: guidance scale w of `llada.sampling.guidance`.
-    remasking: what a step keeps. "low_confidence": the most probable of the drawn tokens, as the papers do, which above
-        temperature 0 draws unlikely tokens again until they are likely; "top_probability": the positions whose most
-        probable token is most probable, whatever was drawn, so that samples keep the model's diversity (the same at
-        temperature 0); "random": random positions.
-    threshold, factor: commit several tokens a step, as many as are sure (approximate; `selection`). `steps` is then
-        not used: a block takes as many as it needs.
-    cache: "prefix" or "dual" (approximate; `block_cache`); refresh_every: steps after which it is filled again.
-    grow: show the model no block before its turn, instead of a fixed window of MASKs (iLLaDA, arXiv 2606.25331).
+    remasking: the tokens that a step keeps. "low_confidence": the drawn tokens with the highest probability, as in the
+        papers; above temperature 0, unlikely tokens are then drawn again until they are likely. "top_probability": the
+        positions whose most probable token has the highest probability, whatever was drawn, so that samples keep the
+        model's diversity (the same at temperature 0). "random": random positions.
+    threshold, factor: commit as many tokens per step as are confident (approximate; `selection`). `steps` is then not
+        used: a block takes as many steps as it needs.
+    cache: "prefix" or "dual" (approximate; `block_cache`); refresh_every: steps between recomputations of the cache.
+    grow: hide later blocks from the model instead of showing a window of gen_length MASKs (iLLaDA, arXiv 2606.25331).
     logits_eos_inf: EOS is never predicted. confidence_eos_eot_inf: EOS and end-of-turn are committed last.
-    stop_at_eos: a row is done once a finished block holds EOS with no MASK before it, and the rest is filled with EOS.
-        The text up to EOS is the same as without.
-    allow_mask: let the model emit MASK as the official code does.
+    stop_at_eos: when a block is finished and the answer has an EOS with no MASK before it, fill the rest with EOS. The
+        text up to EOS is the same as without.
+    allow_mask: let the model emit MASK, as the official code does.
     """
 
     steps: int = 128
@@ -60,21 +60,21 @@ class SamplerSettings:
         if self.threshold is not None and self.factor is not None:
             raise ValueError("threshold and factor are two rules: set one of them")
         if self.remasking == "random" and not self.fixed_steps:
-            raise ValueError("remasking='random' has no confidence that threshold or factor could judge")
+            raise ValueError("remasking='random' computes no confidence, which threshold and factor need")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} must be above 0 and at most 1")
         if self.allow_mask and not self.fixed_steps:
-            raise ValueError("allow_mask needs the share of steps: with threshold or factor a MASK could come for ever")
+            raise ValueError("allow_mask needs the share of steps: with threshold or factor it might never end")
         if self.factor is not None and self.factor <= 0:
             raise ValueError(f"factor={self.factor} must be positive")
 
     @property
     def fixed_steps(self) -> bool:
-        """Whether steps commit a fixed share, rather than what is sure."""
+        """Whether steps commit a fixed number of tokens, rather than those that are confident."""
         return self.threshold is None and self.factor is None
 
     def check_blocks(self) -> None:
-        """Raise ValueError unless blocks divide the window, and steps the blocks."""
+        """Raise ValueError unless `block_length` divides `gen_length` and the number of blocks divides `steps`."""
         length, block = self.gen_length, self.block_length
         if length % block:
             down, up = length // block * block, -(-length // block) * block
@@ -92,10 +92,10 @@ class SamplerSettings:
 
     @classmethod
     def load(cls, folder: str | Path) -> "SamplerSettings":
-        """The settings in a model's directory, the defaults where it has none.
+        """Read `sampler.json` from a model's directory; the defaults if there is none.
 
         Raises:
-            ValueError: a field that is unknown, or a value out of range; the file is named.
+            ValueError: a field is unknown or a value out of range; the message names the file.
         """
         file = Path(folder, FILE)
         if not file.exists():

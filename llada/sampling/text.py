@@ -1,4 +1,4 @@
-"""Answers to prompts, as text."""
+"""Sampling from text to text: encode prompts, generate, decode answers."""
 
 from collections.abc import Iterable, Iterator
 
@@ -13,13 +13,13 @@ from llada.sampling.settings import SamplerSettings
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Ids of a prompt: text as it is, or messages with an assistant turn opened."""
+    """Token ids of a prompt: plain text, or messages followed by the header of an assistant turn."""
     text = prompt if isinstance(prompt, str) else render(tokenizer, prompt, open_turn=True)
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def left_padded(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask of prompts (text or messages), [B, P] each; padding is EOS for a tokenizer without any."""
+    """Ids and attention mask of prompts (text or messages), [B, P] each. Without a pad token, EOS is used."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     rows = {"input_ids": [encode(tokenizer, prompt) for prompt in prompts]}
@@ -31,12 +31,12 @@ def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt], settings: SamplerSettings,
     batch_size: int, generator: Generator | None = None, stats: SamplerStats | None = None,
 ) -> Iterator[str]:  # fmt: skip
-    """One answer to each prompt (text or messages), in order, up to EOS: "" where that comes first.
+    """Yield one answer to each prompt (text or messages), in order, cut at its first EOS (possibly empty).
 
-    stats: what the calls cost is added to it.
+    stats: the costs of the calls are added to it.
     """
     eos_id = as_denoiser(model).spec.eos_id
-    assert eos_id is not None  # `generate` stops without one
+    assert eos_id is not None  # without one, `generate` raises
     device, pending = next(model.parameters()).device, list[Prompt]()
 
     def flush() -> Iterator[str]:

@@ -1,7 +1,6 @@
-"""What pretraining, SFT and preference training share: reproducible masks, non-finite losses that raise, evaluation
-that is independent of the batch size.
+"""The base of all trainers: reproducible masks, an error on non-finite losses, evaluation independent of batch size.
 
-A subclass says how rows become examples (`prepare`) and examples batches (`make_collator`), its loss and its metrics.
+A subclass defines `prepare` (rows to examples), `make_collator` (examples to batches), the loss and the metrics.
 """
 
 import logging
@@ -30,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class DiffusionArguments(TrainingArguments):
-    """`TrainingArguments` with the checks of `DiffusionOptions`, which a subclass mixes in before it."""
+    """`TrainingArguments` that check `DiffusionOptions`; a subclass lists its options class before this one."""
 
     def __post_init__(self):
-        # Each process collates its own rows of a stream: accelerate's default joins batches of different widths.
+        # Each process collates its own rows of a stream: accelerate's default would join batches of different widths.
         self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
         super().__post_init__()
         self.eos_tail = str(self.eos_tail)
@@ -44,9 +43,9 @@ class DiffusionArguments(TrainingArguments):
 
 
 class EpochCounter(TrainerCallback):
-    """Which pass over the data this is: the epoch in the name of a mask's random stream.
+    """Count passes over the data; the count is the epoch in the keys of the masks' random streams.
 
-    `TrainerState.epoch` is a fraction of steps, which for streamed data does not reach 1 at the end of a pass.
+    `TrainerState.epoch` is a share of the steps, which for streamed data does not reach 1 at the end of a pass.
     """
 
     def __init__(self):
@@ -78,19 +77,19 @@ def row_length(max_length: int | None, context: int) -> int:
 
 
 def load(model: PreTrainedModel | str, adapters: bool) -> PreTrainedModel:
-    """A model as it is, or by name or path: in fp32, or as saved if only adapters will be trained."""
+    """Load a model by name or path in fp32, or as saved if only adapters are trained; a model is returned as it is."""
     if not isinstance(model, str):
         return model
     return AutoModelForCausalLM.from_pretrained(model, dtype="auto" if adapters else torch.float32)
 
 
 class DiffusionTrainerBase(Trainer):
-    """A `Trainer` whose masks depend on seed, epoch and example only, and whose loss is a mean over examples.
+    """A `Trainer` whose masks depend only on seed, epoch and example, and whose loss is a mean over examples.
 
     Raises:
         ValueError: the tokenizer or its ids do not fit the model, `max_length` exceeds its context, or a row cannot
             be trained on (`llada.errors.DataError`).
-        FloatingPointError: during training, before the optimizer moves: a loss that is not finite.
+        FloatingPointError: the loss is not finite; raised before the optimizer step.
     """
 
     loss_is_scaled_for_ga = False  # the loss is a mean: the Trainer divides it by the accumulation steps
@@ -136,37 +135,37 @@ class DiffusionTrainerBase(Trainer):
             callbacks=[self.epoch_counter, *(callbacks or [])],
             optimizers=optimizers,
         )
-        self.model_accepts_loss_kwargs = False  # the same statement for releases without `loss_is_scaled_for_ga`
+        self.model_accepts_loss_kwargs = False  # the equivalent in releases without `loss_is_scaled_for_ga`
         warn_of_half_precision(self)
 
     @staticmethod
     def prepare(dataset, tokenizer, ids: SpecialIds, args, max_length: int, source: str):
-        """Rows of text -> rows out, with `example_id` and `row`."""
+        """Tokenize rows of text; the result has the columns `example_id` and `row`."""
         raise NotImplementedError
 
     @staticmethod
     def make_collator(args, ids: SpecialIds, training: bool):
-        """What makes batches of rows out; for evaluation it must not let a row depend on the others."""
+        """The data collator; in evaluation (`training` False) a row must not depend on the other rows of its batch."""
         raise NotImplementedError
 
     @staticmethod
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        """Metrics of an evaluation, from what `prediction_step` returned for all rows."""
+        """Evaluation metrics, from the outputs of `prediction_step` for all rows."""
         raise NotImplementedError
 
     @property
     def epoch(self) -> int:
-        """The pass over the data, as it stands in the mask keys."""
+        """The current pass over the data, counted from 0, as used in the keys of the masks."""
         return max(self.epoch_counter.epoch, 0)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        # The Trainer goes by names, which miss `ln_f`: no vector (norm, bias) is decayed.
+        # The Trainer excludes norms by name, which misses `ln_f`; here no vector (norm or bias) is decayed.
         matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
         return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
     def get_eval_dataloader(self, eval_dataset=None):
-        # The Trainer would apply to held-out rows what is about training batches: dropping an incomplete one, and a
-        # tail that depends on the batch.
+        # The Trainer would use training settings for held-out rows too: drop an incomplete batch, and pad EOS to the
+        # longest row of the batch.
         kept = self.args.dataloader_drop_last, self.data_collator
         self.args.dataloader_drop_last = False
         self.data_collator = self.make_collator(self.args, self.ids, training=False)
@@ -176,7 +175,7 @@ class DiffusionTrainerBase(Trainer):
             self.args.dataloader_drop_last, self.data_collator = kept
 
     def denoiser(self, model: nn.Module) -> ModuleDenoiser:
-        """The model as it is wrapped by the engine; its spec is that of the model inside."""
+        """The denoiser of a model that an engine (DDP, FSDP, DeepSpeed) may have wrapped."""
         return ModuleDenoiser(model, self.spec)
 
     def auxiliary_loss(self, denoiser: ModuleDenoiser) -> Tensor:
@@ -190,7 +189,7 @@ class DiffusionTrainerBase(Trainer):
         return sum(others, first)
 
     def add_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Count values of examples, [N] each, into the means that the next log line shows."""
+        """Add the values of N examples, [N] for each metric, to the means in the next log line."""
         for name, values_N in metrics.items():
             entry = torch.stack([values_N.double().sum(), torch.tensor(float(len(values_N))).to(values_N.device)])
             self.metric_sums[name] = self.metric_sums.get(name, 0) + entry
@@ -203,7 +202,7 @@ class DiffusionTrainerBase(Trainer):
         super().log(logs, start_time)
 
     def check_finite(self, value_B: Tensor, inputs: dict[str, Tensor], what: str = "loss") -> None:
-        """Raise FloatingPointError with the rows of the batch whose value [B] is nan or infinite."""
+        """Raise FloatingPointError if a value [B] is nan or infinite; the message names its row of the dataset."""
         bad = (~torch.isfinite(value_B.detach())).nonzero()[:, 0].tolist()
         if bad:
             names = "; ".join(
@@ -212,12 +211,12 @@ class DiffusionTrainerBase(Trainer):
             )
             raise FloatingPointError(
                 f"the {what} is not finite after {self.state.global_step} optimizer steps, for {len(bad)} of "
-                f"{len(value_B)} examples of the batch: {names}. Stopped here: no parameter was changed by it"
+                f"{len(value_B)} examples of the batch: {names}. Training stopped before this batch changed a parameter"
             )
 
 
 def warn_of_half_precision(trainer: Trainer) -> None:
-    """A step of 2.5e-5 is below half the spacing of bfloat16 at a weight of 0.02: most updates would round away."""
+    """Warn on half-precision weights: updates of 2.5e-5 to a weight of 0.02 are below half bfloat16's spacing."""
     half = {p.dtype for p in trainer.model.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
     if half and not trainer.is_deepspeed_enabled:  # DeepSpeed keeps fp32 master weights
         logger.warning(

@@ -1,4 +1,4 @@
-"""Processes and engines: what the launcher asked for is what runs, and a run leaves none behind."""
+"""Distributed training: checks that processes and engine are those that were asked for, and cleanup."""
 
 import contextlib
 import gc
@@ -14,12 +14,12 @@ from llada.errors import RecipeError
 
 
 def check_processes(args: TrainingArguments, expected: int | None) -> None:
-    """Stop if the launcher did not give what it was asked for; some do not and still exit with 0.
+    """Stop if the number of processes is not the one asked for; some launchers start fewer and still exit with 0.
 
     Raises:
-        RecipeError: another number of processes than the launcher's WORLD_SIZE or `expected`.
+        RecipeError: the number of processes differs from the launcher's WORLD_SIZE or from `expected`.
     """
-    world = args.world_size  # sets up the process group, on the device and with the backend that `args` ask for
+    world = args.world_size  # this also sets up the process group with the device and backend of `args`
     asked = int(os.environ.get("WORLD_SIZE", 1))
     for name, number in (("the launcher's WORLD_SIZE", asked), ("expected_processes", expected)):
         if number is not None and number != world:
@@ -31,10 +31,10 @@ def check_processes(args: TrainingArguments, expected: int | None) -> None:
 
 
 def check_engine(trainer: Trainer) -> None:
-    """Stop if the accelerate config asked for DeepSpeed or FSDP and accelerate dropped it.
+    """Stop if the accelerate config asked for DeepSpeed or FSDP but accelerate does not use it.
 
     Raises:
-        RecipeError: the engine that was asked for is not the one in use.
+        RecipeError: the engine in use is not the one asked for.
     """
     used = trainer.accelerator.distributed_type.value
     for engine in ("DEEPSPEED", "FSDP"):
@@ -48,8 +48,8 @@ def check_engine(trainer: Trainer) -> None:
 def leave_group(trainer: Trainer) -> None:
     """Destroy the process group: a process that exits with it open may abort after its work.
 
-    The data-parallel wrapper has to go first. As the last owner of the group it would join the group's threads while it
-    holds the interpreter's lock, which they may be waiting for: now and then a process would never end.
+    The data-parallel wrapper is freed first. Otherwise it would be the group's last owner and join the group's threads
+    while it holds the interpreter lock, for which they may be waiting: now and then a process would never end.
     """
     if torch.distributed.is_initialized():
         trainer.accelerator.free_memory()
@@ -61,12 +61,12 @@ def leave_group(trainer: Trainer) -> None:
 
 @contextlib.contextmanager
 def gradients_reduced(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
-    """Keep processes from reducing gradients, and DeepSpeed from stepping, before the last backward of a step."""
+    """Reduce gradients across processes (and let DeepSpeed step) only in the `last` backward pass of a step."""
     if last:
         yield
         return
     state, wanted = accelerator.gradient_state, accelerator.gradient_state.sync_gradients
-    state._set_sync_gradients(False)  # accelerate has no public way: its own setter fails (1.15)
+    state._set_sync_gradients(False)  # private, because accelerate's public setter fails (1.15)
     try:
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         with contextlib.nullcontext() if deepspeed else accelerator.no_sync(model):

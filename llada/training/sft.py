@@ -1,11 +1,11 @@
-"""Pretraining and SFT on `transformers.Trainer`; they differ only in what may be masked: a document, or a response.
+"""Pretraining and SFT on `transformers.Trainer`; they differ only in what is masked: whole documents, or responses.
 
     loss of a row = - (1/n) sum_{i masked} w log p(x_0^i | x_t),   n scored tokens, w = 1/t or L/l
-                                                       (LLaDA, arXiv 2502.09992, Alg. 1 and Alg. 2, one draw a row)
+                                                       (LLaDA, arXiv 2502.09992, Alg. 1 and 2, one mask per row)
 
-The batch loss is the mean over rows, so it adds up over micro-batches and processes. Masks are drawn from
-`generator_for(seed, epoch, example id)`: the same after a resume, on any number of processes and for any split into
-micro-batches. Evaluation draws from one fixed key, so its curve moves with the model only.
+The batch loss is the mean over rows, so it does not depend on the split into micro-batches and processes. Neither do
+the masks, which come from `generator_for(seed, epoch, example id)` and are the same after a resume. All evaluations use
+the same masks, so that the curve shows only changes of the model.
 """
 
 import math
@@ -29,10 +29,10 @@ from llada.training.options import MaskedDiffusionOptions
 class MaskedDiffusionConfig(MaskedDiffusionOptions, DiffusionArguments):
     """`TrainingArguments` with the options of `MaskedDiffusionOptions`.
 
-    The default schedule is warmup-stable-decay, decaying linearly to a tenth of the learning rate.
+    The default schedule is warmup-stable-decay with a linear decay to a tenth of the learning rate.
 
     Raises:
-        ValueError: an option that is unknown or out of range.
+        ValueError: an option is unknown or out of range.
     """
 
     def __post_init__(self):
@@ -43,9 +43,9 @@ class MaskedDiffusionConfig(MaskedDiffusionOptions, DiffusionArguments):
 
 
 def likelihood_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """The loss (mean over rows), and bits per scored token and per UTF-8 byte of scored text over all rows.
+    """The loss (nats per scored token, mean over rows), and bits per scored token and per UTF-8 byte over all rows.
 
-    `predictions` [rows] are negative ELBOs in nats, `label_ids` [rows, 2] the scored tokens and the text's bytes.
+    `predictions` [rows]: negative ELBOs, nats; `label_ids` [rows, 2]: numbers of scored tokens and of text bytes.
     """
     nats, (tokens, text_bytes) = prediction.predictions.sum(), prediction.label_ids.sum(0)
     return {
@@ -59,19 +59,19 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
     """Train a masked diffusion model on documents (pretraining) or on prompts and responses (SFT).
 
     Args:
-        model: a model, or a name or path to load with `AutoModelForCausalLM` (in fp32, or as saved if only adapters are
-            trained).
-        train_dataset, eval_dataset: rows with the columns that `llada.data.formats.prepare_rows` takes, or rows that it
-            returned. Evaluation reports `eval_loss` (mean over rows of nats per scored token), `eval_bits_per_token`
-            and `eval_bits_per_byte`; with `eos_tail="batch"` it scores one EOS, so that it does not depend on batches.
+        model: a model, or a name or path for `AutoModelForCausalLM`, which loads it in fp32 (as saved if only adapters
+            are trained).
+        train_dataset, eval_dataset: input rows or output rows of `llada.data.formats.prepare_rows`. Evaluation reports
+            `eval_loss` (nats per scored token, mean over rows), `eval_bits_per_token` and `eval_bits_per_byte`. With
+            `eos_tail="batch"` it scores one EOS for each row, so that it does not depend on the batches.
         processing_class: the tokenizer.
-        peft_config: wrap the model with PEFT first; without `target_modules`, LoRA goes on every linear layer of the
-            blocks (and not on the head).
+        peft_config: wrap the model with PEFT. Without `target_modules`, adapters go on the model's `lora_targets` (the
+            linear layers of the blocks, not the head).
 
     Raises:
         ValueError: the tokenizer or its ids do not fit the model, `max_length` exceeds its context, or a row cannot
             be trained on (`llada.errors.DataError`).
-        FloatingPointError: during training, before the optimizer moves: a loss that is not finite.
+        FloatingPointError: the loss is not finite; raised before the optimizer step.
     """
 
     metrics = staticmethod(likelihood_metrics)
@@ -96,7 +96,7 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
     def negative_elbo(
         self, denoiser: Denoiser, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, levels: str
     ) -> tuple[Tensor, Tensor]:
-        """Minus the mean over n draws of each row's ELBO, nats, and its number of scored tokens, both [B]."""
+        """Each row's negative ELBO, averaged over n draws, in nats, and its number of scored tokens, both [B]."""
         generators = [generator_for(self.args.seed, epoch, key) for key in inputs["example_id"].tolist()]
         attention_BL, response_mask_BL = inputs["attention_mask"], inputs["response_mask"]
         if epoch != EVALUATION and self.args.random_length_probability:
@@ -121,14 +121,14 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
                 self.denoiser(model), inputs, EVALUATION, self.args.eval_draws, "exact_count", levels="stratified"
             )
         self.check_finite(nelbo_B, inputs)
-        # No loss: the Trainer would weigh batch means, which depend on batches. `likelihood_metrics` has it by rows.
+        # Returns no loss: the Trainer would average it over batches, `likelihood_metrics` averages over rows.
         return None, nelbo_B, torch.stack([length_B, inputs["text_bytes"]], -1)
 
 
 def random_lengths(response_mask_BL: Tensor, generators: list[torch.Generator], probability: float) -> Tensor:
-    """Which positions each row keeps: all, or with this probability the first U{1..L} (LLaDA, Alg. 1), [B, L] bool.
+    """The positions that each row keeps, [B, L] bool: the first U{1..L} with this probability, or all (LLaDA, Alg. 1).
 
-    Documents only (their first token is scored): a response is never cut.
+    Only documents are cut (rows whose first token is scored), never responses.
     """
     keep_BL = torch.ones_like(response_mask_BL)
     for row, generator in enumerate(generators):

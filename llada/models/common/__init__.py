@@ -1,1 +1,1 @@
-"""What the families are made of."""
+"""Modules that all model families share."""

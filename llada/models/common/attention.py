@@ -1,6 +1,6 @@
-"""Bidirectional attention through the transformers attention interface, and where tokens stand for it.
+"""Bidirectional attention through the transformers attention interface, with its positions and masks.
 
-Shapes: B sequences, L tokens, Q chosen positions of each, D width, H heads, K key/value heads, C head size.
+Shapes: B sequences, L tokens, Q query positions of each, D width, H heads, K key/value heads, C head size.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def rotate(x_BHLC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def eager_attention(module, query, key, value, attention_mask, scaling, **_) -> tuple[Tensor, Tensor]:
-    """Plain attention, the form the other backends are held against."""
+    """Attention by explicit softmax, [B, L, H, C], and its weights; tests compare the other backends with it."""
     key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
@@ -48,7 +48,7 @@ def split_heads(x_BLD: Tensor, head_size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """Where tokens stand and which of them see each other: the same for every block of a forward pass."""
+    """Positions, rotary angles, attention mask and cache, which all blocks of a forward pass share."""
 
     positions_BL: Tensor
     cos: Tensor
@@ -57,7 +57,7 @@ class AttentionContext:
     cache: KeyValueCache | None = None
 
     def to(self, *args, **kwargs) -> "AttentionContext":
-        """What accelerate calls where the layers of a model are on several devices (`device_map`)."""
+        """Move the tensors; accelerate calls this if a model's layers are on several devices (`device_map`)."""
         mask = self.mask.to(*args, **kwargs) if isinstance(self.mask, Tensor) else self.mask
         positions_BL, cos, sin = (x.to(*args, **kwargs) for x in (self.positions_BL, self.cos, self.sin))
         return AttentionContext(positions_BL, cos, sin, mask, self.cache)
@@ -65,9 +65,9 @@ class AttentionContext:
 
 @dataclass(frozen=True)
 class QuerySubset:
-    """The only positions whose output is wanted from the last block: its queries, output and feed-forward run there.
+    """The positions at which the last block computes queries, output and feed-forward: those whose logits are wanted.
 
-    index_BQ: positions, each row's own in order and then others to fill it up; wanted_BQ: which are its own.
+    index_BQ: each row's wanted positions in order, then arbitrary ones up to Q; wanted_BQ: bool, which are wanted.
     """
 
     index_BQ: Tensor
@@ -75,14 +75,14 @@ class QuerySubset:
 
     @classmethod
     def at(cls, at_BL: Tensor) -> "QuerySubset":
-        """QuerySubset to the positions where `at_BL` is True, [B, L] bool."""
+        """The subset of positions where `at_BL` [B, L] bool is True."""
         number_B = at_BL.sum(-1)
         most = int(number_B.max())
         index_BQ = at_BL.long().argsort(dim=-1, descending=True, stable=True)[:, :most]
         return cls(index_BQ, torch.arange(most, device=at_BL.device) < number_B[:, None])
 
     def to(self, *args, **kwargs) -> "QuerySubset":
-        """As `Places.to`."""
+        """See `AttentionContext.to`."""
         return QuerySubset(self.index_BQ.to(*args, **kwargs), self.wanted_BQ.to(*args, **kwargs))
 
     def pick(self, x_BLD: Tensor) -> Tensor:
@@ -93,10 +93,10 @@ class QuerySubset:
 def attend(
     block: nn.Module, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, subset: QuerySubset | None = None
 ) -> Tensor:
-    """Rotate queries and keys and attend, [B, L, H C]; `block` is the `module` that attention backends inspect."""
+    """Rotate queries and keys and attend, [B, L, H C]; attention backends receive `block` as their `module`."""
     k, mask = rotate(k, context.cos, context.sin), context.mask
     cos, sin = context.cos, context.sin
-    if subset is not None:  # all queries of a row see the same keys
+    if subset is not None:  # the mask is the same for all queries of a row
         rows = len(subset.index_BQ)
         cos, sin = (subset.pick(angles.expand(rows, -1, -1, -1)[:, 0])[:, None] for angles in (cos, sin))
         mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, : q.shape[2]]
@@ -112,7 +112,7 @@ def attend(
         mask,
         scaling=q.shape[-1] ** -0.5,
         dropout=0.0,
-        position_ids=context.positions_BL,  # variable-length flash attention finds packed segments by it
+        position_ids=context.positions_BL,  # from which flash attention finds packed segments
     )
     return out_BLHC.flatten(2)
 
@@ -132,7 +132,7 @@ def attention_context(
     """Positions, rotary angles and the attention mask of a batch.
 
     Raises:
-        ValueError: segments, or padding with a cache, that the attention backend cannot take.
+        ValueError: the attention backend does not support these segments, or padding with a cache.
     """
     padded, same_segment = attention_mask is not None and not bool(attention_mask.all()), None
     positions_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device)[None]
@@ -149,7 +149,7 @@ def attention_context(
 
 
 def check_segments(backend: str, rows: int, padded: bool) -> None:
-    """Raise ValueError where an attention backend cannot keep packed segments apart."""
+    """Raise ValueError if the backend would attend across packed segments."""
     if "flash" in backend and (rows > 1 or padded):
         raise ValueError(
             f"attn_implementation={backend!r} takes segment_ids for one row without padding only: pack into one row, "
@@ -158,13 +158,13 @@ def check_segments(backend: str, rows: int, padded: bool) -> None:
 
 
 def partial_query_mask(backend: str, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The mask of padded keys, [B, 1, 1, L], where queries are fewer than keys: all of them see the same ones.
+    """The mask of padded keys for a subset of the queries, [B, 1, 1, L]: all queries attend to the same keys.
 
     Raises:
-        ValueError: a backend whose mask is no such tensor.
+        ValueError: the backend does not take a mask of this form.
     """
     if backend not in ("sdpa", "eager"):
-        raise ValueError(f"attn_implementation={backend!r} takes no padding with a cache: use 'sdpa'")
+        raise ValueError(f"attn_implementation={backend!r} does not support padding with a cache: use 'sdpa'")
     assert attention_mask is not None
     mask = attention_mask[:, None, None, :].bool()
     if backend == "eager":

@@ -1,10 +1,10 @@
-"""What every model of the family is made of: its norm, and the outer model class with loading, head and `forward`.
+"""The base class of all models, with strict loading, the head and `forward`; and RMSNorm.
 
     p_theta(x_0^i | x_t) = softmax(head(rms(x)))_i                (LLaDA, arXiv 2502.09992, eq. 11: no time input)
 
-The head runs inside `forward`, at chosen positions only.
+The head runs inside `forward`, only at the positions that are asked for.
 
-Shapes: B sequences, L tokens, D width, V vocabulary, N chosen positions, Q the most of them in a row.
+Shapes: B sequences, L tokens, D width, V vocabulary, N chosen positions, Q the largest number of them in a row.
 """
 
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from llada.models.common.head import Head, at_least_fp32, chunked_log_probs
 
 @dataclass
 class MaskedLMOutput(ModelOutput):
-    """What `forward` returns: logits or log_probs, never both.
+    """The output of `forward`: either logits or log_probs.
 
     logits: [B, L, V], or [N, V] when `logits_at` chose N positions (row-major order).
     log_probs: [B, L] log-probability of `target_ids`, nats, 0 where the target is `NOT_SCORED`.
-    auxiliary_losses: [B, A] of each sequence in training, as `DenoiserSpec.auxiliary_losses` names them.
+    auxiliary_losses: [B, A], in training only; `DenoiserSpec.auxiliary_losses` names the A columns.
     """
 
     logits: Tensor | None = None
@@ -51,14 +51,14 @@ class RMSNorm(nn.Module):
 
 
 class MaskedLM(PreTrainedModel):
-    """A masked diffusion language model with its head; a subclass says where that is, and has the body `model`:
+    """A masked diffusion language model. A subclass provides the output embeddings (the head) and a module `model`:
 
-    (input_ids, attention_mask, segment_ids, kv_cache, subset) -> final normalised hidden states [B, L, D] ([B, Q, D] of
-    `subset`), and auxiliary losses [B, A] of a model that has any, in training, else None.
+    (input_ids, attention_mask, segment_ids, kv_cache, subset) -> final normalised hidden states [B, L, D] ([B, Q, D]
+    with a `subset`), and auxiliary losses [B, A] (in training, if the model has any; else None).
     """
 
     base_model_prefix = "model"
-    lora_targets: str  # a pattern of module names: the linear layers of the blocks, and not the head
+    lora_targets: str  # regular expression of module names: the blocks' linear layers without the head
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -67,13 +67,13 @@ class MaskedLM(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """`PreTrainedModel.from_pretrained`, strict.
+        """`PreTrainedModel.from_pretrained`, but a checkpoint that does not fit the model exactly is an error.
 
         Raises:
-            ValueError: tensors are missing, unknown or misshapen, or a file is truncated; they are named.
+            ValueError: tensors are missing, unknown or misshapen, or a file is truncated. The message names them.
         """
         source = str(pretrained_model_name_or_path)
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, with all the others
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # raised below, together
 
         def published_names():
             config = kwargs.get("config") or AutoConfig.from_pretrained(source)
@@ -87,8 +87,8 @@ class MaskedLM(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Fan-in scaling; projections back into the residual stream shrink with depth, so that its variance does not
-        # grow with the number of layers. (`init_*` fields of published configs matter to new models only.)
+        # Fan-in scaling. Projections into the residual stream are scaled down with depth, so that its variance does not
+        # grow with the number of layers. Published `init_*` fields, used for new models only, are ignored.
         if isinstance(module, nn.Linear):
             into_residual = any(module is projection for projection in self.residual_projections())
             depth = 2 * self.config.num_hidden_layers if into_residual else 1
@@ -101,27 +101,27 @@ class MaskedLM(PreTrainedModel):
             init.ones_(module.weight)
 
     def residual_projections(self) -> list[nn.Linear]:
-        """The projections back into the residual stream, whose initialisation shrinks with depth."""
+        """The projections into the residual stream, whose initialisation is scaled down with depth."""
         raise NotImplementedError
 
     def first_up_projection(self) -> list[nn.Parameter]:
-        """The up-projection of the first block (of all its experts): where the paper measures gradient variance."""
+        """The first block's up-projection (of all its experts), for which the VRPO paper reports gradient variance."""
         raise NotImplementedError
 
     def active_parameters(self) -> int:
-        """How many parameters one token goes through."""
+        """The number of parameters that are used for one token."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def denoiser_spec(self) -> DenoiserSpec:
-        """What the rest of the package may know of this model (`llada.denoiser`)."""
+        """The description of this model for the rest of the package (`llada.denoiser`)."""
         return self.config.denoiser_spec
 
     def head(self, hidden: Tensor, targets_N: Tensor | None = None) -> Tensor:
         module = self.get_output_embeddings()
         if isinstance(module, Head):
             return module(hidden, targets_N)
-        weight_VD = module.weight  # tied: the embedding is the head
+        weight_VD = module.weight  # tied weights: the input embedding is the head's weight
         return F.linear(hidden, weight_VD) if targets_N is None else chunked_log_probs(hidden, targets_N, weight_VD)
 
     def forward(
@@ -133,20 +133,20 @@ class MaskedLM(PreTrainedModel):
         logits_at: Tensor | None = None,
         kv_cache: KeyValueCache | None = None,
     ) -> MaskedLMOutput:
-        """Predict clean tokens.
+        """Predict clean tokens: logits [B, L, V] or [N, V], or log-probabilities of targets.
 
         Args:
             input_ids: [B, L] noisy tokens.
-            attention_mask: [B, L], 0 on padding: padded keys are not attended to. Pads may stand on either side
-                (rotary positions are relative).
-            segment_ids: [B, L] for several sequences packed into one row: attention stays inside a segment and
-                positions restart. Neighbouring segments must have different ids.
+            attention_mask: [B, L], 0 on padding: padded keys are not attended to. Padding may be on either side,
+                because rotary positions are relative.
+            segment_ids: [B, L], for several sequences packed into one row: attention stays inside a segment, and
+                positions restart in each. Neighbouring segments must have different ids.
             target_ids: [B, L] clean tokens where they are to be scored and `NOT_SCORED` elsewhere. The head then runs
-                at those positions only, `HEAD_CHUNK` at a time with recomputation, and `log_probs` [B, L] is returned:
-                no [B, L, V] tensor exists in training.
-            logits_at: [B, L] bool, where logits are wanted; None means everywhere.
-            kv_cache: keys and values of earlier forwards. `input_ids` are then the positions that it
-                names, `attention_mask` is of the whole canvas.
+                at those positions only, `HEAD_CHUNK` at a time with recomputation, and `log_probs` [B, L] is returned,
+                so that training never needs a [B, L, V] tensor.
+            logits_at: [B, L] bool, True where logits are wanted; None means everywhere.
+            kv_cache: keys and values of earlier forward passes. `input_ids` are then the tokens at the cache's
+                `positions_RQ`, and `attention_mask` covers all positions.
 
         Raises:
             ValueError: both `target_ids` and `logits_at`, or a sequence longer than `max_sequence_length`.
@@ -160,7 +160,7 @@ class MaskedLM(PreTrainedModel):
             )
         subset = None
         if logits_at is not None and not torch.is_grad_enabled() and segment_ids is None:
-            # The mask of other backends is no tensor of queries and keys.
+            # Other backends have no mask tensor that could be cut to a subset of the queries.
             subset = QuerySubset.at(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
         hidden_BLD, auxiliary_losses = self.model(input_ids, attention_mask, segment_ids, kv_cache, subset)
         if target_ids is None:

@@ -1,7 +1,7 @@
-"""Reading published and saved weights: a tensor that is missing, unknown or misshapen is an error that names it.
+"""Strict loading of weights: a tensor that is missing, unknown or misshapen raises an error that names it.
 
-transformers would give a missing tensor random values and a warning; a model with a random layer trains and samples, so
-nobody would notice. A broken file is named too, which its error message alone does not do.
+transformers only warns and initialises a missing tensor at random; a model with a random layer trains and samples, so
+the mistake would go unnoticed. An unreadable file is named too, which the loader's own message does not do.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-SHOWN = 8  # names in a message, of those that there are
+SHOWN = 8  # at most this many names are listed in a message
 
 
 def listed(names) -> str:
@@ -23,7 +23,7 @@ def check_loading_info(info: dict, source: str) -> None:
     """Raise ValueError unless the checkpoint had exactly the tensors of the model.
 
     Args:
-        info: what `from_pretrained(..., output_loading_info=True)` tells.
+        info: the loading info of `from_pretrained(..., output_loading_info=True)`.
         source: name or path of the checkpoint.
     """
     problems = {
@@ -40,14 +40,14 @@ def check_loading_info(info: dict, source: str) -> None:
 
 @contextlib.contextmanager
 def explain_load_errors(source: str, expected: Callable[[], Iterable[str]]):
-    """Say which file or tensor a load failed at.
+    """Turn a loader's error into one that names the file or the tensors at fault.
 
     Args:
-        expected: gives the names of the tensors that the files must have.
+        source: name or path of the checkpoint.
+        expected: returns the names of the tensors that the files must have.
 
     Raises:
-        ValueError: instead of the loader's own error, for a local directory with a truncated or foreign file, or
-            without a tensor that its stacked experts need.
+        ValueError: a local directory has a file that cannot be read, or lacks tensors. Other errors pass unchanged.
     """
     try:
         yield

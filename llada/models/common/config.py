@@ -1,4 +1,4 @@
-"""What the configurations of the family share."""
+"""The base class of all model configurations, and the check of their fields."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from llada.denoiser import DenoiserSpec
 
 
 def check_supported(fields: dict, supported: dict[str, tuple]) -> None:
-    """Raise ValueError on the first field whose value is not supported, with what is."""
+    """Raise ValueError on the first field with an unsupported value; the message lists the supported ones."""
     for field, values in supported.items():
         if field in fields and fields[field] not in values:
             allowed = " or ".join(repr(value) for value in values)
@@ -14,10 +14,10 @@ def check_supported(fields: dict, supported: dict[str, tuple]) -> None:
 
 
 class FamilyConfig:
-    """Mixed into the configurations of the family: what they say of a model to the rest of the package."""
+    """Mixin of the model configurations: describes a model to the rest of the package."""
 
     def auxiliary_losses(self) -> dict[str, float]:
-        """Names and weights of the losses that the model returns in training beside its log-probabilities."""
+        """Names and weights of the losses that the model returns in training besides its log-probabilities."""
         return {}
 
     def describe(self: Any) -> str:
@@ -31,13 +31,13 @@ class FamilyConfig:
         return "dense"
 
     def set_special_ids(self, mask: int, eos: int, pad: int, eot: int | None) -> None:
-        """Write down ids that the published files lack and a tokenizer has."""
+        """Set the special ids, some of which the published files lack, from those of a tokenizer."""
         for name, value in ("mask", mask), ("eos", eos), ("pad", pad), ("eot", eot):
             setattr(self, f"{name}_token_id", value)
 
     @property
     def denoiser_spec(self: Any) -> DenoiserSpec:
-        """What `llada.denoiser` asks for; the sizes' names are `attribute_map`'s where a layout has others."""
+        """The `DenoiserSpec` of the model. `attribute_map` translates names of sizes that differ between families."""
         ids = {f"{name}_id": getattr(self, f"{name}_token_id") for name in ("mask", "eos", "pad", "eot")}
         sizes = {"context": self.max_sequence_length, "vocabulary": self.embedding_size}
         return DenoiserSpec(**ids, **sizes, kv_cache=True, auxiliary_losses=self.auxiliary_losses())

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Rows of the head evaluated at once in training: 1024 x 126464 fp32 logits are 0.5 GB, recomputed in the backward.
+# Positions per chunk of the head in training: 1024 x 126464 fp32 logits are 0.5 GB, recomputed in the backward pass.
 HEAD_CHUNK = 1024
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the steps that checkpoints compute in fp32; a float64 model stays float64 throughout."""
+    """The dtype of steps that are computed in fp32 whatever the model's dtype; a float64 model stays float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -24,9 +24,9 @@ def log_probs_of(hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor) -> Ten
 
 
 def chunked_log_probs(hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor) -> Tensor:
-    """Log-probability of each target under softmax(W h), [N], `HEAD_CHUNK` rows at a time, recomputed in the backward.
+    """Log-probability of each target under softmax(W h), [N], in recomputed chunks of `HEAD_CHUNK` positions.
 
-    One chunk at least, if an empty one: every process must use the head in every step.
+    There is at least one chunk, which may be empty: every process must use the head in every step.
     """
     chunks = zip(hidden_ND.split(HEAD_CHUNK), targets_N.split(HEAD_CHUNK), strict=True)
     if torch.is_grad_enabled():
@@ -37,8 +37,8 @@ def chunked_log_probs(hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor) -
 class Head(nn.Linear):
     """The language-model head: logits, or log-probabilities of targets.
 
-    The loop over chunks is inside one call of the module: processes have different numbers of targets, and engines that
-    shard parameters (ZeRO-3) gather the weight once for each call, so all must make the same number of calls.
+    The loop over chunks is inside one call of the module: engines that shard parameters (ZeRO-3) gather the weight once
+    for each call, so all processes must make the same number of calls although their numbers of targets differ.
     """
 
     def forward(self, hidden: Tensor, targets_N: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""LoRA and other PEFT adapters on this family."""
+"""LoRA and other PEFT adapters on the models of this package."""
 
 import copy
 
@@ -7,17 +7,17 @@ from transformers import PreTrainedModel
 
 
 def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
-    """`peft.get_peft_model` with defaults that fit this family; the given configuration is not changed.
+    """`peft.get_peft_model` with the model's own default targets (`lora_targets`); `peft_config` is not changed.
 
     Raises:
-        ValueError: adapters on the language-model head, which runs inside `forward` and would not apply them.
+        ValueError: `target_modules` includes the language-model head, whose code would not apply adapters.
     """
     from peft import get_peft_model
 
     peft_config = copy.deepcopy(peft_config)
     if peft_config.target_modules is None:
         peft_config.target_modules = model.lora_targets
-    # A task type such as CAUSAL_LM would route calls through generation and label arguments that we do not have.
+    # A task type such as CAUSAL_LM would pass generation and label arguments, which these models do not take.
     peft_config.task_type = None
     wrapped = get_peft_model(model, peft_config)
     if hasattr(model.get_output_embeddings(), "lora_A"):

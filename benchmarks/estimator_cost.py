@@ -1,12 +1,11 @@
-"""What loo_complementary costs beside vrpo: the time of drawing its masks, and of a training step, interleaved in one
-run.
+"""Cost of loo_complementary relative to vrpo: time to draw masks and time of a training step, interleaved in one run.
 
 python benchmarks/estimator_cost.py [--quick] [--json PATH]
 
-Masks for n = 16 and 64 responses of 1,024 tokens, on one core; and steps of a model of width 256 with 6 layers and a
-vocabulary of 32k on 2 pairs of prompt 64 and response 192, n = 4, alternating between the designs. The ratio is
+Masks are drawn for n = 16 and 64 responses of 1,024 tokens on one core. Steps alternate between the designs, with a
+model of width 256, 6 layers and a vocabulary of 32k, 2 pairs of prompt 64 and response 192, and n = 4. The ratio is
 that of mean step times, with the 95% interval of a bootstrap over neighbouring pairs of steps. The redraw for the
-logged variance is timed apart: it comes once in `variance_steps` (50) steps.
+logged variance is timed separately: it happens once in `variance_steps` (50) steps.
 """
 
 import argparse
@@ -36,6 +35,7 @@ def draw_seconds(name: str, repeats: int) -> float:
 
 
 def trainers(folder: str) -> dict[str, VRPOTrainer]:
+    """A trainer for each of the two designs, with the same initial model."""
     from datasets import Dataset
 
     config = LLaDAConfig(
@@ -74,11 +74,11 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in both}
         for step in range((5 if args.quick else 20) + 1):
             for name, trainer in sorted(both.items(), reverse=bool(step % 2)):
-                trainer.epoch_counter.epoch = step  # other masks: a step's time depends on how many tokens they hide
+                trainer.epoch_counter.epoch = step  # new masks: a step's time depends on how many tokens they mask
                 start = time.perf_counter()
                 trainer.training_step(trainer.model, batches[name])
                 trainer.model.zero_grad()
-                if step:  # the first one warms up
+                if step:  # the first step is a warm-up
                     times[name].append(time.perf_counter() - start)
         trainer, start = both["loo_complementary"], time.perf_counter()
         with torch.no_grad():

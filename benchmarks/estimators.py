@@ -1,14 +1,13 @@
-"""Variance of preference scores and gradients at equal forward passes: the paper's forms, loo_complementary, and
-published designs.
+"""Variance of scores and gradients at equal forward passes: the paper's forms, loo_complementary, published designs.
 
 python benchmarks/estimators.py [--quick] [--one_manner] [--json PATH]
 python benchmarks/estimators.py --policy DIR --reference DIR --data PAIRS.jsonl [--length 128] [--only NAME]
 
-Trains a reference and a policy on a made-up task (`examples/spelling.py`), or takes two models and pairs (with
---length, those whose responses are nearest to it). Values are of the margin M = s / beta, nats^2. Both paper's forms
-come from per-count moments (`vrpo.analysis.variance_sources`), the 1/t form with a floor of 1e-3; everything else is
-redrawn. "gain" is the form's variance over the design's at the same number of forward passes, a ratio of means over
-pairs with its jackknife 95% interval.
+The script trains a reference and a policy on a synthetic task (`examples/spelling.py`), or takes two models and pairs
+(with --length, the pairs whose responses are nearest to it). Variances are of the margin M = s / beta, in nats^2. Those
+of the paper's two forms, L/l and 1/t (with a floor of 1e-3), come from per-count moments
+(`vrpo.analysis.variance_sources`), all others from redraws. "gain" is the form's variance over the design's at the same
+number of forward passes, a ratio of means over pairs with its jackknife 95% interval.
 """
 
 import argparse
@@ -48,7 +47,7 @@ def pairs_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 @dataclass
 class Case:
-    """Two models, batches of pairs, and what was found so far: written after every row."""
+    """Two models, batches of pairs, and the rows measured so far, which are written after each one."""
 
     policy: torch.nn.Module
     reference: torch.nn.Module
@@ -59,6 +58,7 @@ class Case:
     single: dict[str, Tensor] = field(default_factory=dict)  # variance of the margin with one draw, by form, [P]
 
     def note(self, name: str, found: Interval | float, unit: str = "ratio") -> str:
+        """Record a row, rewrite the JSON file and return the value as text."""
         low, high = (None, None) if isinstance(found, float) else (found.low, found.high)
         value = found if isinstance(found, float) else found.value
         self.rows.append({"name": name, "value": value, "unit": unit, "low": low, "high": high})
@@ -77,7 +77,7 @@ class Case:
         return torch.cat(found, 1)
 
     def design(self, name: str, n: int, draw_of) -> Tensor:
-        """Print a design's variance and its gain over both forms; its redrawn margins, [R, P]."""
+        """Print a design's variance and its gain over both forms; return its redrawn margins, [R, P]."""
         values_RP = self.margins(draw_of)
         variance_P = values_RP.var(0)
         line = f"{name:28} n={n:<3} Var[M] {self.note(f'{name}, n={n}, Var[M]', float(variance_P.mean()), 'nats^2'):>8}"
@@ -107,7 +107,8 @@ def given_case(args) -> Case:
     import llada  # noqa: F401
     from llada.data.loading import load_rows
     from llada.data.tokenizer import load_tokenizer, special_ids
-    from vrpo.data import PairCollator, prepare_pairs
+    from vrpo.collator import PairCollator
+    from vrpo.data import prepare_pairs
     from vrpo.training.reference import make_reference
 
     policy = AutoModelForCausalLM.from_pretrained(args.policy).eval()
@@ -128,9 +129,9 @@ def given_case(args) -> Case:
 
 
 def paper_forms(case: Case, counts: int, masks: int) -> None:
-    """The paper's two forms by per-count moments, for any budget; the L/l form redrawn too, to check the harness."""
+    """Variance of the paper's two forms from per-count moments; the L/l form is also redrawn, as a check."""
     found = []  # of the chosen and the rejected response of each pair
-    for batch in tqdm(case.batches, desc="banks"):
+    for batch in tqdm(case.batches, desc="masked sums"):
         both = masked_sum_tables(case.policy, case.reference, batch, counts, masks, 2)
         found += zip(both[: len(both) // 2], both[len(both) // 2 :], strict=True)
     lengths = torch.cat([batch["response_mask"].sum(-1) for batch in case.batches]).double()
@@ -143,7 +144,7 @@ def paper_forms(case: Case, counts: int, masks: int) -> None:
         level, count, pattern = (sources / sources.sum()).tolist()
         drawn = (
             f"count {level:.0%}" if form == "L/l" else f"level {level:.0%}, count {count:.0%}"
-        )  # L/l draws the count
+        )  # the L/l form draws the count
         print(f"{form} form by source: {drawn}, mask pattern {pattern:.0%}")
     gain = jackknife(ratio_of_means, case.single["1/t"], case.single["L/l"])
     print("L/l form over 1/t form:", case.note("L/l form, gain over 1/t form", gain))
@@ -152,6 +153,7 @@ def paper_forms(case: Case, counts: int, masks: int) -> None:
 
 
 def published(case: Case) -> None:
+    """Variance of the published designs, and the squared bias of those that are biased."""
     exact_RP = case.margins(draws_of(design("loo_complementary", n_t=16)))
     for name in PUBLISHED:
         for n in (4, 8):
@@ -198,15 +200,15 @@ def gradients(case: Case) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="8 pairs and 16 redraws")
-    parser.add_argument("--one_manner", action="store_true", help="the task's hard case")
-    parser.add_argument("--sft_steps", type=int, default=200, help="of the made-up task's reference")
-    parser.add_argument("--fresh", type=int, default=20261121, help="seed of the made-up task's pairs")
+    parser.add_argument("--one_manner", action="store_true", help="the synthetic task's hard case")
+    parser.add_argument("--sft_steps", type=int, default=200, help="SFT steps of the synthetic task's reference")
+    parser.add_argument("--fresh", type=int, default=20261121, help="seed of the synthetic task's pairs")
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--redraws", type=int, default=64)
-    parser.add_argument("--masks", type=int, default=24, help="masks at each count of a bank")
-    parser.add_argument("--counts", type=int, default=64, help="counts of a bank, all where the response is shorter")
-    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="forward passes of loo_complementary")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure beside the forms")
+    parser.add_argument("--masks", type=int, default=24, help="masks at each masked count in a table of masked sums")
+    parser.add_argument("--counts", type=int, default=64, help="maximum number of masked counts in a table")
+    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="values of n for loo_complementary")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to measure besides the forms")
     for name in ("policy", "reference", "data", "json"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--length", type=int)

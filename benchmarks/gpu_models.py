@@ -1,9 +1,9 @@
-"""LLaDA-8B and LLaDA-MoE-7B with random bf16 weights on a GPU: built, run forward, and trained one LoRA step.
+"""Build, forward and train (LoRA) LLaDA-8B and LLaDA-MoE-7B with random bf16 weights on a GPU.
 
 python benchmarks/gpu_models.py [--quick] [--json PATH]
 
-Tokens/s of forwards and of a LoRA step (rank 16, gradient checkpointing, head at masked positions) on 4 rows of 1,024
-tokens, and peak memory. Without a GPU it says "not run"; --quick shows that the code runs, with tiny models on a CPU.
+It prints tokens/s of forwards and of a LoRA step (rank 16, gradient checkpointing, head at masked positions) on 4 rows
+of 1,024 tokens, and peak memory. Without a GPU it prints "not run"; --quick runs tiny models, on a CPU too.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TINY = {
 
 
 def seconds(work, repeats: int, device: str) -> float:
-    """Mean time of `work` after one call that warms up."""
+    """Mean time of `work` in seconds, after one warm-up call."""
     work()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -43,6 +43,7 @@ def seconds(work, repeats: int, device: str) -> float:
 
 
 def measure(name: str, config, device: str, shape: tuple[int, int], repeats: int) -> list[dict]:
+    """Print and return the rows of one model."""
     torch.manual_seed(0)
     start = time.perf_counter()
     with torch.device(device):
@@ -72,7 +73,7 @@ def measure(name: str, config, device: str, shape: tuple[int, int], repeats: int
 
 
 def arguments(description: str) -> argparse.Namespace | None:
-    """The options of a benchmark that needs a GPU, with its `device`; None, and said so, where it cannot run."""
+    """The options of a benchmark that needs a GPU, with its `device`; prints "not run" and returns None without one."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny models, on a CPU too")
     parser.add_argument("--json", help="write rows {name, value, unit, low, high} here")

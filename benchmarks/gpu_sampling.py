@@ -2,10 +2,10 @@
 
 python benchmarks/gpu_sampling.py [--quick] [--json PATH]
 
-Prompt 512, 256 new tokens in blocks of 32, batches of 1 and 16. Random weights are sure of nothing, so that a threshold
-would commit one token a step; "4 a step" are 64 steps instead of 256. "roofline" is that of an H200: the sum over
-forwards of the larger of the time to read the weights once (4.3 TB/s) and that of the products (790 TFLOP/s in bf16).
-Without a GPU it says "not run"; --quick shows that the code runs, with a tiny model on a CPU.
+The prompt has 512 tokens; 256 new tokens come in blocks of 32, in batches of 1 and 16. Random weights give low
+confidence, so a threshold would commit one token a step; "4 a step" means 64 steps instead of 256. "roofline" is that
+of an H200: the sum over forwards of the larger of the time to read the weights once (4.3 TB/s) and that of the products
+(790 TFLOP/s in bf16). Without a GPU it prints "not run"; --quick runs a tiny model, on a CPU too.
 """
 
 import json
@@ -27,14 +27,14 @@ SETTINGS = SamplerSettings(steps=256, gen_length=256, block_length=32, stop_at_e
 
 
 def roofline(model, queries: list[int], rows: int, length: int, candidates: int) -> float:
-    """Seconds that forwards of so many query tokens in a row take at least.
+    """Least time of the forwards of a generation, seconds.
 
     Args:
-        queries: query tokens of a row, for each forward; length: of the canvas; candidates: where the head runs.
+        queries: query tokens of a row in each forward; length: tokens of the canvas; candidates: positions of the head.
     """
     embedding = model.get_input_embeddings().weight.numel()
     weights = sum(p.numel() for p in model.parameters()) - embedding
-    head, body = embedding, weights - embedding  # the head is as large, and untied
+    head, body = embedding, weights - embedding  # the head is as large as the embedding, and not tied to it
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     spent = 0.0
     for query in queries:
@@ -45,7 +45,7 @@ def roofline(model, queries: list[int], rows: int, length: int, candidates: int)
 
 
 def queries_of(settings: SamplerSettings, prompt: int) -> list[int]:
-    """Query tokens of a row in every forward, where each step commits its share."""
+    """Query tokens of a row in every forward, if every step commits the same number of tokens."""
     length, block = prompt + settings.gen_length, settings.block_length
     blocks = settings.gen_length // block
     found = []
@@ -77,7 +77,7 @@ def main() -> None:
             spent, queries = seconds(work, 1, device), queries_of(settings, prompt)
             stats = found["stats"]
             if (stats.forwards, stats.query_tokens) != (len(queries), batch * sum(queries)):
-                raise RuntimeError(f"{name}: {stats}, but the roofline is of {len(queries)} forwards")
+                raise RuntimeError(f"{name}: {stats}, but the roofline counts {len(queries)} forwards")
             least = roofline(model, queries, batch, prompt + settings.gen_length, settings.block_length)
             rate = batch * settings.gen_length / spent
             print(

@@ -1,11 +1,11 @@
-"""How fast the experts run: the plain loop over experts against each implementation, interleaved in one run.
+"""Speed of the experts: the plain loop over experts against each implementation, interleaved in one run.
 
 python benchmarks/moe.py [--quick] [--json PATH]
 
-One layer with 64 experts, 8 for each token, forward and backward, in fp32 on a CPU (one thread) and bf16 on a GPU. The
-loop looks for the tokens of every expert in turn, as the published code does; `eager` is our `experts_by_slices`,
-`grouped_mm` is transformers'. Ratios are loop over implementation, of median times, with the 95%
-interval of a bootstrap over rounds. Outputs and gradients are compared first.
+One layer with 64 experts, 8 for each token, runs forward and backward in fp32 on a CPU (one thread) or bf16 on a GPU.
+The loop looks up the tokens of every expert in turn, as the published code does; `eager` is this project's
+`experts_by_slices`, `grouped_mm` is that of transformers. Ratios are median times of the loop over those of the
+implementation, with the 95% interval of a bootstrap over rounds. Outputs and gradients are compared first.
 """
 
 import argparse
@@ -24,6 +24,7 @@ TOKENS = {"cpu": 256, "cuda": 4096}
 
 
 def plain_loop(experts: Experts, h_ND: Tensor, chosen_NK: Tensor, weight_NK: Tensor) -> Tensor:
+    """Weighted sum of the chosen experts' outputs, [N, D], one expert after another."""
     out_ND = torch.zeros_like(h_ND)
     # Iterating unbinds the stacked weights once: indexing would make a gradient of full size for every expert.
     for expert, (gate_up, down) in enumerate(zip(experts.gate_up_proj, experts.down_proj, strict=True)):
@@ -72,7 +73,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - start)
     rounds = torch.tensor([times[name] for name in names])
     drawn = torch.randint(rounds.shape[1], (2000, rounds.shape[1]), generator=torch.Generator().manual_seed(0))
-    medians = rounds[:, drawn].median(-1).values  # the same rounds for all: interleaving is kept
+    medians = rounds[:, drawn].median(-1).values  # the same rounds for all, which keeps the interleaving
     rows = []
     print(f"{n} tokens, width {config.hidden_size}, 64 experts of {config.expert_intermediate_size}, top 8, {device}")
     for index, name in enumerate(names):

@@ -1,14 +1,13 @@
-"""Does less variance make a better model? The quickstart's VRPO stage with `vrpo` and with `loo_complementary`, n = 2
-each.
+"""Does less variance give a better model? The quickstart's VRPO stage with `vrpo` and `loo_complementary`, n = 2.
 
 python benchmarks/quickstart_designs.py --sft runs/quickstart/sft_model [--quick] [--json PATH]
 
-Each run samples its own pairs from the fine-tuned model of `make quickstart`, aligns it, and measures accuracy on the
-held-out prompts, and margin, reward accuracy and the preference loss (and with its SFT term, as trained) on held-out
-pairs with 64 draws of one design. Three learning rates for each design are compared on 2 seeds, by accuracy (or by
-held-out preference loss: --by loss); the best of each then runs on 4 fresh seeds, and only those are in the table:
-means and differences with Student's 95% intervals over seeds, which share the fine-tuned model.
---json keeps one line for each run, and a run that has its line is not run again.
+Each run samples its own pairs from the fine-tuned model of `make quickstart` and aligns it. It measures accuracy on the
+held-out prompts, and margin, reward accuracy and the preference loss (with and without its SFT term) on held-out pairs,
+with 64 draws of one design for both. Three learning rates for each design are compared on 2 seeds, by accuracy (or by
+held-out preference loss: --by loss); the best of each then runs on 4 fresh seeds. Only those are in the table: means
+and differences with Student's 95% intervals over seeds, all of which start from the same fine-tuned model. --json
+writes one line for each run, and a run whose line exists is not repeated.
 """
 
 import argparse
@@ -35,13 +34,14 @@ COLUMNS = ("accuracy", "margin", "reward_accuracy", "loss", "with_sft")
 
 
 def one_run(sft: str, name: str, rate: float, seed: int, steps: int, folder: Path) -> dict:
+    """Align the model with one design, rate and seed; return the run's settings and measurements."""
     model = LLaDAModelLM.from_pretrained(sft)
     pairs_file = folder / f"pairs{seed}.json"
     if not pairs_file.exists():
         pairs_file.write_text(json.dumps(sample_pairs(model, random.Random(seed), seed)))
     pairs = json.loads(pairs_file.read_text())
     asked = sorted({pair["prompt"] for pair in pairs})
-    apart = set(asked[: len(asked) // 5])  # prompts are random: the first in order are too
+    apart = set(asked[: len(asked) // 5])  # prompts are random, so the first in sorted order are a random fifth
     settings = dict(estimator=name, n_t=2, learning_rate=rate, max_steps=steps, variance_steps=0, eval_draws=64)
     trainer, _ = align(
         model, folder, seed, [p for p in pairs if p["prompt"] not in apart],
@@ -64,8 +64,8 @@ def one_run(sft: str, name: str, rate: float, seed: int, steps: int, folder: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sft", default="runs/quickstart/sft_model")
-    parser.add_argument("--quick", action="store_true", help="4 steps, one rate, two seeds: shows that it runs")
-    parser.add_argument("--by", choices=("accuracy", "loss"), default="accuracy", help="what chooses the rate")
+    parser.add_argument("--quick", action="store_true", help="4 steps, one rate, two seeds, to check that it runs")
+    parser.add_argument("--by", choices=("accuracy", "loss"), default="accuracy", help="criterion to choose the rate")
     parser.add_argument("--json", type=Path, help="one JSON line for each run; continued if it exists")
     args = parser.parse_args()
     rates, choosing, fresh = ((5e-5,), (100,), (200, 201)) if args.quick else (RATES, CHOOSING, FRESH)

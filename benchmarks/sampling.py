@@ -1,12 +1,12 @@
-"""How fast `generate` is: each mode against a plain loop with the same weights, interleaved in one run, by CPU time.
+"""Speed of `generate`: each mode against a plain loop with the same weights, interleaved in one run, in CPU time.
 
 python benchmarks/sampling.py [--quick] [--rounds 3] [--json PATH]
 
-31.5M parameters with random weights (width 512, 8 layers, vocabulary 4,096), prompt 64, 128 new tokens in blocks of 32,
-one thread. The plain loop forwards the whole window for every token, with logits everywhere, and is itself tight (fp32
-softmax, no Gumbel noise); its time is printed beside forwards x one bare forward. The threshold is set so that the dual
-cache commits two tokens a forward, and is the same in every mode. "model" is the ratio that the number of query tokens
-predicts. Ratios are plain over mode, with the range over rounds. Then where the time of a forward goes.
+The model has 31.5M random parameters (width 512, 8 layers, vocabulary 4,096); the prompt has 64 tokens, and 128 new
+ones come in blocks of 32, on one thread. The plain loop forwards the whole window for every token with all logits and
+has little overhead (fp32 softmax, no Gumbel noise): its time is printed over forwards x one bare forward. The threshold
+is the same in every mode, set so that the dual cache commits two tokens a forward. "model" is the ratio that the number
+of query tokens predicts. Ratios are plain over mode, with the range over rounds. The last lines split a step by part.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def build(layers: int = 8, width: int = 512) -> LLaDAModelLM:
 
 @torch.no_grad()
 def plain(model: LLaDAModelLM, prompt_1P: Tensor) -> tuple[Tensor, int]:
-    """One token of the current block a step, the most confident; the whole window forwarded, logits everywhere."""
+    """Commit the most confident token of the block in each step; forward the whole window with all logits."""
     canvas = torch.cat([prompt_1P, prompt_1P.new_full((1, NEW), MASK)], -1)
     for start in range(PROMPT, PROMPT + NEW, BLOCK):
         block = slice(start, start + BLOCK)
@@ -71,14 +71,14 @@ def two_tokens_a_forward(model: LLaDAModelLM, prompt_1P: Tensor) -> float:
 
 
 def parts_of_a_forward(model: LLaDAModelLM, prompt_1P: Tensor, repeats: int) -> dict[str, float]:
-    """Seconds in embedding, attention (norms and projections included), MLP and head, of one whole forward.
+    """Seconds in embedding, attention (norms and projections included), MLP and head of a forward over a whole canvas.
 
-    "rule" is what follows it in a step: the choice of tokens at one block's candidates, and of those to commit.
+    "rule" is what follows in a step: choosing the tokens at one block's candidates, and those to commit.
     """
     canvas, spent, marks = torch.cat([prompt_1P, prompt_1P.new_full((1, NEW), MASK)], -1), {}, {}
 
     def watch(name: str, first: torch.nn.Module, last: torch.nn.Module) -> list:
-        """Time from the beginning of one module to the end of another."""
+        """Add up the time from the start of one module to the end of another."""
 
         def before(*_):
             marks[name] = time.process_time()
@@ -147,7 +147,7 @@ def main() -> None:
         return f"{value:.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
 
     bare = [p / (forwards * b) for p, b in zip(seconds["plain"], seconds["bare forward"], strict=True)]
-    print(f"plain: {forwards} forwards in {min(seconds['plain']):.2f} s; over forwards x a bare one:",
+    print(f"plain: {forwards} forwards in {min(seconds['plain']):.2f} s; over forwards x one bare forward:",
           note("plain over forwards x a bare forward", bare))  # fmt: skip
     for name in modes:
         cost, ratios = costs[name], [p / m for p, m in zip(seconds["plain"], seconds[name], strict=True)]

@@ -1,10 +1,10 @@
-"""What the approximate modes of `generate` cost in accuracy: the quickstart's SFT model on held-out prompts.
+"""Accuracy cost of the approximate modes of `generate`, for the quickstart's SFT model on held-out prompts.
 
 python benchmarks/sampling_quality.py --model runs/quickstart/sft_model [--quick] [--json PATH]
 
-Greedy answers to 500 held-out prompts, checked by a program, in each mode; the difference from the exact mode in
-points, with its paired bootstrap 95% interval over prompts; query tokens of a prompt. (A growing canvas is for models
-that were trained on one; this one was not.)
+In each mode the model answers 500 held-out prompts greedily and a program checks the answers. It prints the difference
+from the exact mode in points, with its paired bootstrap 95% interval over prompts, and the query tokens of a prompt.
+(A growing canvas is for models that were trained on one; this one was not.)
 """
 
 import argparse

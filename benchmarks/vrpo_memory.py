@@ -1,9 +1,9 @@
-"""Peak memory of a VRPO step by the number of draws, each case in its own process, as ratios to n = 1.
+"""Peak memory of a VRPO step against the number of draws n, as ratios to n = 1; each case has its own process.
 
 python benchmarks/vrpo_memory.py [--quick] [--json PATH]
 
 Memory is the process's peak resident size above its resident size before the first step (model, optimizer and data are
-loaded by then), so it is what the step itself needs. The plain form holds one graph over all draws.
+loaded by then), so it is what the step itself needs. The form "one graph" holds one graph over all draws.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import tempfile
 
 import torch
 
-# Freed blocks go back to the system at once, so that the peak is of live tensors and not of the allocator's slack.
+# Freed blocks return to the system at once, so that the peak counts live tensors and not the allocator's slack.
 ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
 CASES = [("replay", 1), ("replay", 4), ("replay", 16), ("one graph", 1), ("one graph", 4), ("one graph", 16)]
 
@@ -27,13 +27,13 @@ def resident(field: str) -> float:
 
 
 def forget_peak() -> None:
-    """Set-up peaks must not hide the step's (Linux)."""
+    """Reset VmHWM, so that peaks of the set-up do not hide the step's (Linux only)."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def peak_of_step(form: str, n: int, length: int) -> float:
-    """Peak of one step above the size before it, MiB."""
+    """Peak memory of one step above the size before it, MiB."""
     from datasets import Dataset
 
     from llada import LLaDAConfig, LLaDAModelLM

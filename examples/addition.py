@@ -1,11 +1,11 @@
-"""A task made by code: column addition with written carries, taught by a writer who is sometimes in a hurry.
+"""A synthetic task: column addition with written carries, demonstrated by a writer who sometimes hurries.
 
     prompt     385+947?
     careful    5+7+0=12 8+4+1=13 3+9+1=13 1332      columns from the right: digit + digit + carry, then the result
     hurried    5+7+0=12 8+4+0=12 3+9+0=12 1222      forgets to carry
 
-The demonstrations are noisy by design: the more carries a sum has, the more often it is hurried. Where the hurried
-answer is the more frequent one, a model that imitates well is wrong, and only a preference can tell it.
+The demonstrations are noisy by design: the more carries a sum has, the more often its answer is hurried. Where hurried
+answers are more frequent, a model that imitates well is wrong, and only preferences can correct it.
 """
 
 import random
@@ -39,7 +39,7 @@ def right_answer(prompt: str) -> str:
 
 
 def is_right(row: dict, answer: str) -> bool:
-    """The verifier: every column, every carry and the result, to the letter."""
+    """The verifier: every column, every carry and the result, letter by letter."""
     return answer.strip() == right_answer(row["prompt"])
 
 
@@ -58,7 +58,7 @@ def is_held_out(prompt: str) -> bool:
 
 
 def prompts(number: int, rng: random.Random, held_out: bool) -> list[str]:
-    """Distinct prompts from one side of the split."""
+    """That many distinct prompts, all held out or all not."""
     found: dict[str, None] = {}
     while len(found) < number:
         prompt = f"{rng.randint(100, 999)}+{rng.randint(100, 999)}?"

@@ -1,10 +1,10 @@
-"""How noisy are preference scores? The paper's variance table, and loo_complementary beside it, for a small model
-trained here.
+"""Variance of preference scores of a small model trained here: the paper's table, with loo_complementary added.
 
     python examples/compare_estimators.py
 
-Trains a reference and a policy on a made-up task (`spelling.py`), then redraws masks on fresh pairs: a table, and
-variance.json, .csv and .png in runs/compare_estimators. For your own models and pairs: `python -m vrpo.variance`.
+The script trains a reference and a policy on a synthetic task (`spelling.py`), redraws masks on fresh pairs, prints a
+table and writes variance.json, .csv and .png to runs/compare_estimators. `python -m vrpo.variance` does this for your
+own models and pairs.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from vrpo.analysis.report import draw_variance, print_variance
 from vrpo.analysis.run import write
 from vrpo.analysis.settings import Settings
 from vrpo.analysis.table import measure
-from vrpo.data import PairCollator, prepare_pairs
+from vrpo.collator import PairCollator
+from vrpo.data import prepare_pairs
 
 
 def batches_of(number: int, size: int, seed: int, one_manner: bool = False) -> list:

@@ -1,8 +1,8 @@
-"""LoRA on a JSONL of preferences: train adapters, save them, merge them, and sample from the result.
+"""LoRA on a JSONL file of preferences: train adapters, save them, merge them and sample from the result.
 
     python examples/lora_finetuning.py --model runs/tiny_sft --data PAIRS.jsonl --output runs/my_lora --prompt "2+2?"
 
-The reference is the model with its adapters off, so no second copy is in memory.
+The reference is the model with its adapters off, so memory holds only one model.
 """
 
 from dataclasses import dataclass, field

@@ -1,9 +1,9 @@
-"""Masked diffusion in one flat loop: draw masks, predict the hidden tokens, weigh, step; then score and sample.
+"""Masked diffusion in one flat loop: draw masks, predict masked tokens, weight the loss, step; then score and sample.
 
-    python examples/masked_diffusion_from_scratch.py        (some ten seconds on a CPU)
+    python examples/masked_diffusion_from_scratch.py        (about ten seconds on a CPU)
 
-The task: answer eight letters with the next letters of the alphabet ("hal" -> "ibm"). All that `recipes/` does on real
-data is here without a trainer: SFT (LLaDA, arXiv 2502.09992, Alg. 2) with exact-count masks, the ELBO of held-out
+The task: answer eight letters with the next letters of the alphabet ("hal" -> "ibm"). The script does without a trainer
+what `recipes/` does on real data: SFT (LLaDA, arXiv 2502.09992, Alg. 2) with exact-count masks, the ELBO of held-out
 answers, and the sampler, which fills all eight positions in the order of its confidence.
 """
 

@@ -1,11 +1,11 @@
-"""A small LLaDA from nothing to aligned: SFT, on-policy pairs, VRPO, and what it gained, on a CPU in minutes.
+"""Train and align a small LLaDA on a CPU in minutes: SFT, on-policy pairs, VRPO and the gain in accuracy.
 
     make quickstart            or            python examples/quickstart.py --seed 1
 
 The task is column addition taught by demonstrations that are noisy by design (`addition.py`). The model is fine-tuned
-on them, its own answers are checked by a program and paired, and VRPO prefers the right ones. A control arm continues
-SFT on the chosen answers of the same pairs for the same number of forward passes. All three are evaluated greedily on
-prompts that appear in no demonstration and no pair.
+on them, its own answers are checked by a program and paired, and VRPO makes it prefer the right ones. A control
+continues SFT on the chosen answers of the same pairs for the same number of forward passes. All three are evaluated
+greedily on prompts that appear in no demonstration and no pair.
 """
 
 import argparse
@@ -40,7 +40,7 @@ HELD_OUT = 1000
 FORWARDS = VRPO_STEPS * VRPO_BATCH * 2 * DRAWS * 3
 CONTROL_BATCH = 64
 GREEDY = SamplerSettings(gen_length=ANSWER_LENGTH + 1, steps=16, block_length=ANSWER_LENGTH + 1)
-# Two tokens a step at first, then one: the tokens that are left to the end are those that depend on each other.
+# Two tokens a step at first, then one: the last tokens to be filled are those that depend on each other.
 SAMPLED = SamplerSettings(gen_length=ANSWER_LENGTH + 1, steps=24, block_length=ANSWER_LENGTH + 1, **DIVERSE)
 TOKENIZER = byte_tokenizer()
 
@@ -111,7 +111,7 @@ def copy_of(model: LLaDAModelLM) -> LLaDAModelLM:
 
 
 def fine_tune(folder: Path, seed: int, rng: random.Random, held_out: list[str]):
-    """SFT from scratch; also the accuracy at 80% of the steps, to show that it had converged."""
+    """SFT from scratch: model, log, what is right at 80% of the steps (to show convergence) and the prompts."""
     taught = [rng.choice(range(100, 1000)) for _ in range(2 * DEMONSTRATIONS)]
     rows = [f"{a}+{b}?" for a, b in zip(taught[::2], taught[1::2], strict=True)]
     rows = [{"prompt": p, "completion": demonstration(p, rng)} for p in rows if not is_held_out(p)]
@@ -144,7 +144,7 @@ def fine_tune(folder: Path, seed: int, rng: random.Random, held_out: list[str]):
 
 
 def sample_pairs(model, rng: random.Random, seed: int) -> list[dict]:
-    """Right and wrong answers of the model itself, up to two pairs of a prompt."""
+    """Sample answers of the model and pair right with wrong ones, at most two pairs of a prompt."""
     asked = prompts(PAIR_PROMPTS, rng, held_out=False)
     model.eval()
     sampled = answers(
@@ -158,7 +158,7 @@ def sample_pairs(model, rng: random.Random, seed: int) -> list[dict]:
 
 
 def align(model, folder: Path, seed: int, pairs: list[dict], held_out_pairs: list[dict] | None = None, **changes):
-    """VRPO on the pairs; the trainer and its logged rows. `changes` are settings of `VRPOConfig`."""
+    """Run VRPO on the pairs; return the trainer and its logged rows. `changes` are settings of `VRPOConfig`."""
     # The SFT term here is per sequence (0.05 of it), which is the response length times the per-token default.
     settings = common(
         folder, "vrpo", seed, max_steps=VRPO_STEPS, per_device_train_batch_size=VRPO_BATCH,
@@ -174,6 +174,7 @@ def align(model, folder: Path, seed: int, pairs: list[dict], held_out_pairs: lis
 
 
 def continue_sft(model, folder: Path, seed: int, pairs: list[dict]):
+    """The control: continue SFT on the chosen answers for as many forward passes as VRPO takes."""
     rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
     settings = common(
         folder, "control", seed, max_steps=FORWARDS // CONTROL_BATCH, per_device_train_batch_size=CONTROL_BATCH,

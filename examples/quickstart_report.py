@@ -1,4 +1,4 @@
-"""The quickstart's table and picture: the arms, and the course of a run."""
+"""The quickstart's table and picture: accuracy of each arm, and curves of the run."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ ARMS = {"sft": "SFT", "control": "SFT continued on chosen", "vrpo": "VRPO"}
 
 
 def print_report(results: dict[str, Any]) -> None:
-    """The arms with their accuracies and 95% intervals, as a table on the terminal.
+    """Print a table of the arms with their accuracies and 95% intervals.
 
     results: per arm of `ARMS` "accuracy" and "ci95", and differences as {"mean", "ci95"} (see the quickstart).
     """
@@ -47,7 +47,7 @@ def interval(bounds: list[float], form: str = "{:.1%}", scale: float = 1.0) -> s
 def draw_report(
     results: dict[str, Any], sft_log: list[dict[str, float]], steps: list[dict[str, float]], path: Path
 ) -> None:
-    """Four panels: SFT loss, VRPO margin and score variance by step, and the accuracies with intervals.
+    """Draw four panels: SFT loss, VRPO margin and score variance by step, and the accuracies with intervals.
 
     sft_log, steps: logged rows with "step"; `steps` with "loss", "rewards/margins" and "score/variance".
     """

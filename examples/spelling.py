@@ -1,13 +1,13 @@
-"""A task made by code whose answers have entropy: digits spelled out by writers who differ in care.
+"""A synthetic task whose answers have high entropy: digits spelled out by careful and sloppy writers.
 
     prompt    4730168?
     careful   four seven thRee zero one six eight
     sloppy    FoUr seVeN ThReE zerO TWo sIx eIGht
 
-A careful answer has a capital in one letter of ten and no wrong word; a sloppy one in every second letter, and one
-word in four is wrong. Four demonstrations in ten are sloppy; pairs prefer careful over sloppy. So a preference is
-spread over most tokens. `one_manner=True` writes all letters of an answer alike, small or capital: then one visible
-letter tells all, and most of a preference lies in the masks that hide everything, the hard case for estimators.
+A careful answer has one letter in ten capitalised and no wrong word; a sloppy one has every second letter capitalised
+and one word in four wrong. Four demonstrations in ten are sloppy; pairs prefer careful over sloppy. So a preference is
+spread over most tokens. With `one_manner=True` all letters of an answer are small or all are capital: one visible
+letter reveals which, and most of a preference lies in fully masked draws, the hard case for estimators.
 """
 
 import random
@@ -26,7 +26,7 @@ DIGITS = 7
 MAX_LENGTH = 64
 COMMON: dict = dict(use_cpu=True, report_to="none", save_strategy="no", weight_decay=0.0, dataloader_drop_last=True)
 COMMON |= dict(logging_steps=50)
-VRPO_RATE = 3e-5  # 20 steps of it move the policy 6 to 10 nats of margin away from its reference
+VRPO_RATE = 3e-5  # 20 steps at this rate move the policy 6 to 10 nats of margin away from its reference
 
 
 def prompt(rng: random.Random) -> str:
@@ -50,7 +50,7 @@ def demonstrations(number: int, rng: random.Random, one_manner: bool = False) ->
 
 
 def preferences(number: int, rng: random.Random, one_manner: bool = False) -> list[dict[str, str]]:
-    """Careful over sloppy, drawn apart for the same prompt."""
+    """Careful over sloppy answers, drawn independently for the same prompt."""
     sides = {"chosen": True, "rejected": False}
     return [
         {"prompt": text} | {side: answer(text, careful, rng, one_manner) for side, careful in sides.items()}
@@ -97,6 +97,6 @@ def aligned(reference: LLaDAModelLM, folder: Path, seed: int, one_manner: bool, 
 def small_models(
     folder: Path, seed: int = 0, one_manner: bool = False, sft_steps: int = 200
 ) -> tuple[LLaDAModelLM, LLaDAModelLM]:
-    """Reference and policy, for measurements. After 200 steps the reference writes words, after 500 it has settled."""
+    """Reference and policy, for measurements. After 200 steps the reference writes words; by 500 it has converged."""
     reference = fine_tuned(folder, seed, one_manner, sft_steps)
     return reference, aligned(reference, folder, seed, one_manner)

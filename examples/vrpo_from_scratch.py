@@ -1,6 +1,6 @@
-"""VRPO in one flat loop, without a trainer: what a step does, in the order in which it does it.
+"""VRPO in one flat loop, without a trainer: the operations of a step in their order.
 
-    python examples/vrpo_from_scratch.py        (some twenty seconds on a CPU)
+    python examples/vrpo_from_scratch.py        (about twenty seconds on a CPU)
 
 LLaDA 1.5 (arXiv 2505.19223): the DPO loss with log-likelihoods replaced by ELBO estimates; policy and reference share
 the masks; the score is averaged over draws before the log-sigmoid; plus 0.05 times the SFT loss of the chosen response.
@@ -44,7 +44,7 @@ def vrpo_loss(policy, reference, tokens_BL: torch.Tensor, draws: MaskDraws) -> t
     """Loss and score of each pair, [P]; tokens and draws hold the P chosen and then the P rejected."""
     policy_B = elbo(policy, tokens_BL, draws)
     with torch.no_grad():
-        reference_B = elbo(reference, tokens_BL, draws)  # the same masks: coupled
+        reference_B = elbo(reference, tokens_BL, draws)  # with the policy's masks
     chosen_ratio_P, rejected_ratio_P = (policy_B - reference_B).chunk(2)
     score_P = BETA * (chosen_ratio_P - rejected_ratio_P)
     sft_P = -policy_B.chunk(2)[0] / RESPONSE
@@ -76,7 +76,7 @@ def main() -> None:
         )
         print(f"{(canvas == held_out).all(-1).float().mean():.0%} of held-out greedy answers are of the chosen kind")
 
-    print("SFT on both kinds of answer alike")
+    print("SFT on chosen and rejected answers alike")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     for step in range(300):
         tokens_BL = pairs(32, generator_for(args.seed, step))

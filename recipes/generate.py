@@ -1,10 +1,10 @@
-"""Prompts in, completions out: on one process or several, and a run that was killed goes on where it stopped.
+"""Write a completion for every prompt, on one process or several; a killed run resumes where it stopped.
 
     accelerate launch recipes/generate.py --model runs/tiny_sft --prompts FILE.jsonl --output completions.jsonl
 
-FILE has a `prompt` column (text or messages). Rows keep their columns and get `completion`. Settings of the sampler are
-those of `llada.SamplerSettings`, given by name; the others are `--preset`'s (`llada.preset`) or, without one, those
-that were saved with the model. An answer of EOS alone is an empty completion: it is kept, and its row is named.
+FILE has a `prompt` column (text or messages). Rows keep their columns and get `completion`. Options set the fields of
+`llada.SamplerSettings` by name; the other fields come from `--preset` (`llada.preset`) or, without one, from the
+settings saved with the model. An answer of EOS alone is an empty completion: it is kept, and its row is reported.
 """
 
 import llada  # noqa: F401  (registers the model)
@@ -15,11 +15,11 @@ from llada.errors import RecipeError
 
 def main(argv: list[str] | None = None) -> None:
     args, options = parse((CompletionArguments, SamplerOptions), argv)
-    from llada.cli.completions import Completions  # after the options: it loads the models
+    from llada.cli.completions import Completions  # imported after parsing: it loads torch
 
     run = Completions(args, sampler_settings(args, options))
     if "completion" in run.rows[0]:
-        raise RecipeError(f"{args.prompts} has a column 'completion' already, which this would replace: rename it")
+        raise RecipeError(f"{args.prompts} already has a column 'completion', which would be replaced: rename it")
     found = run.make()
     if found is not None:
         run.files.finish(row | {"completion": text} for row, (text,) in zip(run.rows, found, strict=True))

@@ -3,8 +3,8 @@
     accelerate launch recipes/make_pairs.py --model runs/tiny_sft --prompts FILE.jsonl --output pairs.jsonl
 
 FILE has a `prompt` column (text or messages) and what the verifier needs: `same_as_answer` and `same_last_number`
-compare with an `answer` column; `FILE.py:function` is any `function(row, answer) -> bool`. Sampling is that of
-`generate.py`, at temperature 1 unless told otherwise: several processes, and a run that was killed goes on.
+compare with an `answer` column; `FILE.py:function` is any `function(row, answer) -> bool`. The script samples as
+`generate.py` does (several processes, a killed run resumes), at temperature 1 by default.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from vrpo.rollouts import DIVERSE, pair_up
 class Arguments(CompletionArguments):
     verifier: str = field(default="same_as_answer", metadata={"help": f"{sorted(VERIFIERS)}, or FILE.py:function."})
     samples: int = field(default=4, metadata={"help": "Answers to each prompt."})
-    pairs_per_prompt: int = field(default=1, metadata={"help": "At most this many pairs of one prompt."})
+    pairs_per_prompt: int = field(default=1, metadata={"help": "Maximum number of pairs for each prompt."})
 
 
 def load_verifier(name: str) -> Verifier:
@@ -46,10 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     verify = load_verifier(args.verifier)
     if args.samples < 2 or args.pairs_per_prompt < 1:
         raise RecipeError(
-            f"samples={args.samples} must be at least 2, for a pair is of two answers, and pairs_per_prompt="
+            f"samples={args.samples} must be at least 2, since a pair needs two answers, and pairs_per_prompt="
             f"{args.pairs_per_prompt} at least 1"
         )
-    from llada.cli.completions import Completions  # after the options: it loads the models
+    from llada.cli.completions import Completions  # imported after parsing: it loads torch
 
     run = Completions(args, sampler_settings(args, options, **DIVERSE), args.samples)
     if args.verifier in VERIFIERS and "answer" not in run.rows[0]:

@@ -17,7 +17,7 @@ from trl import ModelConfig
 
 from llada.cli.recipe import RecipeArguments, parse
 from llada.training.sft import MaskedDiffusionConfig
-from vrpo import VRPOConfig
+from vrpo import DESIGNS, VRPOConfig
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
@@ -62,6 +62,12 @@ def test_importing_and_asking_for_help_do_not_wait_for_torch(command):
     assert found.returncode == 0, found.stderr[-1000:]
     assert not re.search(r"\| +torch$", found.stderr, re.M)
     assert "--help" not in command or "--" in found.stdout
+
+
+def test_the_help_of_estimator_names_every_design():
+    """Written out there, because importing the designs would import torch."""
+    help = VRPOConfig.__dataclass_fields__["estimator"].metadata["help"]
+    assert {word.strip(",.") for word in help.split()} >= set(DESIGNS)
 
 
 def test_paths_and_targets_of_the_readme_exist():

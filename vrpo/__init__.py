@@ -1,6 +1,6 @@
 """Preference optimization of masked diffusion language models (VRPO, arXiv 2505.19223), built on `llada`.
 
-What is listed in `__all__` is imported when it is first used.
+The names in `__all__` are imported on first use.
 """
 
 import llada  # noqa: F401  (registers the families with the Auto classes)
@@ -9,7 +9,8 @@ from llada.lazy import lazy_exports
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "vrpo.data": ["PairCollator", "prepare_pairs"],
+        "vrpo.collator": ["PairCollator"],
+        "vrpo.data": ["prepare_pairs"],
         "vrpo.estimators.designs": ["DESIGNS", "ComposedDesign", "Design", "design", "draw_for_pairs"],
         "vrpo.losses.pairwise": ["LOSSES", "LossInputs", "PreferenceLoss"],
         "vrpo.rollouts": ["DIVERSE", "pair_up", "preference"],

@@ -1,4 +1,4 @@
-"""Preference rows in TRL's formats -> tokenized pairs -> batches with the keys of their masks.
+"""Preference rows in TRL's formats -> tokenized pairs -> batches, whose `example_id` seeds their masks.
 
 Columns in: `prompt`, `chosen`, `rejected`, as text or as messages; or `chosen` and `rejected` alone, whose common
 beginning is the prompt (TRL's implicit prompt). Rows out: `chosen_ids` and `rejected_ids` (prompt and response),
@@ -8,11 +8,8 @@ beginning is the prompt (TRL's implicit prompt). Rows out: `chosen_ids` and `rej
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llada.data.collator import Collator
 from llada.data.formats import ROWS_VERSION, example_id, keep_fitting, name_rows
 from llada.data.loading import column_names
 from llada.data.tokenizer import SpecialIds, encode_pair
@@ -36,10 +33,10 @@ def prepare_pairs(
 
     Args:
         ids: special ids (`llada.data.tokenizer.special_ids`).
-        max_length: the most tokens that prompt, response and EOS tail may have, on either side.
-        drop_overlong: leave out pairs with an over-long side (with a warning that counts them) instead of refusing.
+        max_length: largest number of tokens of prompt, response and EOS tail together, for each side.
+        drop_overlong: drop pairs with an over-long side, with a warning that counts them, instead of raising.
         allow_identical: keep pairs whose chosen and rejected tokens are equal (their score is noise around 0).
-        source: what messages call the dataset, such as its file.
+        source: name of the dataset in messages, such as its file.
 
     Raises:
         DataError: columns missing, an empty prompt, chosen or rejected, identical sides, a prompt that leaves no room
@@ -79,7 +76,7 @@ class _PairsOut:
     tokenizer: PreTrainedTokenizerBase
     ids: SpecialIds
     source: str
-    room: int | None  # tokens for prompt and response, where a prompt that fills them is refused
+    room: int | None  # tokens for prompt and response; a prompt that fills them raises (None: no check)
 
     def __post_init__(self):
         self.version = ROWS_VERSION
@@ -109,32 +106,10 @@ class _PairsOut:
             "rejected_ids": sides["rejected"],
             "prompt_length": len(prompt_ids),
             "length": max(map(len, sides.values())),
-            # One hash of both sides: the id of a response alone would tie pairs that share it to the same draws.
+            # The hash covers both sides: if it covered one response, pairs that share it would share their draws.
             "example_id": example_id(sides["chosen"] + sides["rejected"], len(sides["chosen"])),
             "row": row,
         }
 
     def error(self, row: int, column: str, what: object) -> DataError:
         return DataError(f"{self.source}, row {row} (counted from 0), column '{column}': {what}")
-
-
-@dataclass(frozen=True)
-class PairCollator:
-    """Rows -> a batch of 2P sequences: the P chosen, then the P rejected, padded together on the right.
-
-    Returns a dict of input_ids, attention_mask, scored (bool), each [2P, L]; example_id [P] and row [P].
-    """
-
-    pad_id: int
-    eos_id: int
-    eos_tail: int
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        sides = [
-            row | {"input_ids": row[f"{side}_ids"], "length": len(row[f"{side}_ids"]), "text_bytes": 0}
-            for side in ("chosen", "rejected")
-            for row in rows
-        ]
-        batch = Collator(self.pad_id, self.eos_id, self.eos_tail)(sides)
-        keys = {key: torch.tensor([row[key] for row in rows]) for key in ("example_id", "row")}
-        return {key: batch[key] for key in ("input_ids", "attention_mask", "response_mask")} | keys

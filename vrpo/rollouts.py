@@ -1,4 +1,4 @@
-"""On-policy preference pairs: sample answers, check them with a verifier, pair right ones with wrong ones."""
+"""On-policy preference pairs: a verifier checks sampled answers, and right ones are paired with wrong ones."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -8,15 +8,15 @@ from llada.evaluation import Verifier
 if TYPE_CHECKING:
     from llada.data.tokenizer import Prompt
 
-# Settings of the sampler that leave answers as diverse as the model is. The papers' low_confidence would draw unlikely
-# tokens again: hardly a wrong answer would be left to learn from.
+# Sampler settings that keep the diversity of the model's distribution. The papers' low_confidence remasks unlikely
+# tokens, which would leave hardly any wrong answer to learn from.
 DIVERSE: dict[str, Any] = {"temperature": 1.0, "remasking": "top_probability"}
 
 
 def pair_up(row: dict[str, Any], candidates: Iterable[str], verify: Verifier, most: int) -> list[dict[str, Any]]:
-    """Up to `most` pairs of a right and a wrong answer to one prompt, in the order they were sampled; texts differ.
+    """Up to `most` pairs of a right and a wrong answer to one prompt, in the order of sampling.
 
-    Answers that are empty are neither: they cannot be trained on.
+    Duplicate answers are dropped, and so are empty ones, which cannot be trained on.
     """
     distinct = [text for text in dict.fromkeys(candidates) if text.strip()]
     right = [text for text in distinct if verify(row, text)]

@@ -1,4 +1,4 @@
-"""Scores of preference pairs, from ELBO draws: log-ratios, and the variance that the draws give them.
+"""Scores of preference pairs from ELBO draws: log-ratios and their Monte Carlo variance.
 
     r = B_theta(y) - B_ref(y) for each side,   s = beta (r_chosen - r_rejected)   (LLaDA 1.5, arXiv 2505.19223, eq. 5)
 
@@ -11,24 +11,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SATURATED = 6.0  # |s| above which the sigmoid's slope is below 0.25%: a pair that no longer teaches
+SATURATED = 6.0  # |s| above which the sigmoid's slope is below 0.25%, so that the pair has almost no gradient
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """A value of both sides of P pairs, [..., P] each, such as ELBOs, log-ratios or lengths."""
+    """One tensor for each side of P pairs, [..., P] each, such as ELBOs, log-ratios or lengths."""
 
     chosen: Tensor
     rejected: Tensor
 
     @classmethod
     def split(cls, values: Tensor) -> "PairScores":
-        """From the responses of a batch, [..., 2P]: the P chosen, then the P rejected (`vrpo.data.PairCollator`)."""
+        """Split a batch of responses, [..., 2P]: the P chosen, then the P rejected (`vrpo.collator.PairCollator`)."""
         chosen, rejected = values.chunk(2, -1)
         return cls(chosen, rejected)
 
     def joined(self) -> Tensor:
-        """In the order of a batch, [..., 2P]."""
+        """Both sides in the order of a batch, [..., 2P]."""
         return torch.cat([self.chosen, self.rejected], -1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "PairScores":

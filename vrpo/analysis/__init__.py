@@ -1,1 +1,1 @@
-"""How much preference scores, losses and gradients vary, and why."""
+"""Variance of preference scores, losses and gradients caused by mask sampling, and its sources."""

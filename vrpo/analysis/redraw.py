@@ -1,6 +1,6 @@
-"""Redraw the masks of a batch of pairs again and again: scores, gradients and banks.
+"""Redraw the masks of a batch of pairs many times: scores, gradients and tables of masked sums.
 
-Redraw r takes the plans of epoch r, so it is what a training run with that seed would have drawn. Models are in
+Redraw r takes the masks of epoch r, which a training run with that seed would draw in that epoch. Models are in
 evaluation mode; nothing here trains.
 
 Shapes: R redraws, B = 2P responses (chosen, then rejected), L tokens.
@@ -23,16 +23,12 @@ from vrpo.estimators.designs import Design, draw_for_pairs
 from vrpo.training.replay import batch_elbos, replay, sloped_elbo
 
 Batch = dict[str, Tensor]
-
-
 Model: TypeAlias = nn.Module | Denoiser
-
-
-Draw = Callable[[int], tuple[MaskDraws, MaskDraws]]  # redraw -> plans of policy and reference
+Draw = Callable[[int], tuple[MaskDraws, MaskDraws]]  # redraw -> masks of policy and of reference
 
 
 def mask_redraws(batch: Batch, design: Design, seed: int) -> Draw:
-    """The plans of policy and reference for each redraw of a batch."""
+    """The masks of policy and reference as a function of the redraw of a batch."""
     return lambda redraw: draw_for_pairs(design, batch["response_mask"], batch["example_id"].tolist(), seed, redraw)
 
 
@@ -53,7 +49,7 @@ def redrawn_elbos(
 
 @contextmanager
 def requires_grad_only(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Gradients of these parameters alone: what else requires one would keep its activations."""
+    """Let only these parameters require gradients, so that no other keeps its activations."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     for parameter in before:
         parameter.requires_grad_(any(parameter is chosen for chosen in parameters))
@@ -90,7 +86,7 @@ def redrawn_gradients(
 
 
 def count_grid(length: int, most: int) -> list[int]:
-    """At most `most` counts from 1 to length: all of them, or evenly spread in log l."""
+    """At most `most` masked counts from 1 to length: all of them, or evenly spread in log l."""
     if length <= most:
         return list(range(1, length + 1))
     return sorted({round(length ** (step / (most - 1))) for step in range(most)})
@@ -100,7 +96,7 @@ def count_grid(length: int, most: int) -> list[int]:
 def masked_sum_tables(
     policy: Model, reference: Model, batch: Batch, counts: int, masks: int, seed: int
 ) -> list[MaskedSumTable]:
-    """A bank for each response: S(M) of policy minus reference for `masks` masks at up to `counts` counts."""
+    """A table for each response: S(M) of policy minus reference, nats, for `masks` masks at up to `counts` counts."""
     lengths = batch["response_mask"].sum(-1).tolist()
     grids = [count_grid(length, counts) for length in lengths]
     generators = [

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def print_variance(results: dict[str, Any]) -> None:
-    """The variance table (`vrpo.variance.measure`) on the terminal, and below it what the draws are made of."""
+    """Print the variance table (`vrpo.analysis.table.measure`), then correlation, sources and doubling ratios."""
     from rich.console import Console
     from rich.table import Table
 
@@ -34,15 +34,15 @@ def print_variance(results: dict[str, Any]) -> None:
     for form, parts in (results["sources"] or {}).items():
         shares = ", ".join(f"{name} {bounded(cell)}" for name, cell in parts.items() if name != "variance")
         console.print(
-            f"One draw with shared masks, {form} form: Var score {bounded(parts['variance'])}; share of {shares}"
+            f"One draw with shared masks, {form} form: Var score {bounded(parts['variance'])}; shares: {shares}"
         )
     for row in results["doubling_ratios"]:
         shares = ", ".join(f"{key} x{bounded(row[key])}" for key in ("score", "loss", "gradient") if row[key])
-        console.print(f"Twice the forward passes of {row['name']}, {row['n']} -> {2 * row['n']}: variance of {shares}")
+        console.print(f"Doubling n of {row['name']}, {row['n']} -> {2 * row['n']}, multiplies the variance: {shares}")
 
 
 def bounded(cell: dict[str, float] | None) -> str:
-    """A value with its interval, where it has one."""
+    """A value with its interval, if it has one."""
     if cell is None:
         return ""
     ends = "" if cell["low"] is None else f" [{cell['low']:.2g}, {cell['high']:.2g}]"
@@ -50,7 +50,7 @@ def bounded(cell: dict[str, float] | None) -> str:
 
 
 def is_plotted(row: dict[str, Any], name: str) -> bool:
-    """Rows of a budget curve: shared masks, one at each timestep."""
+    """Whether a row is on its design's budget curve: masks are shared, one at each timestep."""
     return row["name"] == name and row["shared_masks"] and row["n_y"] == 1
 
 

@@ -6,7 +6,6 @@ import platform
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -18,12 +17,11 @@ from llada.data.loading import load_rows
 from llada.data.tokenizer import special_ids
 from llada.training.base import row_length
 from vrpo.analysis.report import draw_variance, print_variance
+from vrpo.analysis.settings import TableArguments
 from vrpo.analysis.table import measure
-from vrpo.data import PairCollator, prepare_pairs
+from vrpo.collator import PairCollator
+from vrpo.data import prepare_pairs
 from vrpo.training.reference import make_reference
-
-if TYPE_CHECKING:
-    from vrpo.variance import Arguments
 
 
 def write(results: dict, folder: Path) -> None:
@@ -47,10 +45,10 @@ def write(results: dict, folder: Path) -> None:
 
 
 def choose_device(name: str) -> str:
-    """The device of that name; "auto" is a GPU where there is one.
+    """The device of that name; "auto" is a GPU if there is one.
 
     Raises:
-        ValueError: a GPU that is not there.
+        ValueError: a GPU is named and torch finds none.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,17 +57,17 @@ def choose_device(name: str) -> str:
     return name
 
 
-def run(args: "Arguments") -> None:
-    """Measure, write the table and print it.
+def run(args: TableArguments) -> None:
+    """Measure the variance, write the table and print it.
 
     Raises:
-        ValueError: results that are there, fewer pairs than asked for, a reference with another vocabulary, a row that
-            cannot be read.
+        ValueError: a missing GPU, fewer pairs than asked for, a reference with another vocabulary, or a bad row.
+        ImportError: matplotlib is not installed.
     """
-    assert args.model is not None  # `Arguments` refuses it, and None in the other two
+    assert args.model is not None  # `TableArguments` raises if one of these three is None
     assert args.ref_model is not None
     assert args.data is not None
-    Path(args.output).mkdir(parents=True, exist_ok=True)  # before an hour's work: it may be a file
+    Path(args.output).mkdir(parents=True, exist_ok=True)  # fail now, not after an hour, if it is a file
     if find_spec("matplotlib") is None:
         raise ImportError("the picture needs matplotlib: pip install matplotlib")
     device = choose_device(args.device)
@@ -86,7 +84,7 @@ def run(args: "Arguments") -> None:
         )
     policy = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype=args.dtype).to(device).eval()
     reference = make_reference(policy, args.ref_model)
-    assert reference is not None  # that is for adapters
+    assert reference is not None  # None is for adapters only
     reference.to(device)
     collate = PairCollator(ids.pad, ids.eos, 1)
     chosen = list(pairs.select(range(args.pairs)))

@@ -1,15 +1,15 @@
-"""How much is measured of the variance of scores. Nothing heavy is imported, so that `--help` answers at once."""
+"""Settings of a variance measurement. Torch is not imported here, so that `--help` is fast."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vrpo.estimators.designs import Design
     from vrpo.losses.pairwise import PreferenceLoss
 
-# The paper's rows, its default first.
+# Rows of the paper's Table 2 as (n_t, n_y, shared masks), its default first.
 TABLE_2 = [(4, 1, True), (1, 1, True), (8, 1, True), (1, 4, True), (2, 2, True), (4, 1, False)]
-
 
 # Parameters whose gradient is measured: the first block's up-projection (the paper's choice), the head, or all.
 GRADIENTS = ("up", "head", "full")
@@ -17,20 +17,20 @@ GRADIENTS = ("up", "head", "full")
 
 @dataclass
 class Settings:
-    """How much is measured; the defaults are the paper's protocol."""
+    """What is measured; the defaults are the paper's protocol."""
 
     pairs: int = field(default=128, metadata={"help": "Pairs from the top of the data."})
-    batch_size: int = field(default=16, metadata={"help": "Pairs of a batch, whose gradient is one sample."})
+    batch_size: int = field(default=16, metadata={"help": "Pairs in a batch, whose gradient is one sample."})
     repeats: int = field(default=8, metadata={"help": "Redraws of each batch."})
-    budgets: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "n of the plot."})
+    budgets: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "Values of n in the plot."})
     designs: list[str] = field(
-        default_factory=lambda: ["vrpo", "loo_complementary"], metadata={"help": "Designs of the plot, by name."}
+        default_factory=lambda: ["vrpo", "loo_complementary"], metadata={"help": "Designs to plot, by name."}
     )
-    gradient: str = field(default="up", metadata={"help": "'up', 'head', 'full', or 'none' (much faster)."})
+    gradient: str = field(default="up", metadata={"help": "Parameters: 'up', 'head', 'full', 'none' (much faster)."})
     loss_type: str = field(default="sigmoid", metadata={"help": "A loss of vrpo.losses.pairwise."})
     beta: float = field(default=0.2, metadata={"help": "Scale of the score, 1/nats."})
     label_smoothing: float = field(default=0.0, metadata={"help": "For 'robust' and 'exo_pair'."})
-    source_pairs: int = field(default=8, metadata={"help": "Pairs, in whole batches, to split by source (0: none)."})
+    source_pairs: int = field(default=8, metadata={"help": "Pairs for the split by source: whole batches; 0: none."})
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
 
     def __post_init__(self):
@@ -59,9 +59,33 @@ class Settings:
         return PreferenceLoss((self.loss_type,), (1.0,), self.beta, self.label_smoothing)
 
     def rows(self) -> "list[tuple[str, Design]]":
-        """Named designs, each once: the paper's rows, then `designs` at every budget (pairs of masks from n = 2 on)."""
+        """Named designs, each once: the paper's rows, then `designs` at every budget (loo_complementary from n = 2)."""
         from vrpo.estimators.designs import ComposedDesign, design
 
         rows: list[tuple[str, Design]] = [("vrpo", ComposedDesign(n_t, n_y, shared)) for n_t, n_y, shared in TABLE_2]
         rows += [(name, design(name, n_t=n)) for name in self.designs for n in self.budgets]
         return list(dict.fromkeys((name, each) for name, each in rows if (name, each.n) != ("loo_complementary", 1)))
+
+
+@dataclass
+class TableArguments(Settings):
+    """The command line of `python -m vrpo.variance`."""
+
+    model: str | None = field(default=None, metadata={"help": "Policy: a path or a hub name."})
+    ref_model: str | None = field(default=None, metadata={"help": "Reference: a path or a hub name."})
+    data: str | None = field(default=None, metadata={"help": "Preference pairs in TRL's formats."})
+    max_length: int | None = field(default=None, metadata={"help": "Token limit of a side; longer pairs are dropped."})
+    output: str = field(default="runs/variance", metadata={"help": "Folder of variance.json, .csv and .png."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the results in output."})
+    device: str = field(default="auto", metadata={"help": "A torch device, or 'auto': a GPU if there is one."})
+    dtype: str = field(default="auto", metadata={"help": "'auto' (as saved), 'float32' or 'bfloat16'."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        missing = [f"--{name}" for name in ("model", "ref_model", "data") if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"missing: {', '.join(missing)}")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"dtype={self.dtype!r} must be 'auto', 'float32' or 'bfloat16'")
+        if Path(self.output, "variance.json").exists() and not self.overwrite:
+            raise ValueError(f"output={self.output} holds results: set overwrite to replace them")

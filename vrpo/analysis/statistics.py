@@ -24,7 +24,7 @@ class Interval:
 
 
 def jackknife(statistic: Callable[..., Tensor], *samples: Tensor) -> Interval:
-    """A statistic of independent items and its 95% interval, from standard errors by leaving out one item at a time.
+    """A statistic of independent items and its 95% interval, from the jackknife standard error (leave one item out).
 
     The interval is Student's, with one degree of freedom less than there are items.
 
@@ -47,8 +47,8 @@ def ratio_of_means(a: Tensor, b: Tensor) -> Tensor:
 def inverse_variance_mean(redrawn: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Log-ratios from the redraws of several unbiased designs, and the variance of their error, [B] each.
 
-    Designs weigh by the inverse of their mean variance: the least noisy ones decide, so that a noisy design is not
-    judged by its own mean.
+    Designs are weighted by the inverse of their mean variance, so that a noisy design is measured against the least
+    noisy ones and not against its own mean.
 
     Args:
         redrawn: [R, B] values of each design, for the same responses.
@@ -70,7 +70,7 @@ def covariances(policy_SB: Tensor, reference_SB: Tensor) -> tuple[Tensor, Tensor
 def one_minus_correlation(covariance_P3: Tensor) -> Tensor:
     """1 - correlation of policy and reference, pooled over items, a scalar, from stacked `covariances`.
 
-    What coupling cannot cancel: with variances alike, Var[policy - reference] is twice this share of either.
+    It is what shared masks cannot cancel: for equal variances, Var[policy - reference] is twice this share of either.
     """
     both, policy, reference = covariance_P3.sum(0)
     return 1 - both / (policy * reference).sqrt()

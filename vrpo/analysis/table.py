@@ -1,7 +1,8 @@
-"""What preference scores, losses and gradients owe to the draws: every design on the same pairs, with intervals.
+"""Variance of scores, losses and gradients caused by mask sampling: every design on the same pairs, with intervals.
 
-The rows are those of the paper's ablation (LLaDA 1.5, arXiv 2505.19223, Table 2: (n_t, n_y, coupled)), then `vrpo` and
-`designs` at the budgets of the plot; the protocol is the paper's (ib., D.5: 128 pairs, batches of 16, 8 repeats).
+The rows are those of the paper's ablation (LLaDA 1.5, arXiv 2505.19223, Table 2: (n_t, n_y, shared)), then the
+`designs` of the settings at each of their `budgets`; the protocol is the paper's (ib., D.5: 128 pairs, batches of 16, 8
+repeats).
 Variances are over repeats, averaged over pairs (score, loss) or over batches (gradient: total variance over the named
 parameters of the gradient of the batch's mean loss), with jackknife 95% intervals over pairs or batches.
 """
@@ -36,7 +37,7 @@ def measure(
     settings: Settings,
     tick: Callable[[], None] = lambda: None,
 ) -> dict:
-    """Every row's numbers, and what they are made of; see `print_variance` for how they read.
+    """Measure every design of the settings; `vrpo.analysis.report.print_variance` prints the result.
 
     Args:
         batches: from `PairCollator`, on the models' device.
@@ -44,12 +45,11 @@ def measure(
 
     Returns:
         {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated; intervals
-        as {value, low, high}), "doubling_ratios": what twice the budget leaves of each variance,
-        "one_minus_correlation": 1 - correlation
-        of policy and reference, "sources": shares of a single draw's variance}.
+        as {value, low, high}), "doubling_ratios": variance at 2n over variance at n, "one_minus_correlation":
+        1 - correlation of policy and reference, "sources": shares of a single draw's variance}.
 
     Raises:
-        ValueError: the model has no parameter of that name.
+        ValueError: the model does not say which parameters `settings.gradient` names.
     """
     parameters = chosen_parameters(policy, settings.gradient)
     designs, loss, redraws = settings.rows(), settings.loss(), range(settings.repeats)
@@ -62,7 +62,7 @@ def measure(
         for batch, length in zip(batches, lengths, strict=True):
             draw = mask_redraws(batch, each, settings.seed)
             policy_RB, reference_RB = redrawn_elbos(policy, reference, batch, draw, redraws)
-            if (name, each) == ("vrpo", ComposedDesign(4)):  # the sides are drawn apart: their covariances add
+            if (name, each) == ("vrpo", ComposedDesign(4)):  # the sides are drawn independently: covariances add
                 both = torch.stack(covariances(policy_RB, reference_RB), -1)
                 moments.append(both.unflatten(0, (2, -1)).sum(0))
             redrawn[-1].append(PairScores.split(policy_RB - reference_RB))
@@ -86,7 +86,7 @@ def measure(
 
 
 def row(name: str, design: Design, item: dict[str, Tensor]) -> dict:
-    """A design's line of the table, with intervals over pairs (of the gradient, over batches)."""
+    """A design's row of the table, with intervals over pairs (for the gradient, over batches)."""
     options = {"n_t": design.n, "n_y": 1} | asdict(design)  # type: ignore[call-overload]
     facts = {"name": name, **options, "n": design.n, "shared_masks": design.shared_masks, "biased": design.biased}
     return facts | {"gradient": None} | {key: interval(values) for key, values in item.items()}
@@ -104,7 +104,7 @@ def per_pair_statistics(
     best: list[tuple[PairScores, PairScores]],
     lengths: list[PairScores],
 ) -> dict[str, Tensor]:
-    """What each pair's redrawn score does, [pairs] each: variance of score and loss, bias of the loss, saturation.
+    """Statistics over redraws, [pairs] each: variance of score and loss, bias of the loss, share of saturated scores.
 
     Args:
         redrawn: log-ratios [R, P] of each batch, nats; best: `best_ratio` for each batch.
@@ -120,7 +120,7 @@ def per_pair_statistics(
 
 
 def chosen_parameters(policy: nn.Module, gradient: str) -> list[nn.Parameter]:
-    """The parameters that a setting of `gradient` names.
+    """The parameters that the setting `gradient` names.
 
     Raises:
         ValueError: the model does not say which ones they are.
@@ -135,7 +135,7 @@ def chosen_parameters(policy: nn.Module, gradient: str) -> list[nn.Parameter]:
 
 
 def doubling_ratios(designs: list[tuple[str, Design]], items: list[dict[str, Tensor]]) -> list[dict]:
-    """The variance that is left with twice the forward passes, as a share, for each budget of a plotted design."""
+    """The variance at 2n forward passes over that at n, for each budget n of each design in the plot."""
     curve = {
         (name, each.n): item
         for (name, each), item in zip(designs, items, strict=True)
@@ -153,7 +153,7 @@ def doubling_ratios(designs: list[tuple[str, Design]], items: list[dict[str, Ten
 
 
 def interval(values: Tensor, statistic: Callable[..., Tensor] = torch.mean, *more: Tensor) -> dict[str, float | None]:
-    """A statistic over items with its interval, as JSON has it: no ends for a single item."""
+    """A statistic over items with its interval, ready for JSON; the ends are None for a single item."""
     if len(values) < 2:
         return {"value": float(statistic(values, *more)), "low": None, "high": None}
     return asdict(jackknife(statistic, values, *more))
@@ -176,7 +176,7 @@ def sources(policy, reference, batches: list[Batch], settings: Settings) -> dict
             for chosen, rejected in zip(found[:size], found[size:], strict=True):
                 exact = [split_exact_count(bank) for bank in (chosen, rejected)]
                 floored = [split_bernoulli(bank) for bank in (chosen, rejected)]
-                # Where the count is drawn, it is the level.
+                # In the L/l form the count takes the place of the timestep.
                 parts["L/l"].append([sum(s.level for s in exact), sum(s.pattern for s in exact)])
                 parts["1/t"].append([sum(getattr(s, part) for s in floored) for part in ("level", "count", "pattern")])
     shares = {}

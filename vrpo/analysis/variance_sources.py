@@ -1,20 +1,20 @@
-"""Where the noise of a preference score comes from and what it does: pure functions of redrawn and of banked values.
+"""Variance of a response's log-ratio, decomposed by source, from a table of masked sums.
 
-A response's draws are redrawn R times with everything else fixed; what varies is the estimator's noise. A *bank* holds
-S(M), the summed log-ratios of the masked tokens, for several masks at several masked counts l; its moments
+With the models and the response fixed, only the masks vary. A *table of masked sums* holds S(M), the summed log-ratios
+of the masked tokens, for several masks M at several masked counts l. Its moments
 
     m(l) = E[S(M) | l],   v(l) = Var[S(M) | l]
 
-give the variance of any design with independent draws without simulating it, by the law of total variance:
+give the variance of any design with independent draws without simulation, by the law of total variance:
 
     L/l form:  Var_l[(L/l) m(l)]  +  E_l[(L/l)^2 v(l)]                                     count, mask pattern
     1/t form:  Var_t[g(t)]  +  E_t[Var_{l|t} m(l) / t^2]  +  E_t[E_{l|t} v(l) / t^2]       level, count, mask pattern
                with l | t binomial and g(t) = E_{l|t} m(l) / t
 
-(LLaDA 1.5, arXiv 2505.19223, Lemma 5, with the noise of its masks split in two.) The 1/t form is heavy-tailed, so that
-few redraws misjudge it; computed this way it is exact up to the bank.
+(LLaDA 1.5, arXiv 2505.19223, Lemma 5, with the variance over masks split in two.) The 1/t form is heavy-tailed, so a
+few redraws estimate its variance badly; computed this way it is exact up to the errors of the table.
 
-Shapes: R redraws, S draws, P pairs, B responses, K counts of a bank. Log-ratios are in nats.
+Shapes: L tokens, K counts in a table, M masks at each count, T timesteps. Log-ratios are in nats.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from llada.diffusion.masking import BERNOULLI_FLOOR
 class VarianceBySource:
     """Variance of one draw of a response's log-ratio, nats^2, by its source.
 
-    Estimates without bias, so that those of a single response may be below 0; means over responses tell.
+    The estimates are unbiased, so the value for one response can be negative; average over responses.
     """
 
     level: float
@@ -37,7 +37,7 @@ class VarianceBySource:
     pattern: float
 
     def of(self, n_t: int, n_y: int = 1) -> float:
-        """Variance of the mean over n_t levels and n_y masks at each."""
+        """Variance of the mean over n_t timesteps and n_y masks at each."""
         return self.level / n_t + (self.count + self.pattern) / (n_t * n_y)
 
 
@@ -50,16 +50,16 @@ class MaskedSumTable:
     length: int
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """m(l) and v(l) for l = 1..length, [length] each; linear between banked counts."""
+        """m(l) and v(l) for l = 1..length, [length] each; linearly interpolated between the counts of the table."""
         line_LK = self.lines()
         return line_LK @ self.value_KM.mean(1), line_LK @ self.value_KM.var(1)
 
     def errors(self) -> Tensor:
-        """Squared errors of the banked means, [K]; they are independent of each other."""
+        """Squared standard errors of the means in the table, [K]; they are independent of each other."""
         return self.value_KM.var(1) / self.value_KM.shape[1]
 
     def lines(self) -> Tensor:
-        """Weights of the banked counts in each count, [length, K]."""
+        """Interpolation weights of the counts of the table for each count 1..length, [length, K]."""
         count_L = torch.arange(1, self.length + 1, dtype=torch.float64)
         upper = torch.searchsorted(self.count_K, count_L.long()).clamp(1, max(len(self.count_K) - 1, 1))
         upper = upper.clamp(max=len(self.count_K) - 1)
@@ -72,9 +72,9 @@ class MaskedSumTable:
 
 
 def split_exact_count(bank: MaskedSumTable) -> VarianceBySource:
-    """Sources of the L/l form's variance. The level is the count: there is no third source.
+    """Sources of the L/l form's variance; its timestep is the count itself, so `count` is 0 and `level` stands for it.
 
-    Banked means are noisy, which would count as variation between counts; what that adds is taken off.
+    Noise of the means in the table would pass for variation between counts; its contribution is subtracted.
     """
     mean_L, variance_L = bank.moments()
     weight_L = bank.length / torch.arange(1, bank.length + 1, dtype=torch.float64)
@@ -97,8 +97,8 @@ def split_bernoulli(bank: MaskedSumTable, eps: float = BERNOULLI_FLOOR, nodes: i
     chance_TL = (log_choose_L + count_L * t_T.log()[:, None] + rest_TL).exp()
     g_T = chance_TL @ mean_L / t_T
     square_T = chance_TL @ (mean_L.square() - line_LK.square() @ error_K) / t_T.square()
-    error_T = (chance_TL @ line_LK / t_T[:, None]).square() @ error_K  # of g, squared
-    whole_L = (share_T / t_T) @ chance_TL  # the mean over levels, as weights of m(l)
+    error_T = (chance_TL @ line_LK / t_T[:, None]).square() @ error_K  # squared error of g
+    whole_L = (share_T / t_T) @ chance_TL  # the mean over timesteps, as weights of m(l)
     level = (
         (share_T * (g_T.square() - error_T)).sum()
         - (whole_L @ mean_L).square()

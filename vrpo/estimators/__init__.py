@@ -1,1 +1,1 @@
-"""Sampling designs of the preference score."""
+"""Sampling designs: how the masks behind a preference score are drawn and weighted."""

@@ -1,67 +1,37 @@
-"""Sampling designs of the preference score: the paper's, one with less variance, and the protocol of others.
+"""Sampling designs of the preference score: the paper's, one with less variance, and their common protocol.
 
     B_hat = (1/n_t) sum_j (1/n_y) sum_k (L/l_j) sum_{i in M_jk} log p(y_i | y without M_jk, x)    (LLaDA 1.5, eq. 6, 14)
     s = beta [B_theta(y_w) - B_ref(y_w)] - beta [B_theta(y_l) - B_ref(y_l)]                       (ib., eq. 5)
 
 LLaDA 1.5 is arXiv 2505.19223. A budget of n = n_t n_y forward passes for each response and model is split over n_t
-timesteps and n_y masks at each (n_y = 1 has the least variance, ib., Prop. 1). Policy and reference
-may share masks (the paper says antithetic; ib., Prop. 2); chosen and rejected are always drawn independently.
+timesteps and n_y masks at each (n_y = 1 has the least variance, ib., Prop. 1). Policy and reference may share masks
+("antithetic sampling" in the paper; ib., Prop. 2); the masks of chosen and rejected are always drawn independently.
 
-A design is anything with the members of `Design`, under a name in `DESIGNS`; trainer, lab and benchmarks take it by
-that name. `ComposedDesign` is made of parts. They are independent of each other, and every combination is unbiased: how
-levels are spread, whether masks complement each other, an importance tilt towards small counts, and a leave-one-out
-token baseline (`baseline`). `loo_complementary`, complementary masks at mirrored levels with that baseline, is the
-combination that was measured best.
+A design is any class with the members of `Design`; the trainer, the analysis and the benchmarks find it by its name in
+`DESIGNS`. `ComposedDesign` combines options that can be chosen independently, and with exact counts every combination
+is unbiased: how timesteps are spread, whether masks complement each other, importance sampling of small masked counts,
+and a leave-one-out token baseline (`vrpo.estimators.baseline`). `loo_complementary`, complementary masks at mirrored
+timesteps with that baseline, had the least variance of the combinations that were measured.
 
 Shapes: S draws (S = n_t n_y), B responses, P pairs, L tokens. All values are in nats.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Generator, Tensor
 
 from llada.diffusion.masking import LEVELS, MaskDraws, check_mask_kind, draw_masks
 from llada.diffusion.random_streams import POLICY, REFERENCE, response_generators
 from vrpo.estimators.baseline import leave_one_out
+from vrpo.estimators.protocol import Design
 from vrpo.estimators.published import PUBLISHED
-
-
-class Design(Protocol):
-    """How the masks of a response are drawn and weighted. It never touches beta, learning rate or batch.
-
-    A design is a frozen dataclass, whose fields are its options.
-    """
-
-    @property
-    def n(self) -> int:
-        """Forward passes for each response and model."""
-
-    @property
-    def shared_masks(self) -> bool:
-        """Whether policy and reference see the same masks."""
-
-    @property
-    def independent(self) -> bool:
-        """Whether the draws of a response are independent, so that their sample variance means something."""
-
-    @property
-    def biased(self) -> bool:
-        """Whether the mean over draws misses the ELBO on average."""
-
-    def draw(self, response_mask_BL: Tensor, generators: Sequence[Generator]) -> MaskDraws:
-        """n masks of every response with their weights: weight times log-probabilities, averaged, estimates the ELBO.
-
-        Args:
-            response_mask_BL: bool, the response tokens; generators: one for each response, the only source of
-                randomness.
-        """
 
 
 @dataclass(frozen=True)
 class ComposedDesign:
-    """A design made of parts.
+    """A design that combines independent options.
 
     n_t: timesteps; n_y: masks at each. shared_masks: policy and reference see the same masks.
     masks: "exact_count" (weight L/l) or "bernoulli" (weight 1/t, floored).
@@ -74,7 +44,7 @@ class ComposedDesign:
     A baseline needs draws outside a draw's own group, so with n = 1, or 2 complementary masks, there is none.
 
     Raises:
-        ValueError: a part that is unknown or out of range, or parts that do not fit.
+        ValueError: a part that is unknown or out of range, or parts that cannot be combined.
     """
 
     n_t: int = 8
@@ -89,7 +59,7 @@ class ComposedDesign:
 
     def __post_init__(self):
         for name, most in (("count_tilt", 1), ("baseline_prior", 1e6), ("baseline_slope", 100)):
-            if not 0 <= getattr(self, name) <= most:  # nan neither
+            if not 0 <= getattr(self, name) <= most:  # nan fails too
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to {most}")
         if self.n_t < 1 or self.n_y < 1:
             raise ValueError(f"n_t={self.n_t} and n_y={self.n_y} must be at least 1")
@@ -114,7 +84,7 @@ class ComposedDesign:
 
     @property
     def biased(self) -> bool:
-        """By the floor of 1/t, which `exact_elbo(eps=...)` computes; 0 for exact counts."""
+        """True for Bernoulli masks: the floor of t biases them (`exact_elbo(eps=...)` computes by how much)."""
         return self.masks == "bernoulli"
 
     def draw(self, response_mask_BL: Tensor, generators: Sequence[Generator]) -> MaskDraws:
@@ -135,7 +105,7 @@ class ComposedDesign:
 
 
 # The paper's method (ib., section 4.1) with weight L/l (eq. 14) and with 1/t (eq. 12), its baseline (Table 1: one draw,
-# nothing shared), ours, and those of other papers.
+# no shared masks), this project's loo_complementary, and the designs of other papers.
 DESIGNS: dict[str, Design] = {
     "vrpo": ComposedDesign(),
     "vrpo_bernoulli": ComposedDesign(masks="bernoulli"),
@@ -151,7 +121,7 @@ def design(name: str, **options: Any) -> Any:
     """A named design with some of its options changed; None leaves an option as it is.
 
     Raises:
-        ValueError: an unknown name, an option that the design does not have, or options that do not fit.
+        ValueError: an unknown name, an option that the design does not have, or options that cannot be combined.
     """
     if name not in DESIGNS:
         raise ValueError(f"estimator={name!r} is unknown: it must be one of {sorted(DESIGNS)}")
@@ -160,7 +130,7 @@ def design(name: str, **options: Any) -> Any:
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"estimator={name!r} has no option {unknown[0]!r}: it has {known}")
     if options.get("baseline_prior") == 0:
-        options = {"baseline_slope": 0.0} | options  # no baseline, no slope
+        options = {"baseline_slope": 0.0} | options  # without a baseline its slope must be 0
     return replace(DESIGNS[name], **options)  # type: ignore[type-var]
 
 
@@ -171,7 +141,7 @@ def draw_for_pairs(
 
     Args:
         response_mask_BL: bool [2P, L], the response tokens of the P chosen and then of the P rejected.
-        example_ids: the P ids of the pairs; with seed, epoch, side and model they name the stream of a response.
+        example_ids: the P ids of the pairs; with seed, epoch, side and model they seed the draws of a response.
     """
 
     def draw(model: int) -> MaskDraws:

@@ -1,53 +1,20 @@
-"""Sampling designs that others published, to be compared with and trained with by name.
+"""Sampling designs of other papers, available by name for training and comparison.
 
-Each draws n_t masks of a response, one forward pass each; policy and reference share them.
+Each design draws n_t masks of a response, one forward pass each; policy and reference share them.
 
 Shapes: S draws, B responses, L tokens.
 """
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from llada.diffusion.masking import MaskDraws, draw_rows, exact_count_masks, timesteps
+from llada.diffusion.masking import exact_count_masks, timesteps
+from vrpo.estimators.protocol import RowDesign
 
 
-@dataclass(frozen=True)
-class PublishedDesign:
-    """Draws masks [n, length] and weights [n] of one response in `draw_row`.
-
-    Raises:
-        ValueError: n_t below 1.
-    """
-
-    n_t: int = 8
-    shared_masks = True
-    biased = False
-
-    def __post_init__(self):
-        if self.n_t < 1:
-            raise ValueError(f"n_t={self.n_t} must be at least 1")
-
-    @property
-    def n(self) -> int:
-        return self.n_t
-
-    @property
-    def independent(self) -> bool:
-        return self.n == 1
-
-    def draw(self, response_mask_BL: Tensor, generators: Sequence[Generator]) -> MaskDraws:
-        return draw_rows(response_mask_BL, generators, self.n, self.draw_row)
-
-    def draw_row(self, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-
-class GaussLegendre(PublishedDesign):
-    """GDPO (arXiv 2510.08554): fixed levels and weights of a quadrature in t. Biased: n levels do not cover [0, 1]."""
+class GaussLegendre(RowDesign):
+    """GDPO (arXiv 2510.08554): timesteps and weights of a quadrature in t. Biased: n nodes do not cover [0, 1]."""
 
     biased = True
 
@@ -57,8 +24,8 @@ class GaussLegendre(PublishedDesign):
         return exact_count_masks(count_S, length, generator), self.n * weight / 2 * length / count_S
 
 
-class Mirror(PublishedDesign):
-    """MIRROR (arXiv 2511.18159): two masks at each level, from opposite ends of one order; levels are independent."""
+class Mirror(RowDesign):
+    """MIRROR (arXiv 2511.18159): independent timesteps, each with two masks from opposite ends of one order."""
 
     def draw_row(self, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
         u_S = timesteps(-(-self.n // 2), generator).repeat_interleave(2)[: self.n]
@@ -66,7 +33,7 @@ class Mirror(PublishedDesign):
         return exact_count_masks(count_S, length, generator, complementary=True), length / count_S.double()
 
 
-class EspoPairs(PublishedDesign):
+class EspoPairs(RowDesign):
     """ESPO's code (arXiv 2512.03759): counts 0..L with weight (L + 1) / l, each mask with its complement."""
 
     def draw_row(self, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -76,8 +43,8 @@ class EspoPairs(PublishedDesign):
         return exact_count_masks(count_S, length, generator, complementary=True), weight_S
 
 
-class BalancedCoverage(PublishedDesign):
-    """Stratified counts; from the heaviest mask on, each takes the tokens that were covered least so far."""
+class BalancedCoverage(RowDesign):
+    """Stratified counts; in order of decreasing weight, each mask takes the tokens with the least covered weight."""
 
     def draw_row(self, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
         count_S = (timesteps(self.n, generator, "stratified") * length).long().clamp(max=length - 1) + 1
@@ -90,6 +57,6 @@ class BalancedCoverage(PublishedDesign):
         return mask_SL, weight_S
 
 
-PUBLISHED: dict[str, PublishedDesign] = {
+PUBLISHED: dict[str, RowDesign] = {
     "gauss_legendre": GaussLegendre(), "mirror": Mirror(), "espo": EspoPairs(), "balanced": BalancedCoverage(),
 }  # fmt: skip

@@ -1,1 +1,1 @@
-"""Losses of a preference pair, and what noise does to them."""
+"""Preference losses, and the bias that the noise of an estimated score adds to them."""

@@ -1,4 +1,4 @@
-"""What the noise of a score adds to a loss on average, which docs/losses.md derives for every loss.
+"""Bias of a loss under noisy log-ratios, E[loss(estimate)] - loss(exact); docs/losses.md derives it for each loss.
 
 Shapes: R redraws, P pairs. Log-ratios are in nats.
 """
@@ -13,15 +13,15 @@ from vrpo.scores import PairScores
 
 
 def loss_of_ratio(loss: PreferenceLoss, ratio: PairScores, length: PairScores) -> Tensor:
-    """The loss of each pair as a function of its log-ratios, [..., P]; the reference's ELBOs count as 0."""
+    """The loss of each pair as a function of its log-ratios, [..., P], with the reference's ELBOs set to 0."""
     return loss(LossInputs(ratio, ratio, length))
 
 
 def second_order_bias(loss: PreferenceLoss, ratio: PairScores, variance: PairScores, length: PairScores) -> Tensor:
-    """What small noise adds to the mean loss, [P]: (f_ww Var[r_w] + f_ll Var[r_l]) / 2 (the sides are independent).
+    """Bias of the loss to second order, [P]: (f_ww Var[r_w] + f_ll Var[r_l]) / 2 for independent sides.
 
     Args:
-        ratio: log-ratios without noise; variance: of their estimates, nats^2.
+        ratio: log-ratios at which the second derivatives are taken; variance: that of the log-ratios, nats^2.
     """
     terms = []
     sides = [side.detach().double().requires_grad_() for side in (ratio.chosen, ratio.rejected)]
@@ -45,12 +45,11 @@ def second_order_bias(loss: PreferenceLoss, ratio: PairScores, variance: PairSco
 def loss_bias(
     loss: PreferenceLoss, redrawn: PairScores, exact: PairScores, exact_variance: PairScores, length: PairScores
 ) -> Tensor:
-    """Mean loss over redraws minus the loss of the exact score, [P].
+    """Mean loss over redraws minus the loss at the exact log-ratios, [P].
 
     Args:
-        redrawn: log-ratios [R, P] of each side; exact, exact_variance: the best estimate of them and its variance
-            (`inverse_variance_mean`); what that adds to the loss of the estimate is taken off
-            to second order.
+        redrawn: log-ratios [R, P] of each side; exact, exact_variance: their best estimate and its variance
+            (`vrpo.analysis.statistics.inverse_variance_mean`), whose own second-order bias is subtracted.
     """
     mean_P, exact_P = loss_of_ratio(loss, redrawn, length).mean(0), loss_of_ratio(loss, exact, length)
     return mean_P - exact_P + second_order_bias(loss, exact, exact_variance, length).to(mean_P)

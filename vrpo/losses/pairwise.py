@@ -3,8 +3,8 @@
     r_w = B_theta(y_w) - B_ref(y_w),   r_l = B_theta(y_l) - B_ref(y_l),   s = beta (r_w - r_l)
 
 Log-ratios are in nats, summed over response tokens and averaged over draws. Names and definitions are TRL's, so that
-settings carry over. Each function returns one value for each pair; the caller reduces. How estimator noise biases each
-is derived in docs/losses.md.
+settings carry over. Each function returns one value for each pair; the caller reduces. docs/losses.md derives the bias
+that estimator noise adds to each.
 
 Shapes: P pairs.
 """
@@ -22,7 +22,7 @@ from vrpo.scores import PairScores
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss may depend on, [..., P] for each side.
+    """The inputs of a loss, [..., P] for each side.
 
     ratio: log-ratios of policy and reference, nats; policy: ELBOs of the policy, nats; length: response tokens.
     """
@@ -35,7 +35,7 @@ class LossInputs:
 def sigmoid(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """-log sigmoid(s) (DPO, arXiv 2305.18290, eq. 7; with ELBOs, LLaDA 1.5, arXiv 2505.19223, eq. 7).
 
-    Worked: r_w = 2, r_l = -1, beta = 0.2: s = 0.6, loss = log(1 + e^-0.6) = 0.437488.
+    Example: r_w = 2, r_l = -1, beta = 0.2: s = 0.6, loss = log(1 + e^-0.6) = 0.437488.
     """
     return -F.logsigmoid(beta * p.ratio.margin)
 
@@ -43,7 +43,7 @@ def sigmoid(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def robust(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """[(1 - e) l(s) - e l(-s)] / (1 - 2e), l = -log sigmoid: unbiased if labels flip at rate e (arXiv 2403.00409).
 
-    Worked: s = 0.6, e = 0.1: (0.9 * 0.437488 - 0.1 * 1.037488) / 0.8 = 0.362488.
+    Example: s = 0.6, e = 0.1: (0.9 * 0.437488 - 0.1 * 1.037488) / 0.8 = 0.362488.
     """
     score_P = beta * p.ratio.margin
     kept_P, flipped_P = -F.logsigmoid(score_P), -F.logsigmoid(-score_P)
@@ -53,7 +53,7 @@ def robust(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def ipo(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """(r_w / L_w - r_l / L_l - 1 / (2 beta))^2 (IPO, arXiv 2310.12036, eq. 17; log-ratios per token, as in TRL).
 
-    Worked: r_w = 2, L_w = 4, r_l = -1, L_l = 5, beta = 0.2: (0.5 + 0.2 - 2.5)^2 = 3.24.
+    Example: r_w = 2, L_w = 4, r_l = -1, L_l = 5, beta = 0.2: (0.5 + 0.2 - 2.5)^2 = 3.24.
     """
     return (p.ratio.chosen / p.length.chosen - p.ratio.rejected / p.length.rejected - 1 / (2 * beta)).square()
 
@@ -61,7 +61,7 @@ def ipo(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def hinge(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """max(0, 1 - s) (SLiC, arXiv 2305.10425, as in RSO, arXiv 2309.06657).
 
-    Worked: s = 0.6: loss = 0.4.
+    Example: s = 0.6: loss = 0.4.
     """
     return torch.relu(1 - beta * p.ratio.margin)
 
@@ -69,7 +69,7 @@ def hinge(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def exo_pair(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """KL of softmax(beta r_w, beta r_l) from (1 - e, e) (EXO-pref, arXiv 2402.00856, eq. 16, two responses; e > 0).
 
-    Worked: s = 0.6, e = 0.1, q = sigmoid(s) = 0.645656: q log(q / 0.9) + (1 - q) log((1 - q) / 0.1) = 0.233839.
+    Example: s = 0.6, e = 0.1, q = sigmoid(s) = 0.645656: q log(q / 0.9) + (1 - q) log((1 - q) / 0.1) = 0.233839.
     """
     score_P = beta * p.ratio.margin
     kept_P = torch.sigmoid(score_P) * (F.logsigmoid(score_P) - math.log(1 - label_smoothing))
@@ -79,16 +79,16 @@ def exo_pair(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def nca_pair(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """l(a) + l(-a) / 2 + l(-b) / 2, a = beta r_w, b = beta r_l, l = -log sigmoid (NCA, arXiv 2402.05369, section 4).
 
-    Worked: a = 0.4, b = -0.2: 0.513015 + 0.913015 / 2 + 0.598139 / 2 = 1.268592.
+    Example: a = 0.4, b = -0.2: 0.513015 + 0.913015 / 2 + 0.598139 / 2 = 1.268592.
     """
     a_P, b_P = beta * p.ratio.chosen, beta * p.ratio.rejected
     return -F.logsigmoid(a_P) - F.logsigmoid(-a_P) / 2 - F.logsigmoid(-b_P) / 2
 
 
 def bco_pair(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
-    """l(a) + l(-b), a = beta r_w, b = beta r_l: tells good from bad (BCO, arXiv 2404.04656, theorem 1, no shift).
+    """l(a) + l(-b), a = beta r_w, b = beta r_l: classifies good and bad (BCO, arXiv 2404.04656, theorem 1, no shift).
 
-    Worked: a = 0.4, b = -0.2: 0.513015 + 0.598139 = 1.111154.
+    Example: a = 0.4, b = -0.2: 0.513015 + 0.598139 = 1.111154.
     """
     return -F.logsigmoid(beta * p.ratio.chosen) - F.logsigmoid(-beta * p.ratio.rejected)
 
@@ -96,7 +96,7 @@ def bco_pair(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def sppo_hard(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2 (SPPO, arXiv 2405.00675, eq. 4.7 with win rates 1 and 0).
 
-    Worked: r_w = 2, r_l = -1, beta = 0.2: (2 - 2.5)^2 + (-1 + 2.5)^2 = 2.5.
+    Example: r_w = 2, r_l = -1, beta = 0.2: (2 - 2.5)^2 + (-1 + 2.5)^2 = 2.5.
     """
     return (p.ratio.chosen - 1 / (2 * beta)).square() + (p.ratio.rejected + 1 / (2 * beta)).square()
 
@@ -104,7 +104,7 @@ def sppo_hard(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def apo_zero(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """1 - sigmoid(a) + sigmoid(b), a = beta r_w, b = beta r_l: chosen up, rejected down (APO, arXiv 2408.06266, eq. 7).
 
-    Worked: a = 0.4, b = -0.2: 1 - 0.598688 + 0.450166 = 0.851478.
+    Example: a = 0.4, b = -0.2: 1 - 0.598688 + 0.450166 = 0.851478.
     """
     return torch.sigmoid(-beta * p.ratio.chosen) + torch.sigmoid(beta * p.ratio.rejected)
 
@@ -112,7 +112,7 @@ def apo_zero(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def apo_down(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """sigmoid(a) + 1 - sigmoid(s), a = beta r_w: chosen down, rejected further down (APO, arXiv 2408.06266, eq. 8).
 
-    Worked: a = 0.4, s = 0.6: 0.598688 + 1 - 0.645656 = 0.953031.
+    Example: a = 0.4, s = 0.6: 0.598688 + 1 - 0.645656 = 0.953031.
     """
     score_P = beta * p.ratio.margin
     return torch.sigmoid(beta * p.ratio.chosen) + torch.sigmoid(-score_P)
@@ -121,7 +121,7 @@ def apo_down(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def sigmoid_norm(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """-log sigmoid(beta (r_w / L_w - r_l / L_l)): DPO per token (length-normalised, Tulu 3, arXiv 2411.15124).
 
-    Worked: r_w = 2, L_w = 4, r_l = -1, L_l = 5, beta = 0.2: -log sigmoid(0.14) = 0.625595.
+    Example: r_w = 2, L_w = 4, r_l = -1, L_l = 5, beta = 0.2: -log sigmoid(0.14) = 0.625595.
     """
     return -F.logsigmoid(beta * (p.ratio.chosen / p.length.chosen - p.ratio.rejected / p.length.rejected))
 
@@ -129,10 +129,13 @@ def sigmoid_norm(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
 def sft(p: LossInputs, beta: float, label_smoothing: float) -> Tensor:
     """-B_theta(y_w) / L_w, the SFT loss of the chosen response on the same draws (LLaDA 1.5 adds 0.05 of it).
 
-    Worked: an ELBO of -6 nats over 4 tokens: loss = 1.5.
+    Example: an ELBO of -6 nats over 4 tokens: loss = 1.5.
     """
     return -p.policy.chosen / p.length.chosen
 
+
+# Losses with a kink, where noise adds to the mean loss in first order: a second-order bias would mislead.
+KINKED = {"hinge"}
 
 PairLoss = Callable[[LossInputs, float, float], Tensor]
 LOSSES: dict[str, PairLoss] = {
@@ -147,11 +150,11 @@ LOSSES: dict[str, PairLoss] = {
 class PreferenceLoss:
     """A weighted sum of losses.
 
-    names: of `LOSSES`; weights: one for each; beta: scale of the log-ratios in the score, 1/nats; label_smoothing: the
-    rate of flipped labels, for `robust` and `exo_pair`.
+    names: keys of `LOSSES`; weights: one for each; beta: scale of the log-ratios in the score, 1/nats; label_smoothing:
+    the assumed rate of flipped labels, for `robust` and `exo_pair`.
 
     Raises:
-        ValueError: the option, its value and what is allowed.
+        ValueError: an unknown loss, a missing weight, or a value out of range; the message names the option.
     """
 
     names: tuple[str, ...]

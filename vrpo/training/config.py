@@ -8,7 +8,7 @@ from vrpo.estimators.designs import Design, design
 from vrpo.losses.pairwise import PreferenceLoss
 from vrpo.training.options import VRPOOptions
 
-SFT_WEIGHT = 0.05  # of the SFT loss beside the preference loss (LLaDA 1.5, section 4.1)
+SFT_WEIGHT = 0.05  # weight of the SFT loss that is added to the preference loss (LLaDA 1.5, section 4.1)
 
 
 @dataclass
@@ -23,8 +23,8 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
         super().__post_init__()
         if not self.disable_dropout:
             raise ValueError(
-                "disable_dropout=False is refused: dropout would differ between policy, reference and replay, so that "
-                "their difference would be noise. Leave it at True"
+                "disable_dropout=False is refused: dropout would differ between policy, reference and replay, which "
+                "would add noise to the score. Leave it at True"
             )
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
@@ -35,13 +35,13 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
         self.loss()
         self.design()
         if self.eos_tail == "batch":
-            raise ValueError("eos_tail='batch' is of SFT: a pair's score would depend on its batch. Give a number")
+            raise ValueError("eos_tail='batch' is for SFT: a pair's score would depend on its batch. Give a number")
 
     def loss(self) -> PreferenceLoss:
-        """The weighted sum of losses that is set here."""
+        """The weighted sum of losses that these options select."""
         assert self.loss_weights is not None  # `__post_init__` has filled it in
         return PreferenceLoss(tuple(self.loss_type), tuple(self.loss_weights), self.beta, self.label_smoothing)
 
     def design(self) -> Design:
-        """The named sampling design with the options that are set here."""
+        """The sampling design that these options select."""
         return design(self.estimator, n_t=self.n_t, n_y=self.n_y, **(self.estimator_options or {}))  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalPrediction
 from llada.diffusion.masking import MaskDraws
 from vrpo.estimators.designs import Design
 from vrpo.losses.noise_bias import second_order_bias
-from vrpo.losses.pairwise import LossInputs, PreferenceLoss
+from vrpo.losses.pairwise import KINKED, LossInputs, PreferenceLoss
 from vrpo.scores import SATURATED, PairScores, log_ratios, ratio_variance, score_variance
 
 WITH_INTERVAL = ("rewards/accuracies", "rewards/margins", "logps/accuracies")
@@ -30,11 +30,11 @@ class BatchScores:
 
     @property
     def has_sample_variance(self) -> bool:
-        """Whether the draws give their own variance: several, and independent."""
+        """Whether the design has a sample variance: its draws are independent and at least two."""
         return self.design.independent and self.design.n > 1
 
     def loss_inputs(self, length: PairScores) -> LossInputs:
-        """What the losses depend on: means over draws."""
+        """Inputs of the losses: log-ratios and ELBOs averaged over draws."""
         policy, reference = (side.map(lambda draws_SP: draws_SP.mean(0)) for side in (self.policy, self.reference))
         return LossInputs(policy - reference, policy, length)
 
@@ -48,16 +48,16 @@ class RatioNoise:
 
 
 def noise_of_draws(scores: BatchScores) -> RatioNoise:
-    """From the independent draws of one score (`has_sample_variance`)."""
+    """Log-ratios and their variance from the draws of one score, which must satisfy `has_sample_variance`."""
     policy, reference = scores.policy, scores.reference
     return RatioNoise(log_ratios(policy, reference), ratio_variance(policy, reference))
 
 
 def noise_of_two(first: BatchScores, second: BatchScores) -> RatioNoise:
-    """From two scores with masks of their own, whatever the design.
+    """Log-ratios and their variance from two scores of a batch with independent masks, for any design.
 
-    Half of the squared difference is an unbiased estimate of the variance. It is independent of the mean (for normal
-    noise), where the loss's curvature is taken.
+    Half of the squared difference is an unbiased estimate of the variance. For normal noise it is independent of the
+    mean of the two, at which the loss's second derivative is taken.
     """
     one, other = (
         (scores.policy - scores.reference).map(lambda ratio_SP: ratio_SP.mean(0)) for scores in (first, second)
@@ -75,7 +75,7 @@ def pair_metrics(
     """The metrics of a batch.
 
     Args:
-        length: response tokens. noise: of these scores, None where it is not known in this step.
+        length: response tokens. noise: that of these scores; None if this step does not estimate it.
     """
     ratio, elbo = log_ratios(scores.policy, scores.reference), scores.policy.map(lambda draws_SP: draws_SP.mean(0))
     score_P = loss.beta * ratio.margin
@@ -93,7 +93,7 @@ def pair_metrics(
     }
     if noise is not None:
         metrics["score/variance"] = score_variance(noise.variance, loss.beta)
-        if "hinge" not in loss.names:  # a kink has no curvature
+        if not KINKED & set(loss.names):
             metrics["loss/bias"] = second_order_bias(loss, noise.ratio, noise.variance, length)
     return metrics
 
@@ -101,7 +101,7 @@ def pair_metrics(
 def mean_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Means over the evaluation set; `predictions` maps metric names to one value for each pair.
 
-    Those of `WITH_INTERVAL` come with `_ci95`, half the width of the normal 95% interval over pairs.
+    Those of `WITH_INTERVAL` also come with the suffix `_ci95`: half the width of the normal 95% interval over pairs.
     """
     metrics = {name: float(values.mean()) for name, values in prediction.predictions.items()}
     for name in WITH_INTERVAL:

@@ -1,4 +1,4 @@
-"""What preference training adds to `TrainingArguments`, apart from it: reading these options imports nothing heavy.
+"""Options that preference training adds to `TrainingArguments`. Importing them does not import torch.
 
 Names are TRL's, values the paper's (LLaDA 1.5, arXiv 2505.19223, section 4.1).
 """
@@ -10,18 +10,18 @@ from llada.training.options import DiffusionOptions
 
 @dataclass
 class VRPOOptions(DiffusionOptions):
-    """The learning rate is for full fine-tuning; LoRA needs a larger one (1e-5 to 1e-4, ours)."""
+    """The default learning rate is for full fine-tuning; LoRA needs a larger one (our choice: 1e-5 to 1e-4)."""
 
     beta: float = field(default=0.2, metadata={"help": "Scale of the log-ratios in the score, 1/nats."})
     loss_type: list[str] = field(
         default_factory=lambda: ["sigmoid", "sft"],
-        metadata={"help": "Losses to add, by TRL's names (vrpo.losses.pairwise), and sft."},
+        metadata={"help": "Losses to sum, by TRL's names; sft is one (vrpo.losses.pairwise)."},
     )
     loss_weights: list[float] | None = field(
-        default=None, metadata={"help": "One for each loss_type; default: 0.05 for sft (the paper's), 1 for others."}
+        default=None, metadata={"help": "Weight of each loss_type; default: 0.05 for sft (the paper's), 1 for others."}
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "Rate of flipped labels, for 'robust' and 'exo_pair'."}
+        default=0.0, metadata={"help": "Assumed rate of flipped labels, for 'robust' and 'exo_pair'."}
     )
     estimator: str = field(
         default="vrpo",
@@ -36,19 +36,19 @@ class VRPOOptions(DiffusionOptions):
         default=None,
         metadata={"help": 'Other options of the design as JSON, such as {"levels": "mirrored"} (vrpo.estimators).'},
     )
-    eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation (fixed draws)."})
+    eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation; masks are fixed."})
     variance_steps: int = field(
         default=50,
         metadata={
-            "help": "Every so many steps, score the batch again with fresh masks to log score/variance. Used only when "
-            "the draws are not independent; about two fifths of a step; 0 disables."
+            "help": "Every this many steps, score the batch again with fresh masks to log score/variance. Used only if "
+            "the draws are not independent; costs about two fifths of a step; 0 disables."
         },
     )
     allow_identical: bool = field(default=False, metadata={"help": "Keep pairs whose chosen and rejected are equal."})
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout to 0; False is refused."})
-    learning_rate: float = field(default=5e-7, metadata={"help": "The paper's, for full fine-tuning."})
-    warmup_steps: float = field(default=15, metadata={"help": "Linear warm-up."})
+    learning_rate: float = field(default=5e-7, metadata={"help": "Peak rate; the paper's, for full fine-tuning."})
+    warmup_steps: float = field(default=15, metadata={"help": "Steps of linear warm-up."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "A transformers scheduler name."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs; 4 x 16 is the paper's 64."})
-    gradient_accumulation_steps: int = field(default=16, metadata={"help": "Micro-batches of a step."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Pairs; 4 x 16 gives the paper's 64."})
+    gradient_accumulation_steps: int = field(default=16, metadata={"help": "Micro-batches in a step."})

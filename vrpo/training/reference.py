@@ -13,12 +13,12 @@ from llada.denoiser import as_denoiser
 def make_reference(
     model: PreTrainedModel, ref_model: PreTrainedModel | str | None, peft_config=None
 ) -> PreTrainedModel | None:
-    """The frozen reference, or None where the policy with its adapters off will do.
+    """The frozen reference, or None if the policy with its adapters off serves as one.
 
     Raises:
-        ValueError: a reference with another vocabulary, or the policy itself; a policy that already has adapters and no
-            `ref_model` (with them off, it would be compared with their base instead of with where they start); new
-            adapters that do not start at zero, whose base is not the policy either.
+        ValueError: the reference has another vocabulary or is the policy itself; the policy already has adapters and
+            there is no `ref_model` (without them it is their base model, not the initial policy); new adapters do not
+            start at zero, so that without them the model is not the initial policy either.
     """
     if ref_model is None and hasattr(model, "peft_config"):
         raise ValueError(
@@ -30,13 +30,13 @@ def make_reference(
         if start not in (True, "gaussian"):
             raise ValueError(
                 f"init_lora_weights={start!r} changes the model before training, so that with its adapters off it is "
-                "not where it started: use True or 'gaussian', or pass ref_model"
+                "not the initial policy: use True or 'gaussian', or pass ref_model"
             )
         return None
     if ref_model is None and is_deepspeed_zero3_enabled():
         ref_model = model.config._name_or_path  # a sharded model cannot be copied
         if not ref_model:
-            raise ValueError("under ZeRO-3 a new model has no copy to be its reference: pass ref_model")
+            raise ValueError("under ZeRO-3 a model without a saved copy cannot be its own reference: pass ref_model")
     if ref_model is None:
         reference = copy.deepcopy(model)
     elif isinstance(ref_model, str):
@@ -56,7 +56,7 @@ def make_reference(
 
 
 def prepare_reference(reference: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
-    """Place the reference where the policy is: sharded under DeepSpeed ZeRO-3 and FSDP, on the device otherwise."""
+    """Place the reference as the policy is placed: sharded under DeepSpeed ZeRO-3 and FSDP, on the device otherwise."""
     if accelerator.distributed_type == "DEEPSPEED":
         from trl.models.utils import prepare_deepspeed
 

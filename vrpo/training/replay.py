@@ -4,7 +4,7 @@ A loss depends on the parameters through mean ELBOs B_b = (1/n) sum_k B_bk alone
 
     grad loss = sum_b slope_b grad B_b = (1/n) sum_k grad [ sum_b slope_b B_bk ]
 
-The slopes come from scores without a graph; then every draw is forwarded again and its graph freed before the next.
+The slopes come from scores computed without a graph; then each draw is forwarded again, one graph at a time.
 
 Shapes: S draws, B responses.
 """
@@ -20,7 +20,7 @@ from llada.diffusion.masking import MaskDraws
 
 
 def batch_elbos(denoiser: Denoiser, batch: dict[str, Tensor], draws: MaskDraws) -> Tensor:
-    """ELBO draws [S, B] of a batch from `vrpo.data.PairCollator`, nats."""
+    """ELBO draws [S, B] of a batch from `vrpo.collator.PairCollator`, nats."""
     return elbo_draws(denoiser, batch["input_ids"], draws, batch["attention_mask"])
 
 
@@ -39,8 +39,8 @@ def replay(
     """Run `backward(forward(draw))` for one draw after another.
 
     Args:
-        around: a context for each draw, given whether it is the last one, such as one that keeps processes from
-            reducing gradients before it.
+        around: makes a context for each draw from whether it is the last one, for instance to delay the reduction of
+            gradients between processes until then.
     """
     for index in range(len(draws.masked_SBL)):
         with around(index == len(draws.masked_SBL) - 1):

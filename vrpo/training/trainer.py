@@ -1,14 +1,14 @@
 """VRPO (LLaDA 1.5, arXiv 2505.19223) on `transformers.Trainer`, with the names that TRL's DPOTrainer users know.
 
 One step:
-    draws          = draws of every response, keyed by (seed, epoch, pair, side)             (vrpo.estimators.designs)
+    draws         = masks of every response, seeded by (seed, epoch, pair, side)             (vrpo.estimators.designs)
     policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats, no graph
-    reference_B   = the same draws under the reference
+    reference_B   = the same with the reference
     loss_P        = -log sigmoid(beta (ratio of chosen - ratio of rejected)) + 0.05 SFT      (vrpo.losses.pairwise)
     gradient      = sum_B  dloss/dpolicy_B * grad policy_B, replayed draw by draw
 
-The loss depends on the parameters through the 2P numbers policy_B alone, and each is a mean over draws. Once they are
-known, the gradient is a sum over draws with known weights: exact for every loss, and memory does not grow with n.
+The loss depends on the parameters only through the 2P numbers policy_B, each a mean over draws. Once they are known,
+the gradient is a sum over draws with known weights: exact for every loss, and memory does not grow with n.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from llada.diffusion.masking import MaskDraws
 from llada.diffusion.random_streams import EVALUATION, second_draw
 from llada.training.base import DiffusionTrainerBase, load
 from llada.training.distributed import gradients_reduced
-from vrpo.data import PairCollator, prepare_pairs
+from vrpo.collator import PairCollator
+from vrpo.data import prepare_pairs
 from vrpo.estimators.designs import design, draw_for_pairs
 from vrpo.losses.pairwise import LossInputs
 from vrpo.scores import PairScores
@@ -76,7 +77,7 @@ class VRPOTrainer(DiffusionTrainerBase):
     metrics = staticmethod(mean_metrics)
 
     def disable_dropout(self) -> None:
-        """Dropout, LoRA's included, would differ between policy, reference and replay; said where there was any."""
+        """Set all dropout, LoRA's included, to 0 and warn: it would differ between policy, reference and replay."""
         models = [self.model] if self.reference is None else [self.model, self.reference]
         dropouts = [m for model in models for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         for module in dropouts:
@@ -100,7 +101,7 @@ class VRPOTrainer(DiffusionTrainerBase):
 
     def scores(self, denoiser: ModuleDenoiser, inputs: dict[str, Tensor], epoch: int) -> BatchScores:
         """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without)."""
-        # Evaluation has one design, whatever training has: its curves are to show the model, and to compare.
+        # Evaluation always uses design vrpo, so that its curves compare between runs with different training designs.
         design = self.evaluation_design if epoch == EVALUATION else self.design
         ids = inputs["example_id"].tolist()
         policy_masks, reference_masks = draw_for_pairs(design, inputs["response_mask"], ids, self.args.seed, epoch)
@@ -111,7 +112,7 @@ class VRPOTrainer(DiffusionTrainerBase):
 
     @contextlib.contextmanager
     def reference_model(self, model: nn.Module):
-        """The reference; with adapters off, through the same wrapper as the policy (engines that shard need it)."""
+        """The reference, or the policy with its adapters off but in its wrapper, which sharding engines need."""
         if self.reference is not None:
             yield self.reference
         else:
@@ -119,7 +120,7 @@ class VRPOTrainer(DiffusionTrainerBase):
                 yield model
 
     def pair_losses(self, pairs: LossInputs, inputs: dict[str, Tensor]) -> Tensor:
-        """The loss of each pair, [P]; a score that is not finite stops (its loss may be: that of s = inf is 0)."""
+        """The loss of each pair, [P]. A non-finite score raises even if its loss is finite (at s = inf it is 0)."""
         loss = self.args.loss()
         self.check_finite(loss.beta * pairs.ratio.margin, inputs, "score")
         loss_P = loss(pairs)
@@ -136,6 +137,7 @@ class VRPOTrainer(DiffusionTrainerBase):
     # Training: scores without a graph, then the draws replayed one at a time
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Add the gradient of a micro-batch of pairs to the parameters; return its share of the loss of the step."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()
@@ -143,7 +145,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = self.scores(self.denoiser(model), inputs, self.epoch)
         loss_P, slope_B = self.loss_and_slopes(scores, inputs)
-        # Before the last backward, in which DeepSpeed steps the optimizer.
+        # This comes before the last backward pass, in which DeepSpeed steps the optimizer.
         metrics = self.metrics_of(scores, inputs, self.second_scores(model, inputs, scores))
         auxiliary = self.replay(model, inputs, scores.draws, slope_B)
         self.add_metrics(metrics)
@@ -159,9 +161,9 @@ class VRPOTrainer(DiffusionTrainerBase):
         return loss_P, torch.cat(slopes)
 
     def replay(self, model: nn.Module, inputs: dict[str, Tensor], draws: MaskDraws, slope_B: Tensor) -> Tensor:
-        """Add the gradient of the loss, one draw at a time; this micro-batch's share of the auxiliary losses."""
+        """Add the gradient of the loss, one draw at a time; return this micro-batch's share of the auxiliary losses."""
         share = 1 / (len(draws.masked_SBL) * self.current_gradient_accumulation_steps)
-        # The share of a micro-batch is in `share` already; DeepSpeed would divide by it again.
+        # `share` already divides by the number of micro-batches; DeepSpeed would divide by it again.
         options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         auxiliary = torch.zeros(())
 
@@ -185,13 +187,13 @@ class VRPOTrainer(DiffusionTrainerBase):
     def metrics_of(
         self, scores: BatchScores, inputs: dict[str, Tensor], second: BatchScores | None = None
     ) -> dict[str, Tensor]:
-        """`pair_metrics`; with noise where the draws, or a second score of the same batch, give it."""
+        """`pair_metrics`, with the noise of the scores if the draws or a second score of the batch provide it."""
         noise = noise_of_draws(scores) if scores.has_sample_variance else None
         noise = noise_of_two(scores, second) if second is not None else noise
         return pair_metrics(scores, response_lengths(inputs), self.args.loss(), noise)
 
     def second_scores(self, model: nn.Module, inputs: dict[str, Tensor], scores: BatchScores) -> BatchScores | None:
-        """Scores of the batch with fresh masks, where its own draws give no variance and `variance_steps` says so."""
+        """Every `variance_steps` steps, scores with fresh masks if the draws have no sample variance; else None."""
         every = self.args.variance_steps
         if scores.has_sample_variance or not every or self.state.global_step % every:
             return None
@@ -203,10 +205,10 @@ class VRPOTrainer(DiffusionTrainerBase):
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = self.scores(self.denoiser(model), inputs, EVALUATION)
             loss_P = self.pair_losses(scores.loss_inputs(response_lengths(inputs)), inputs)
-        # The loss is a metric of each pair: the Trainer would weigh batch means, which depend on batches.
+        # The loss is returned as a metric of each pair: a mean of batch means would depend on the batch size.
         return None, {"loss": loss_P, **self.metrics_of(scores, inputs)}, inputs["row"]
 
 
 def response_lengths(inputs: dict[str, Tensor]) -> PairScores:
-    """Scored tokens of each response, [P] for each side."""
+    """Number of tokens of each response, [P] for each side."""
     return PairScores.split(inputs["response_mask"].sum(-1))

@@ -1,0 +1,31 @@
+"""The data collator of preference pairs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llada.data.collator import Collator
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Collate rows into a batch of 2P sequences: the P chosen, then the P rejected, padded together on the right.
+
+    Returns a dict of input_ids, attention_mask, response_mask (bool), each [2P, L]; example_id [P] and row [P].
+    """
+
+    pad_id: int
+    eos_id: int
+    eos_tail: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        sides = [
+            row | {"input_ids": row[f"{side}_ids"], "length": len(row[f"{side}_ids"]), "text_bytes": 0}
+            for side in ("chosen", "rejected")
+            for row in rows
+        ]
+        batch = Collator(self.pad_id, self.eos_id, self.eos_tail)(sides)
+        keys = {key: torch.tensor([row[key] for row in rows]) for key in ("example_id", "row")}
+        return {key: batch[key] for key in ("input_ids", "attention_mask", "response_mask")} | keys

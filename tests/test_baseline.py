@@ -21,24 +21,24 @@ def plan_of(mask_SBL, weight_SB) -> MaskDraws:
 
 
 @pytest.mark.parametrize(("draws", "group"), [(2, 1), (3, 1), (4, 2), (5, 2), (8, 2)])
-@pytest.mark.parametrize("growth", [0.0, 3.0])
-def test_the_weights_are_the_definition(draws, group, growth):
+@pytest.mark.parametrize("slope", [0.0, 3.0])
+def test_the_weights_are_the_definition(draws, group, slope):
     """B_hat with the weights = plain B_hat minus the centred masks times c_i^k, written out draw by draw."""
-    length, kappa = 6, 0.7
+    length, prior = 6, 0.7
     scored = torch.ones(1, length, dtype=torch.bool)
     plan = draw_masks(scored, [generator_for(3)], draws, levels="mirrored", complementary=group == 2, count_tilt=0.25)
     mask, weight = plan.masked_SBL[:, 0].double(), plan.weight_SBL[:, 0].amax(-1)
     hidden = mask.sum(-1) / length
-    larger = 1 + growth * hidden
+    larger = 1 + slope * hidden
     values = torch.randn(draws, length, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * mask
     expected = (weight * values.sum(-1)).sum()
     for k in range(draws):
         others = [j for j in range(draws) if j // group != k // group]
         scaled = values[others] / larger[others, None]
         mean = scaled.sum() / mask[others].sum()
-        baseline = larger[k] * (scaled.sum(0) + kappa * mean) / (mask[others].sum(0) + kappa)
+        baseline = larger[k] * (scaled.sum(0) + prior * mean) / (mask[others].sum(0) + prior)
         expected -= weight[k] * ((mask[k] - mask[k].sum() / length) * baseline).sum()
-    got = (leave_one_out(plan, scored, group, kappa, growth).weight_SBL[:, 0] * values).sum()
+    got = (leave_one_out(plan, scored, group, prior, slope).weight_SBL[:, 0] * values).sum()
     assert got.item() == pytest.approx(expected.item(), abs=1e-12)
 
 

@@ -5,7 +5,7 @@ import io
 import torch
 from conftest import tiny_model
 from rich.console import Console
-from test_trainer import IDS, TOKENIZER
+from test_sft import IDS, TOKENIZER
 
 from llada.cli.chat import MASK, Chat, frame, talk
 from llada.sampling.settings import SamplerSettings

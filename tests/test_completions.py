@@ -9,7 +9,7 @@ from typing import get_type_hints
 import pytest
 import torch
 from conftest import ROOT, load_script, tiny_model
-from test_trainer import IDS, TOKENIZER
+from test_sft import IDS, TOKENIZER
 from transformers import HfArgumentParser
 
 import llada

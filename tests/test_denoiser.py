@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from datasets import Dataset
-from test_trainer import IDS, TOKENIZER
+from test_sft import IDS, TOKENIZER
 from test_vrpo_trainer import PAIRS
 from torch import nn
 

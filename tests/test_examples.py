@@ -5,7 +5,7 @@ import json
 import torch
 from conftest import load_script, tiny_model
 from datasets import Dataset
-from test_trainer import IDS, TOKENIZER
+from test_sft import IDS, TOKENIZER
 
 from vrpo import VRPOConfig, VRPOTrainer
 

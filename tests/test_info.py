@@ -2,7 +2,7 @@
 
 import torch
 from conftest import tiny_model, tiny_moe
-from test_trainer import IDS, TOKENIZER
+from test_sft import IDS, TOKENIZER
 
 from llada.cli.info import rows, sizes
 

@@ -1,7 +1,7 @@
 """A mixture of experts through SFT and VRPO: router losses in the objective, exact, and able to rebalance a router."""
 
 import pytest
-import test_trainer as sft
+import test_sft as sft
 import test_vrpo_trainer as vrpo
 import torch
 from conftest import tiny_moe, trajectory

@@ -12,7 +12,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, tiny_model
-from test_trainer import IDS, TOKENIZER
+from test_sft import IDS, TOKENIZER
 from trl import ModelConfig
 
 from llada.cli.recipe import RecipeArguments, parse

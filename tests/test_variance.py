@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import tiny_model, tiny_moe
-from test_trainer import IDS, TOKENIZER
+from test_sft import IDS, TOKENIZER
 from test_vrpo_trainer import PAIRS, first_batch, moved, trainer
 
 from llada.diffusion.masking import MaskDraws

@@ -10,7 +10,7 @@ import torch
 from conftest import Recording, tiny_model, trajectory, two_processes
 from datasets import Dataset
 from peft import LoraConfig
-from test_trainer import IDS, TOKENIZER
+from test_sft import IDS, TOKENIZER
 
 from llada.diffusion.random_streams import EVALUATION
 from vrpo import VRPOConfig, VRPOTrainer

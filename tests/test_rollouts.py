@@ -1,6 +1,6 @@
 import pytest
 from conftest import load_script, tiny_model
-from test_trainer import IDS, TOKENIZER
+from test_sft import IDS, TOKENIZER
 
 from llada.evaluation import last_number, same_as_answer, same_last_number
 from llada.sampling.settings import SamplerSettings

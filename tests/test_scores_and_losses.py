@@ -40,12 +40,12 @@ def sampled_scores(design, pairs: int, policy=POLICY, reference=REFERENCE) -> li
         ]
 
 
-@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize(("n_t", "n_y"), [(1, 1), (4, 1), (2, 2)])
 @pytest.mark.parametrize("masks", ["exact_count", "bernoulli"])
-def test_the_score_is_unbiased(n_t, n_y, coupled, masks):
+def test_the_score_is_unbiased(n_t, n_y, shared, masks):
     """20,000 pairs against the exact log-ratio by enumeration, both sides."""
-    policy, reference = sampled_scores(ComposedDesign(n_t, n_y, coupled, masks), 6_000)
+    policy, reference = sampled_scores(ComposedDesign(n_t, n_y, shared, masks), 6_000)
     scored, eps = torch.ones(LENGTH, dtype=torch.bool), 1e-3 if masks == "bernoulli" else 0.0
     exact = [exact_elbo(model, TOKENS, scored, eps=eps).item() for model in (POLICY, REFERENCE)]
     ratio = log_ratios(policy, reference)
@@ -103,10 +103,10 @@ def test_the_variance_of_an_elbo_is_the_paper_s_decomposition(n_t, n_y):
     assert abs(sampled.var() - (level / n_t + mask / (n_t * n_y))) < 4 * error
 
 
-@pytest.mark.parametrize("coupled", [True, False])
-def test_the_reported_variance_of_the_score_is_unbiased(coupled):
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_reported_variance_of_the_score_is_unbiased(shared):
     """The mean over pairs of the within-pair estimate against the variance between pairs (both sides random)."""
-    design = ComposedDesign(4, 1, coupled, "exact_count")
+    design = ComposedDesign(4, 1, shared, "exact_count")
     policy, reference = sampled_scores(design, 4000)
     reported = score_variance(ratio_variance(policy, reference), BETA)
     assert standard_errors(reported, variance_of_score(design)) < 6  # both numbers are estimates

@@ -71,7 +71,7 @@ def test_resumed_equals_uninterrupted(tmp_path, dtype, masks, bound):
 def test_two_processes_equal_one(tmp_path, dtype, masks, bound):
     """DDP with 2 x 4 rows against 1 x 8; the logged loss is the mean over processes."""
     whole = trajectory(trainer(tmp_path, dtype, masks=masks))
-    split = two_processes(tmp_path, "test_trainer", dtype, masks=masks, per_device_train_batch_size=4)
+    split = two_processes(tmp_path, "test_sft", dtype, masks=masks, per_device_train_batch_size=4)
     assert (whole - split).abs().max() <= bound
 
 

@@ -138,7 +138,7 @@ def paper_forms(case: Case, counts: int, masks: int) -> None:
     mean = case.note("mean response length", float(lengths.mean()), "tokens")
     print(f"\n{len(found)} pairs, mean response {mean} tokens, {case.redraws} redraws")
     for form, split in FORMS.items():
-        parts = [[split(bank).of(1) for bank in pair] for pair in found]
+        parts = [[split(table).of(1) for table in pair] for pair in found]
         case.single[form] = torch.tensor(parts, dtype=torch.float64).sum(1)
         sources = torch.tensor([[s.level, s.count, s.pattern] for pair in found for s in map(split, pair)]).sum(0)
         level, count, pattern = (sources / sources.sum()).tolist()

@@ -33,6 +33,9 @@ class Table:
     def spec(self):
         return DenoiserSpec(MASK, context=self.log_p.shape[1], vocabulary=MASK + 1)
 
+    def logits(self, request):
+        raise NotImplementedError("a table of log-probabilities has no logits")
+
     def log_probs(self, noisy_BL, target_BL, attention_mask=None):
         code_B = ((noisy_BL == MASK) * 2 ** torch.arange(noisy_BL.shape[1])).sum(-1)
         return self.log_p[code_B] * (noisy_BL == MASK)

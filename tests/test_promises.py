@@ -81,14 +81,25 @@ def test_paths_and_targets_of_the_readme_exist():
 
 
 def test_the_file_tree_of_the_readme_is_the_repository_s():
+    """Folder by folder: the lines below a folder's name list its Python files and no others."""
     tree = README.split("## Layout")[1].split("```")[1]
-    folders = ("llada", "vrpo", "recipes", "examples", "benchmarks")
-    for name in folders:
-        files = {path.name for path in (ROOT / name).rglob("*.py")} - {"__init__.py"}
-        missing = [file for file in files if file not in tree]
-        assert not missing, f"{name}/ has files that the README does not list: {missing}"
-    listed = set(re.findall(r"\b(\w+\.py)\b", tree))
-    assert listed <= {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    listed: dict[str, set[str]] = {}
+    folder = package = ""
+    for line in tree.splitlines():
+        if match := re.match(r"(\w+)/ ", line):
+            folder = package = match[1]
+        elif match := re.match(r"  (\w+)/ ", line):
+            folder = f"{package}/{match[1]}"
+        elif match := re.match(r"    (\w+)/ ", line):
+            folder = f"{folder.rsplit('/common')[0]}/{match[1]}"
+        elif re.match(r"  \w", line):
+            folder = package
+        listed.setdefault(folder, set()).update(re.findall(r"\b(\w+\.py)\b", line))
+    for root in ("llada", "vrpo", "recipes", "examples", "benchmarks"):
+        for path in [ROOT / root, *(path for path in (ROOT / root).rglob("*") if path.is_dir())]:
+            files = {file.name for file in path.glob("*.py")} - {"__init__.py"}
+            name = str(path.relative_to(ROOT))
+            assert files == listed.get(name, set()), name
 
 
 def python_blocks(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from rich.text import Text
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from llada.cli.loading import load_config
+from llada.cli.checkpoint import load_config
 from llada.data.tokenizer import before_eos
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.loop import generate
@@ -64,7 +64,7 @@ class Chat:
         """
         turn = [*self.messages, {"role": "user", "content": text}]
         spec = self.model.denoiser_spec
-        ids, mask = left_padded(self.tokenizer, [turn], self.model.device)
+        ids, mask = left_padded(self.tokenizer, [turn], spec.eos_id, self.model.device)
         width = ids.shape[1]
 
         def on_step(canvas_BL: Tensor, confidence_BL: Tensor) -> None:

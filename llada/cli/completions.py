@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from llada.cli.arguments import CompletionArguments
-from llada.cli.loading import load_config
+from llada.cli.checkpoint import load_config
 from llada.data.loading import column_names, load_rows
 from llada.denoiser import DenoiserSpec
 from llada.diffusion.random_streams import generator_for

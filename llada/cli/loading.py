@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, get_quantization_config
 
+from llada.cli.checkpoint import refuse_adapters
 from llada.cli.recipe import RecipeArguments
 from llada.data.loading import column_names, load_rows
 from llada.data.tokenizer import load_tokenizer, special_ids
@@ -156,23 +156,3 @@ def load_columns(source: str, name: str | None, split: str, streaming: bool, col
             "prompts and answers: recipes/sft.py; preferences: recipes/align.py)"
         )
     return rows.select_columns(list(wanted))
-
-
-def refuse_adapters(name: str) -> None:
-    """Raise RecipeError if a directory holds PEFT adapters, which are no model by themselves."""
-    if Path(name, "adapter_config.json").exists():
-        raise RecipeError(
-            f"{name} holds adapters, not a model: merge them first (peft's merge_and_unload) and save that"
-        )
-
-
-def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
-    """A model's tokenizer and its config; special ids that the config lacks are set from the tokenizer.
-
-    Raises:
-        ValueError: neither has a mask or EOS token, or they disagree; or the directory holds adapters.
-    """
-    refuse_adapters(name)
-    tokenizer, config = load_tokenizer(name), AutoConfig.from_pretrained(name)
-    config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
-    return tokenizer, config

@@ -138,9 +138,9 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec | None = 
     return SpecialIds(ids["mask"], ids["eos"], ids["eos"] if ids["pad"] is None else ids["pad"], eot)
 
 
-def before_eos(ids: list[int], eos_id: int) -> list[int]:
+def before_eos(ids: list[int], eos_id: int | None) -> list[int]:
     """The tokens before the first EOS, which are the answer; all tokens if there is no EOS."""
-    return ids[: ids.index(eos_id)] if eos_id in ids else ids
+    return ids[: ids.index(eos_id)] if eos_id is not None and eos_id in ids else ids
 
 
 def texts_of(part: str, value: Prompt) -> list[str]:

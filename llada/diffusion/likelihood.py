@@ -15,9 +15,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from llada.denoiser import Denoiser
+from llada.denoiser import Denoiser, as_denoiser
 from llada.diffusion.masking import MaskDraws, corrupt, exact_count_masks
 
 
@@ -32,7 +32,9 @@ def mask_id_of(denoiser: Denoiser) -> int:
     return denoiser.spec.mask_id
 
 
-def elbo_draws(denoiser: Denoiser, tokens_BL: Tensor, draws: MaskDraws, attention_mask: Tensor | None = None) -> Tensor:
+def elbo_draws(
+    denoiser: nn.Module | Denoiser, tokens_BL: Tensor, draws: MaskDraws, attention_mask: Tensor | None = None
+) -> Tensor:
     """One ELBO estimate for each draw and sequence, [S, B], nats; the mean over draws estimates the ELBO.
 
     Neither masks nor weights depend on the parameters, so autograd through this value gives the gradient's estimate.
@@ -40,7 +42,7 @@ def elbo_draws(denoiser: Denoiser, tokens_BL: Tensor, draws: MaskDraws, attentio
     Args:
         attention_mask: [B, L], 0 on padding.
     """
-    elbos = []
+    denoiser, elbos = as_denoiser(denoiser), []
     for masked_BL, weight_BL in zip(draws.masked_SBL, draws.weight_SBL, strict=True):
         noisy_BL, target_BL = corrupt(tokens_BL, masked_BL.to(tokens_BL.device), mask_id_of(denoiser))
         values_BL = denoiser.log_probs(noisy_BL, target_BL, attention_mask)
@@ -49,7 +51,7 @@ def elbo_draws(denoiser: Denoiser, tokens_BL: Tensor, draws: MaskDraws, attentio
 
 
 def exact_elbo(
-    denoiser: Denoiser, tokens_L: Tensor, response_mask_L: Tensor, eps: float = 0.0, batch_size: int = 64
+    denoiser: nn.Module | Denoiser, tokens_L: Tensor, response_mask_L: Tensor, eps: float = 0.0, batch_size: int = 64
 ) -> Tensor:
     """The ELBO of one sequence by enumerating every non-empty mask of its n scored tokens, a differentiable scalar.
 
@@ -66,7 +68,7 @@ def exact_elbo(
     Raises:
         ValueError: more than 20 scored tokens (a million masks), or none.
     """
-    length = int(response_mask_L.sum())
+    denoiser, length = as_denoiser(denoiser), int(response_mask_L.sum())
     if not 1 <= length <= 20:
         raise ValueError(f"exact_elbo enumerates 2^n masks: n={length} scored tokens must be between 1 and 20")
     code_M = torch.arange(1, 2**length)
@@ -102,7 +104,7 @@ def systematic_counts(rows: int, length: int, generator: Generator) -> Tensor:
 
 @torch.no_grad()
 def log_likelihood(
-    denoiser: Denoiser,
+    denoiser: nn.Module | Denoiser,
     tokens_L: Tensor,
     response_mask_L: Tensor,
     generator: Generator,
@@ -124,7 +126,7 @@ def log_likelihood(
     Raises:
         ValueError: n is not a multiple of group, or `response_mask_L` has no True.
     """
-    length = int(response_mask_L.sum())
+    denoiser, length = as_denoiser(denoiser), int(response_mask_L.sum())
     if length == 0:
         raise ValueError("log_likelihood of an empty answer: response_mask_L has no True")
     if n % group:

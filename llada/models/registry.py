@@ -36,6 +36,9 @@ def register_configs() -> None:
     class FamilyMember(PreTrainedConfig):
         model_type = MODEL_TYPE
 
+        def __new__(cls, *args, **fields):
+            return config_class(fields)(*args, **fields)
+
         @classmethod
         def from_dict(cls, config_dict, **kwargs):
             return config_class(config_dict).from_dict(config_dict, **kwargs)
@@ -52,14 +55,16 @@ class RegisterAfterImport(MetaPathFinder):
     def find_spec(self, fullname, path, target=None):
         if fullname != AUTO_CONFIG:
             return None
-        sys.meta_path.remove(self)
+        sys.meta_path.remove(self)  # for the next line, which would come back here
         spec = importlib.util.find_spec(fullname)
+        sys.meta_path.insert(0, self)  # until the module has been executed: a spec may be asked for and not used
         assert spec is not None
         assert isinstance(spec.loader, Loader)
         execute = spec.loader.exec_module
 
         def exec_module(module) -> None:
             execute(module)
+            sys.meta_path.remove(self)
             register_configs()
 
         spec.loader.exec_module = exec_module

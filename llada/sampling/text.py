@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Generator, Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llada.data.tokenizer import Prompt, before_eos, render
@@ -18,13 +20,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
-def left_padded(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask of prompts (text or messages), [B, P] each. Without a pad token, EOS is used."""
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    rows = {"input_ids": [encode(tokenizer, prompt) for prompt in prompts]}
-    batch = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(device)
-    return batch["input_ids"], batch["attention_mask"]
+def left_padded(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], pad_id: int | None, device
+) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of prompts (text or messages), [B, P] each, padded on the left.
+
+    pad_id: what pads where the tokenizer has no padding token, such as EOS.
+    """
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else pad_id
+    rows = [torch.tensor(encode(tokenizer, prompt), dtype=torch.long) for prompt in prompts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad_id or 0, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    return ids.to(device), mask.to(device)
 
 
 def answers(
@@ -36,11 +43,10 @@ def answers(
     stats: the costs of the calls are added to it.
     """
     eos_id = as_denoiser(model).spec.eos_id
-    assert eos_id is not None  # without one, `generate` raises
     device, pending = next(model.parameters()).device, list[Prompt]()
 
     def flush() -> Iterator[str]:
-        ids, mask = left_padded(tokenizer, pending, device)
+        ids, mask = left_padded(tokenizer, pending, eos_id, device)
         canvas, cost = generate(model, ids, mask, settings, generator=generator, return_stats=True)
         if stats is not None:
             stats.add(cost)

@@ -185,7 +185,8 @@ class DiffusionTrainerBase(Trainer):
         columns = torch.cat(denoiser.auxiliary_losses).unbind(-1)
         losses = dict(zip(self.spec.auxiliary_losses, columns, strict=True))
         self.add_metrics({name: values_N.detach() for name, values_N in losses.items()})
-        first, *others = (self.spec.auxiliary_losses[name] * values_N.mean() for name, values_N in losses.items())
+        weights = self.accelerator.unwrap_model(self.model).denoiser_spec.auxiliary_losses  # may change during a run
+        first, *others = (weights[name] * values_N.mean() for name, values_N in losses.items())
         return sum(others, first)
 
     def add_metrics(self, metrics: dict[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ import transformers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llada.cli.loading import load_config
+from llada.cli.checkpoint import load_config
 from llada.data.loading import load_rows
 from llada.data.tokenizer import special_ids
 from llada.training.base import row_length
@@ -39,7 +39,7 @@ def write(results: dict, folder: Path) -> None:
             }
             for row in results["rows"]
         ]
-        writer = csv.DictWriter(file, flat[0])
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
         writer.writeheader()
         writer.writerows(flat)
 

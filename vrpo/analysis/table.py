@@ -174,8 +174,8 @@ def sources(policy, reference, batches: list[Batch], settings: Settings) -> dict
         if len(parts["L/l"]) < settings.source_pairs:
             found = masked_sum_tables(policy, reference, batch, counts=24, masks=16, seed=settings.seed)
             for chosen, rejected in zip(found[:size], found[size:], strict=True):
-                exact = [split_exact_count(bank) for bank in (chosen, rejected)]
-                floored = [split_bernoulli(bank) for bank in (chosen, rejected)]
+                exact = [split_exact_count(table) for table in (chosen, rejected)]
+                floored = [split_bernoulli(table) for table in (chosen, rejected)]
                 # In the L/l form the count takes the place of the timestep.
                 parts["L/l"].append([sum(s.level for s in exact), sum(s.pattern for s in exact)])
                 parts["1/t"].append([sum(getattr(s, part) for s in floored) for part in ("level", "count", "pattern")])

@@ -71,23 +71,23 @@ class MaskedSumTable:
         return one_KK[lower] * (1 - share)[:, None] + one_KK[upper] * share[:, None]
 
 
-def split_exact_count(bank: MaskedSumTable) -> VarianceBySource:
+def split_exact_count(table: MaskedSumTable) -> VarianceBySource:
     """Sources of the L/l form's variance; its timestep is the count itself, so `count` is 0 and `level` stands for it.
 
     Noise of the means in the table would pass for variation between counts; its contribution is subtracted.
     """
-    mean_L, variance_L = bank.moments()
-    weight_L = bank.length / torch.arange(1, bank.length + 1, dtype=torch.float64)
-    line_LK = weight_L[:, None] * bank.lines()
-    noise = line_LK.var(0, unbiased=False) @ bank.errors()
+    mean_L, variance_L = table.moments()
+    weight_L = table.length / torch.arange(1, table.length + 1, dtype=torch.float64)
+    line_LK = weight_L[:, None] * table.lines()
+    noise = line_LK.var(0, unbiased=False) @ table.errors()
     between = (weight_L * mean_L).var(unbiased=False) - noise
     return VarianceBySource(float(between), 0.0, float((weight_L.square() * variance_L).mean()))
 
 
-def split_bernoulli(bank: MaskedSumTable, eps: float = BERNOULLI_FLOOR, nodes: int = 2000) -> VarianceBySource:
+def split_bernoulli(table: MaskedSumTable, eps: float = BERNOULLI_FLOOR, nodes: int = 2000) -> VarianceBySource:
     """Sources of the 1/t form's variance, t uniform on [eps, 1] (integrated on `nodes` midpoints in log t)."""
-    (mean_L, variance_L), line_LK, error_K = bank.moments(), bank.lines(), bank.errors()
-    length, count_L = bank.length, torch.arange(1, bank.length + 1, dtype=torch.float64)
+    (mean_L, variance_L), line_LK, error_K = table.moments(), table.lines(), table.errors()
+    length, count_L = table.length, torch.arange(1, table.length + 1, dtype=torch.float64)
     edge_T = torch.linspace(torch.tensor(eps).log().item(), 0.0, nodes + 1, dtype=torch.float64).exp()
     t_T, share_T = (edge_T[1:] * edge_T[:-1]).sqrt(), edge_T.diff() / (1 - eps)
     log_choose_L = torch.lgamma(torch.tensor(length + 1.0).double()) - (

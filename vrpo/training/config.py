@@ -11,6 +11,23 @@ from vrpo.training.options import VRPOOptions
 SFT_WEIGHT = 0.05  # weight of the SFT loss that is added to the preference loss (LLaDA 1.5, section 4.1)
 
 
+def parse_options(options: dict | str | None) -> dict:
+    """Options of a design, given as a mapping or as JSON.
+
+    Raises:
+        ValueError: it is neither, or holds an option that the trainer has itself.
+    """
+    try:
+        found = json.loads(options) if isinstance(options, str) else dict(options or {})
+    except ValueError as error:
+        raise ValueError(f"estimator_options={options!r} is no JSON: {error}") from error
+    if not isinstance(found, dict) or {"n_t", "n_y"} & set(found):
+        raise ValueError(
+            f"estimator_options={options!r} must be a mapping without n_t and n_y, which are options apart"
+        )
+    return found
+
+
 @dataclass
 class VRPOConfig(VRPOOptions, DiffusionArguments):
     """`TrainingArguments` with the options of `VRPOOptions`. Defaults are the paper's recipe.
@@ -30,8 +47,7 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
             self.loss_type = [self.loss_type]
         if self.loss_weights is None:
             self.loss_weights = [SFT_WEIGHT if name == "sft" else 1.0 for name in self.loss_type]
-        if isinstance(self.estimator_options, str):
-            self.estimator_options = json.loads(self.estimator_options)
+        self.estimator_options = parse_options(self.estimator_options)
         self.loss()
         self.design()
         if self.eos_tail == "batch":
@@ -44,4 +60,8 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
 
     def design(self) -> Design:
         """The sampling design that these options select."""
-        return design(self.estimator, n_t=self.n_t, n_y=self.n_y, **(self.estimator_options or {}))  # type: ignore[arg-type]
+        options = parse_options(self.estimator_options)
+        try:
+            return design(self.estimator, n_t=self.n_t, n_y=self.n_y, **options)
+        except TypeError as error:  # a value of another type, which a comparison does not take
+            raise ValueError(f"estimator_options={options}: {error}") from error

@@ -49,6 +49,7 @@ def make_reference(
     for name, ours, theirs in (
         ("embedding_size", policy.vocabulary, other.vocabulary),
         ("mask_token_id", policy.mask_id, other.mask_id),
+        ("shifted", policy.shifted, other.shifted),
     ):
         if ours != theirs:
             raise ValueError(f"the reference has another vocabulary: {name} is {theirs}, and {ours} in the model")

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
 
     run = Completions(args, sampler_settings(args, options))
     if "completion" in run.rows[0]:
-        raise RecipeError(f"{args.prompts} already has a column 'completion', which would be replaced: rename it")
+        raise RecipeError(f"{args.prompts} has a column 'completion' already, which would be replaced: rename it")
     found = run.make()
     if found is not None:
         run.files.finish(row | {"completion": text} for row, (text,) in zip(run.rows, found, strict=True))

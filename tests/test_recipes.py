@@ -256,7 +256,7 @@ def test_two_cpu_processes_through_the_shipped_config_equal_one(tmp_path, good, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["sft", "vrpo"])
+@pytest.mark.parametrize("recipe", ["sft", "align"])
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_shards_equal_one_process(tmp_path, good, preferences, stage, recipe, monkeypatch):
     """The shipped ZeRO configs on two CPU processes, from a checkpoint (ZeRO-3 draws new weights in another order).

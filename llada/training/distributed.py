@@ -65,11 +65,10 @@ def gradients_reduced(accelerator: Accelerator, model: nn.Module, last: bool) ->
     if last:
         yield
         return
-    state, wanted = accelerator.gradient_state, accelerator.gradient_state.sync_gradients
-    state._set_sync_gradients(False)  # private, because accelerate's public setter fails (1.15)
+    wanted, accelerator.sync_gradients = accelerator.sync_gradients, False
     try:
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         with contextlib.nullcontext() if deepspeed else accelerator.no_sync(model):
             yield
     finally:
-        state._set_sync_gradients(wanted)
+        accelerator.sync_gradients = wanted

@@ -74,7 +74,7 @@ def fine_tuned(folder: Path, seed: int, one_manner: bool, steps: int) -> LLaDAMo
         lr_scheduler_type="cosine", masks="exact_count", adam_beta2=0.98, **COMMON, seed=seed,
     )  # fmt: skip
     rows = Dataset.from_list(demonstrations(20_000, random.Random(seed), one_manner))
-    trainer = MaskedDiffusionTrainer(LLaDAModelLM(config), settings, rows, processing_class=TOKENIZER)
+    trainer = MaskedDiffusionTrainer(LLaDAModelLM(config), settings, train_dataset=rows, processing_class=TOKENIZER)
     trainer.train()
     return trainer.model.eval()
 
@@ -90,7 +90,7 @@ def aligned(reference: LLaDAModelLM, folder: Path, seed: int, one_manner: bool, 
         learning_rate=rate, warmup_steps=5, lr_scheduler_type="constant_with_warmup", n_t=4, **COMMON, seed=seed,
     )  # fmt: skip
     pairs = Dataset.from_list(preferences(320, random.Random(seed + 1), one_manner))
-    VRPOTrainer(policy, reference, settings, pairs, processing_class=TOKENIZER).train()
+    VRPOTrainer(policy, reference, settings, train_dataset=pairs, processing_class=TOKENIZER).train()
     return policy.eval()
 
 

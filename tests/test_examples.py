@@ -20,7 +20,7 @@ def test_the_flat_vrpo_loop_has_the_trainer_s_losses_on_the_same_plan(tmp_path, 
     args = VRPOConfig(
         output_dir=str(tmp_path), use_cpu=True, report_to="none", per_device_train_batch_size=4, n_t=scratch.DRAWS
     )
-    run = VRPOTrainer(policy, reference, args, Dataset.from_list(rows), processing_class=TOKENIZER)
+    run = VRPOTrainer(policy, reference, args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER)
     batch = next(iter(run.get_train_dataloader()))
     with torch.no_grad():
         scores = run.scores(run.denoiser(policy), batch, epoch=0)

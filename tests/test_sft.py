@@ -38,7 +38,8 @@ def trainer(tmp_path, dtype=torch.float64, rows=PAIRS, model=None, **changes) ->
     extra = {key: changes.pop(key) for key in ("eval_dataset", "peft_config") if key in changes}
     model = tiny_model(seed=1, dtype=dtype, **IDS) if model is None else model
     dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
-    return Recorded(model, config(tmp_path, **changes), dataset, processing_class=TOKENIZER, **extra)
+    args = config(tmp_path, **changes)
+    return Recorded(model, args, train_dataset=dataset, processing_class=TOKENIZER, **extra)
 
 
 # Absolute. The 1/t weights of Bernoulli masks make losses above 10 that float32 cannot hold to 1e-5.
@@ -119,10 +120,10 @@ def test_the_epoch_key_counts_passes_over_the_data(tmp_path, streamed):
     rows = Dataset.from_list(PAIRS)
     rows = rows.to_iterable_dataset() if streamed else rows
     model, args = tiny_model(seed=1, **IDS), config(tmp_path, max_steps=10, save_strategy="steps", save_steps=6)
-    run = Epochs(model, args, rows, processing_class=TOKENIZER)
+    run = Epochs(model, args, train_dataset=rows, processing_class=TOKENIZER)
     run.train()
     assert run.epochs == [0] * 4 + [1] * 4 + [2] * 2
-    resumed = Epochs(tiny_model(seed=1, **IDS), args, rows, processing_class=TOKENIZER)
+    resumed = Epochs(tiny_model(seed=1, **IDS), args, train_dataset=rows, processing_class=TOKENIZER)
     if streamed:  # the Trainer would skip 6 batches of a pass that has 4
         with pytest.raises(RuntimeError, match="a stream can be resumed in its first pass only"):
             resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
@@ -268,6 +269,8 @@ def test_settings_that_cannot_work_are_refused_before_training(tmp_path, changes
 
 def test_a_model_without_its_tokenizer_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs processing_class, the tokenizer"):
-        MaskedDiffusionTrainer(LLaDAModelLM(tiny_config(**IDS)), config(tmp_path), Dataset.from_list(PAIRS))
+        MaskedDiffusionTrainer(
+            LLaDAModelLM(tiny_config(**IDS)), config(tmp_path), train_dataset=Dataset.from_list(PAIRS)
+        )
     with pytest.raises(ValueError, match="mask_token_id is 39 in the model's config but 258 in the tokenizer"):
         trainer(tmp_path, model=tiny_model())

@@ -30,7 +30,7 @@ def test_a_redraw_is_what_training_would_have_drawn(run):
     with torch.no_grad():
         scores = run.scores(run.denoiser(run.model), batch, epoch=2)
     policy, reference = redrawn_elbos(
-        run.model, run.reference, batch, mask_redraws(batch, run.design, run.args.seed), [2]
+        run.model, run.ref_model, batch, mask_redraws(batch, run.design, run.args.seed), [2]
     )
     assert torch.equal(policy[0], scores.policy.joined().mean(0))
     assert torch.equal(reference[0], scores.reference.joined().mean(0))
@@ -52,10 +52,10 @@ def test_redrawn_gradients_are_those_of_one_graph(run):
 def test_a_bank_holds_masked_sums_of_the_log_ratio(run):
     """At the full count there is one mask, so its value is the ratio of the fully masked responses."""
     batch = first_batch(run)
-    found = masked_sum_tables(run.model, run.reference, batch, counts=4, masks=3, seed=0)
+    found = masked_sum_tables(run.model, run.ref_model, batch, counts=4, masks=3, seed=0)
     plan = MaskDraws(batch["response_mask"][None], batch["response_mask"][None].double())
     with torch.no_grad():
-        full = batch_elbos(run.denoiser(run.model), batch, plan) - batch_elbos(run.denoiser(run.reference), batch, plan)
+        full = batch_elbos(run.denoiser(run.model), batch, plan) - batch_elbos(run.denoiser(run.ref_model), batch, plan)
     for row, bank in enumerate(found):
         assert bank.count_K[-1] == bank.length == batch["response_mask"][row].sum()
         assert torch.allclose(bank.value_KM[-1], full[0, row].expand(3), atol=1e-12)
@@ -66,7 +66,7 @@ def test_a_bank_holds_masked_sums_of_the_log_ratio(run):
 def test_the_table_of_a_policy_and_of_the_reference_itself(run):
     batches = [first_batch(run)]
     settings = Settings(repeats=6, budgets=[1, 4], gradient="up", source_pairs=4)
-    table = measure(run.model, run.reference, batches, settings)
+    table = measure(run.model, run.ref_model, batches, settings)
     rows = {(row["name"], row["n_t"], row["n_y"], row["shared_masks"]): row for row in table["rows"]}
     assert len(rows) == len(table["rows"]) == 7
     assert rows["vrpo", 4, 1, False]["score"]["value"] > rows["vrpo", 4, 1, True]["score"]["value"]
@@ -75,7 +75,7 @@ def test_the_table_of_a_policy_and_of_the_reference_itself(run):
         assert list(table["sources"][form]) == ["variance", *parts]
         assert sum(table["sources"][form][part]["value"] for part in parts) == pytest.approx(1)
     scores_only = Settings(repeats=6, budgets=[1, 4], gradient="none", source_pairs=0)
-    same = measure(run.reference, run.reference, batches, scores_only)
+    same = measure(run.ref_model, run.ref_model, batches, scores_only)
     for row in same["rows"]:
         assert (row["score"]["value"] == 0) == row["shared_masks"]
 
@@ -141,7 +141,7 @@ def test_training_logs_the_variance_of_dependent_draws_by_redrawing(tmp_path):
     metrics = run.metrics_of(scores, batch, run.second_scores(run.model, batch, scores))
     with torch.no_grad():
         other = run.scores(run.denoiser(run.model), batch, -2)
-    first, second = (log_ratios(each.policy, each.reference) for each in (scores, other))
+    first, second = (log_ratios(each.policy, each.ref_model) for each in (scores, other))
     half = (first - second).map(lambda difference_P: difference_P.square() / 2)
     expected = run.args.beta**2 * (half.chosen + half.rejected)
     assert torch.allclose(metrics["score/variance"], expected, rtol=1e-10)

@@ -281,8 +281,8 @@ def test_references_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(ValueError, match="another vocabulary: embedding_size is 270, and 262 in the model"):
         trainer(tmp_path, ref_model=tiny_model(**(IDS | {"embedding_size": 270})))
     first = trainer(tmp_path, peft_config=LoraConfig(r=2))
-    with pytest.raises(ValueError, match=r"already has adapters.*merge them"):
-        trainer(tmp_path, model=first.model)
+    with pytest.raises(ValueError, match=r"has adapters already and peft_config asks for new ones: merge them"):
+        trainer(tmp_path, model=first.model, peft_config=LoraConfig(r=2))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,11 @@ def mask_id_of(denoiser: Denoiser) -> int:
 
 
 def elbo_draws(
-    denoiser: nn.Module | Denoiser, tokens_BL: Tensor, draws: MaskDraws, attention_mask: Tensor | None = None
+    denoiser: nn.Module | Denoiser,
+    tokens_BL: Tensor,
+    draws: MaskDraws,
+    attention_mask: Tensor | None = None,
+    token_weights: tuple[Tensor | None, ...] = (None,),
 ) -> Tensor:
     """One ELBO estimate for each draw and sequence, [S, B], nats; the mean over draws estimates the ELBO.
 
@@ -41,13 +45,18 @@ def elbo_draws(
 
     Args:
         attention_mask: [B, L], 0 on padding.
+        token_weights: factors [B, L] of the tokens' terms (None: 1 for all). With K of them, the K weighted ELBOs come
+            from the same forward passes, and the result is [S, B] for one and [K, S, B] for several.
     """
     denoiser, elbos = as_denoiser(denoiser), []
     for masked_BL, weight_BL in zip(draws.masked_SBL, draws.weight_SBL, strict=True):
         noisy_BL, target_BL = corrupt(tokens_BL, masked_BL.to(tokens_BL.device), mask_id_of(denoiser))
         values_BL = denoiser.log_probs(noisy_BL, target_BL, attention_mask)
-        elbos.append((weight_BL.to(values_BL.dtype).to(values_BL.device) * values_BL).sum(-1))
-    return torch.stack(elbos)
+        terms_BL = weight_BL.to(values_BL.dtype).to(values_BL.device) * values_BL
+        weighted = (terms_BL if factor_BL is None else factor_BL.to(terms_BL) * terms_BL for factor_BL in token_weights)
+        elbos.append(torch.stack([weighted_BL.sum(-1) for weighted_BL in weighted]))
+    elbos_KSB = torch.stack(elbos, 1)
+    return elbos_KSB[0] if len(token_weights) == 1 else elbos_KSB
 
 
 def exact_elbo(

@@ -117,7 +117,7 @@ class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
         return f"{self.num_experts_per_tok} of {self.num_experts} experts"
 
     def auxiliary_losses(self) -> dict[str, float]:
-        return {"router/load_balance": self.router_aux_loss_coef, "router/z_loss": self.router_z_loss_coef}
+        return {"aux_loss": self.router_aux_loss_coef, "router/z_loss": self.router_z_loss_coef}
 
 
 # Checkpoints have one matrix for each expert. The model has gate and up of all experts in one tensor, down in another.

@@ -1,45 +1,40 @@
-"""The base of all trainers: reproducible masks, an error on non-finite losses, evaluation independent of batch size.
+"""The base of all trainers: reproducible masks, losses as means over examples, an error on non-finite losses.
 
-A subclass defines `prepare` (rows to examples), `make_collator` (examples to batches), the loss and the metrics.
+A subclass defines `prepare` (rows to examples), `make_collator` (examples to batches), the loss and the metrics. The
+loss of a step is the mean over its rows, however they are split into micro-batches and processes, and in the last,
+shorter step of a pass too: a micro-batch weighs by its share of the step's rows (`get_batch_samples` counts them).
 """
 
+import contextlib
 import logging
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalPrediction
 
 from llada.data.loading import column_names
 from llada.data.tokenizer import SpecialIds, special_ids
 from llada.denoiser import ModuleDenoiser, as_denoiser
-from llada.models.common.lora import wrap_with_adapters
+from llada.training.even_rows import PaddedRows, PaddedStream, WeighedCollator, pad_sampler
+from llada.training.inputs import (
+    activation_offloading,
+    as_datasets,
+    load,
+    name_of,
+    set_router_weight,
+    tokenizer_of,
+    with_adapters,
+)
+from llada.training.metric_sums import MetricSums
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class DiffusionArguments(TrainingArguments):
-    """`TrainingArguments` that check `DiffusionOptions`; a subclass lists its options class before this one."""
-
-    def __post_init__(self):
-        # Each process collates its own rows of a stream: accelerate's default would join batches of different widths.
-        self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
-        super().__post_init__()
-        self.eos_tail = str(self.eos_tail)
-        if self.eos_tail != "batch" and not self.eos_tail.isdigit():
-            raise ValueError(f"eos_tail={self.eos_tail!r} must be a number of tokens or 'batch'")
-        if self.eval_draws < 1:
-            raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")
 
 
 class EpochCounter(TrainerCallback):
@@ -76,13 +71,6 @@ def row_length(max_length: int | None, context: int) -> int:
     return context if max_length is None else max_length
 
 
-def load(model: PreTrainedModel | str, adapters: bool) -> PreTrainedModel:
-    """Load a model by name or path in fp32, or as saved if only adapters are trained; a model is returned as it is."""
-    if not isinstance(model, str):
-        return model
-    return AutoModelForCausalLM.from_pretrained(model, dtype="auto" if adapters else torch.float32)
-
-
 class DiffusionTrainerBase(Trainer):
     """A `Trainer` whose masks depend only on seed, epoch and example, and whose loss is a mean over examples.
 
@@ -92,50 +80,66 @@ class DiffusionTrainerBase(Trainer):
         FloatingPointError: the loss is not finite; raised before the optimizer step.
     """
 
-    loss_is_scaled_for_ga = False  # the loss is a mean: the Trainer divides it by the accumulation steps
+    loss_is_scaled_for_ga = True  # `compute_loss` divides by the rows of the whole step
+    prepared_columns: frozenset[
+        str
+    ]  # the columns of `prepare`'s output: rows that have them all are not prepared again
+    tags: tuple[str, ...]  # of the model and its card
 
     def __init__(
         self,
         model: PreTrainedModel | str,
         args,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         train_dataset=None,
         eval_dataset=None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config=None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+        **trainer_options,
     ):
-        if processing_class is None:
-            raise ValueError(f"{type(self).__name__} needs processing_class, the tokenizer")
-        model = load(model, adapters=peft_config is not None)
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required: a dataset or a list of rows")
+        set_seed(args.seed)  # for the weights of new adapters
+        model = load(model, args.model_init_kwargs, peft_config is not None, quantization_config)
+        revision = (args.model_init_kwargs or {}).get("revision")
+        processing_class = tokenizer_of(model, processing_class, revision, type(self).__name__)
         spec = as_denoiser(model).spec
         self.ids = special_ids(processing_class, spec)
         self.spec = replace(spec, **{f"{name}_id": number for name, number in vars(self.ids).items()})
-        max_length = row_length(args.max_length, self.spec.context)
-        if peft_config is not None:
-            model = wrap_with_adapters(model, peft_config)
-
-        def prepared(dataset, name: str):
-            if dataset is None or "example_id" in column_names(dataset):
-                return dataset
-            with args.main_process_first(desc=f"tokenizing {name}"):
-                return self.prepare(dataset, processing_class, self.ids, args, max_length, name)
-
-        train_dataset, eval_dataset = prepared(train_dataset, "train_dataset"), prepared(eval_dataset, "eval_dataset")
+        self.max_length = row_length(args.max_length, self.spec.context)
+        self.custom_collator, self.custom_metrics = data_collator, compute_metrics
+        set_router_weight(model, args.router_aux_loss_coef)
+        self.model_loaded(model, peft_config)
+        model = with_adapters(model, peft_config)
+        self.args, self.processing_class = args, processing_class  # `prepared` needs them before the Trainer sets them
         self.epoch_counter = EpochCounter()
-        self.metric_sums: dict[str, Tensor] = {}
+        self.metric_sums = MetricSums()
         super().__init__(
             model=model,
             args=args,
-            data_collator=self.make_collator(args, self.ids, training=True),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            data_collator=self.collator(training=True),
+            train_dataset=self.prepared(train_dataset, "train_dataset"),
+            eval_dataset=None if eval_dataset is None else self.prepared(eval_dataset, "eval_dataset"),
             processing_class=processing_class,
-            compute_metrics=self.metrics,
+            compute_metrics=self.evaluation_metrics,
             callbacks=[self.epoch_counter, *(callbacks or [])],
             optimizers=optimizers,
+            **trainer_options,
         )
-        self.model_accepts_loss_kwargs = False  # the equivalent in releases without `loss_is_scaled_for_ga`
+        if args.n_gpu > 1:
+            raise ValueError(
+                "several GPUs and one process: nn.DataParallel is not supported. Start the script with `accelerate launch` "
+                "or torchrun, or make one GPU visible (CUDA_VISIBLE_DEVICES)"
+            )
+        self.model_accepts_loss_kwargs = True  # the equivalent in releases without `loss_is_scaled_for_ga`
+        self._signature_columns = sorted(self.prepared_columns)  # what `remove_unused_columns` must keep
+        self.aux_loss_enabled = any(as_denoiser(self.model).spec.auxiliary_losses.values())
+        self.offload = activation_offloading(self.model) if args.activation_offloading else contextlib.nullcontext()
+        self.model.add_model_tags(list(self.tags))
         warn_of_half_precision(self)
 
     @staticmethod
@@ -153,6 +157,28 @@ class DiffusionTrainerBase(Trainer):
         """Evaluation metrics, from the outputs of `prediction_step` for all rows."""
         raise NotImplementedError
 
+    def model_loaded(self, model: PreTrainedModel, peft_config) -> None:
+        """Called in the constructor with the model before it gets new adapters."""
+
+    def collator(self, training: bool):
+        """The collator of batches with `row_weight`; `data_collator`, where it is given, collates instead of ours."""
+        return WeighedCollator(self.custom_collator or self.make_collator(self.args, self.ids, training))
+
+    def prepared(self, data, name: str):
+        """Rows in any form that TRL takes, as tokenized datasets; rows that are tokenized already stay as they are."""
+        data = as_datasets(data, name)
+        if isinstance(data, dict):
+            return {key: self.prepared(rows, f"{name}[{key!r}]") for key, rows in data.items()}
+        if self.prepared_columns <= set(column_names(data)):
+            return data
+        with self.args.main_process_first(desc=f"tokenizing {name}"):
+            return self.prepare(data, self.processing_class, self.ids, self.args, self.max_length, name)
+
+    def evaluation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Our metrics, and those of `compute_metrics`, which gets the same prediction (see `metrics`)."""
+        custom = {} if self.custom_metrics is None else self.custom_metrics(prediction)
+        return self.metrics(prediction) | custom
+
     @property
     def epoch(self) -> int:
         """The current pass over the data, counted from 0, as used in the keys of the masks."""
@@ -163,44 +189,123 @@ class DiffusionTrainerBase(Trainer):
         matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
         return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_train_dataloader(self) -> DataLoader:
+        if self.args.world_size == 1 or self.args.dataloader_drop_last:
+            return super().get_train_dataloader()
+        rows, multiple = self.train_dataset, self._train_batch_size * self.args.world_size
+        self.train_dataset = PaddedRows(rows) if hasattr(rows, "__len__") else PaddedStream(rows, multiple)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset = rows
+        pad_sampler(loader, multiple)
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        with self.evaluation_settings():
+            return super().get_eval_dataloader(self.evaluation_rows(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        with self.evaluation_settings():
+            return super().get_test_dataloader(self.evaluation_rows(test_dataset))
+
+    def evaluation_rows(self, rows):
+        """Rows with a length. A stream is read whole: the Trainer would count the rows that fill up its last batch."""
+        rows = self.eval_dataset if rows is None else self.eval_dataset[rows] if isinstance(rows, str) else rows
+        return rows if hasattr(rows, "__len__") else list(rows)
+
+    @contextlib.contextmanager
+    def evaluation_settings(self):
         # The Trainer would use training settings for held-out rows too: drop an incomplete batch, and pad EOS to the
         # longest row of the batch.
         kept = self.args.dataloader_drop_last, self.data_collator
         self.args.dataloader_drop_last = False
-        self.data_collator = self.make_collator(self.args, self.ids, training=False)
+        self.data_collator = self.collator(training=False)
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last, self.data_collator = kept
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """`Trainer.evaluate`; like the constructor, it takes rows in any form, and a dict of datasets."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self.prepared(eval_dataset, "eval_dataset")
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
+        """`Trainer.predict`; it takes rows in any form."""
+        return super().predict(self.prepared(test_dataset, "test_dataset"), ignore_keys, metric_key_prefix)
+
+    def train(self, *args, **kwargs):
+        self.metric_sums = MetricSums()  # drops those of a run that was interrupted
+        return super().train(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, Tensor]:
+        """The micro-batches of a step, and the number of their rows on all processes (padding does not count).
+
+        At the end of a stream there may be fewer micro-batches than a step needs. They are left out with a warning: the
+        Trainer would add their gradient to the first step of the next pass.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = sum((batch["row_weight"].sum() for batch in batches), torch.zeros(()))
+        rows = self.accelerator.reduce(rows.to(device), "sum")
+        if 0 < len(batches) < num_batches and not hasattr(self.train_dataset, "__len__"):
+            logger.warning(
+                "the last %d rows of this pass over the stream are fewer than a step (%d micro-batches) and are left out",
+                int(rows), num_batches,
+            )  # fmt: skip
+            return [], rows
+        return batches, rows
+
+    def share(self, inputs: dict[str, Tensor], rows: Tensor | None) -> Tensor:
+        """The factor of each row's loss in this process's loss of a micro-batch, [rows of the micro-batch].
+
+        Engines average gradients over processes, so that the factors are (processes / rows of the step), 0 for padding.
+
+        Args:
+            rows: the number of rows of the step on all processes; None outside a step: the mean over this batch.
+        """
+        weight_B = inputs["row_weight"]
+        return weight_B / weight_B.sum() if rows is None else weight_B * (self.args.world_size / rows)
 
     def denoiser(self, model: nn.Module) -> ModuleDenoiser:
         """The denoiser of a model that an engine (DDP, FSDP, DeepSpeed) may have wrapped."""
         return ModuleDenoiser(model, self.spec)
 
-    def auxiliary_loss(self, denoiser: ModuleDenoiser) -> Tensor:
-        """Weighted mean over sequences of the auxiliary losses of all forward passes; 0 where there are none."""
-        if not denoiser.auxiliary_losses:
+    def auxiliary_loss(self, denoiser: ModuleDenoiser, share_B: Tensor) -> Tensor:
+        """Auxiliary losses of the sequences of a batch, weighted and averaged over forward passes; 0 without any.
+
+        Args:
+            share_B: the factor of each sequence's loss, as in `share`.
+        """
+        passes = len(denoiser.auxiliary_losses)
+        if not passes:
             return torch.zeros(())
         columns = torch.cat(denoiser.auxiliary_losses).unbind(-1)
         losses = dict(zip(self.spec.auxiliary_losses, columns, strict=True))
-        self.add_metrics({name: values_N.detach() for name, values_N in losses.items()})
+        share_N = share_B.repeat(passes).to(columns[0])
+        self.metric_sums.add({name: values_N.detach() for name, values_N in losses.items()}, share_N > 0)
         weights = self.accelerator.unwrap_model(self.model).denoiser_spec.auxiliary_losses  # may change during a run
-        first, *others = (weights[name] * values_N.mean() for name, values_N in losses.items())
+        first, *others = (weights[name] * (share_N * values_N).sum() / passes for name, values_N in losses.items())
         return sum(others, first)
 
-    def add_metrics(self, metrics: dict[str, Tensor]) -> None:
-        """Add the values of N examples, [N] for each metric, to the means in the next log line."""
-        for name, values_N in metrics.items():
-            entry = torch.stack([values_N.double().sum(), torch.tensor(float(len(values_N))).to(values_N.device)])
-            self.metric_sums[name] = self.metric_sums.get(name, 0) + entry
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.metric_sums:
-            sums = self.accelerator.reduce(torch.stack(list(self.metric_sums.values())), "sum")
-            logs |= dict(zip(self.metric_sums, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
-            self.metric_sums = {}
+        # The last line of a run, which has "train_loss", takes what the steps since the last log line have left.
+        if "loss" in logs or "train_loss" in logs:
+            logs |= self.metric_sums.means(self.accelerator)
         super().log(logs, start_time)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None, **fields) -> None:
+        """Write a draft of a model card, README.md in output_dir, with TRL's arguments or those of transformers."""
+        tags = [tags] if isinstance(tags, str) else list(tags or ())
+        if dataset_name is not None:
+            fields["dataset"] = dataset_name
+        super().create_model_card(
+            model_name=model_name or Path(self.args.output_dir).name,
+            tags=[*tags, *self.tags],
+            finetuned_from=fields.pop("finetuned_from", name_of(self.model) or None),
+            **fields,
+        )
 
     def check_finite(self, value_B: Tensor, inputs: dict[str, Tensor], what: str = "loss") -> None:
         """Raise FloatingPointError if a value [B] is nan or infinite; the message names its row of the dataset."""

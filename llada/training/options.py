@@ -1,6 +1,7 @@
 """The options that pretraining and SFT add to `TrainingArguments`; importing this module does not import torch."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -19,6 +20,32 @@ class DiffusionOptions:
     )
     drop_overlong: bool = field(default=False, metadata={"help": "Drop rows over max_length, with a warning."})
 
+    # TRL's options of the model and of a batch
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of from_pretrained for a model given by name, as JSON."}
+    )
+    router_aux_loss_coef: float | None = field(
+        default=None, metadata={"help": "Weight of the load-balancing loss (LLaDA-MoE); default: the model's."}
+    )
+    pad_to_multiple_of: int | str | None = field(
+        default="auto", metadata={"help": "Pad batches to a multiple of this length; 'auto': to the longest row."}
+    )
+    activation_offloading: bool = field(
+        default=False, metadata={"help": "Keep the activations of a step in the CPU's memory (TRL)."}
+    )
+    # Accepted for TRL's scripts at the value that asks for nothing (llada.training.trl_options.REFUSED)
+    trust_remote_code: bool = field(default=False, metadata={"help": "Never needed; True is refused."})
+    truncation_mode: str = field(default="keep_start", metadata={"help": "Without effect: rows are never truncated."})
+    padding_free: bool = field(default=False, metadata={"help": "True is refused: batches are padded."})
+    pad_token: str | None = field(default=None, metadata={"help": "Refused: set tokenizer.pad_token."})
+
+    logging_steps: float = field(default=10, metadata={"help": "Log every this many steps, as in TRL."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Compute in bfloat16; default: where an accelerator supports it."}
+    )
+    activation_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Recompute activations, for memory; default: on an accelerator, not on a CPU."}
+    )
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second-moment decay."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: masks need the example ids."})
     # If it were on, a NaN would be logged as the mean of earlier losses. The trainer stops at the first NaN.

@@ -21,7 +21,8 @@ from llada.denoiser import Denoiser
 from llada.diffusion.likelihood import elbo_draws
 from llada.diffusion.masking import check_mask_kind, draw_masks
 from llada.diffusion.random_streams import EVALUATION, generator_for
-from llada.training.base import DiffusionArguments, DiffusionTrainerBase
+from llada.training.base import DiffusionTrainerBase
+from llada.training.config import DiffusionArguments
 from llada.training.options import MaskedDiffusionOptions
 
 
@@ -75,6 +76,8 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
     """
 
     metrics = staticmethod(likelihood_metrics)
+    tags = ("trl", "sft", "llada", "masked-diffusion")
+    prepared_columns = frozenset(("input_ids", "length", "prompt_length", "example_id", "row", "text_bytes"))
 
     @staticmethod
     def prepare(dataset, tokenizer, ids, args, max_length, source):
@@ -109,10 +112,15 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         denoiser = self.denoiser(model)
         nelbo_B, length_B = self.negative_elbo(denoiser, inputs, self.epoch, 1, self.args.masks, "iid")
-        loss_B = nelbo_B / length_B
+        loss_B, share_B = nelbo_B / length_B, self.share(inputs, num_items_in_batch)
         self.check_finite(loss_B, inputs)
-        loss = loss_B.mean() + self.auxiliary_loss(denoiser)
+        loss = (share_B * loss_B).sum() + self.auxiliary_loss(denoiser, share_B)
         return (loss, {"nelbo": nelbo_B}) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])
+        with self.offload:
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple:
         inputs = self._prepare_inputs(inputs)

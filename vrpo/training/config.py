@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 
-from llada.training.base import DiffusionArguments
+from llada.training.config import DiffusionArguments
 from vrpo.estimators.designs import Design, design
 from vrpo.losses.pairwise import PreferenceLoss
 from vrpo.training.options import VRPOOptions
@@ -43,6 +43,14 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
                 "disable_dropout=False is refused: dropout would differ between policy, reference and replay, which "
                 "would add noise to the score. Leave it at True"
             )
+        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
+            raise ValueError(f"ld_alpha={self.ld_alpha} must be between 0 (ignore the longer response's end) and 1")
+        if self.sync_ref_model and self.precompute_ref_log_probs:
+            raise ValueError(
+                "sync_ref_model changes the reference, which precompute_ref_log_probs takes as fixed: set one"
+            )
+        if self.sync_ref_model and not (0 <= self.ref_model_mixup_alpha <= 1 and self.ref_model_sync_steps >= 1):
+            raise ValueError("ref_model_mixup_alpha must be between 0 and 1, and ref_model_sync_steps at least 1")
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
         if self.loss_weights is None:

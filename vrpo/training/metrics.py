@@ -21,12 +21,16 @@ WITH_INTERVAL = ("rewards/accuracies", "rewards/margins", "logps/accuracies")
 
 @dataclass(frozen=True)
 class BatchScores:
-    """ELBO draws of one batch, [S, P] for each side, the design that drew them, and the policy's masks."""
+    """ELBO draws of one batch, [S, P] for each side, the design that drew them, and the policy's masks.
+
+    unweighted: the policy's ELBOs without the token weights of `ld_alpha`; None if these are `policy`.
+    """
 
     policy: PairScores
     reference: PairScores
     draws: MaskDraws
     design: Design
+    unweighted: PairScores | None = None
 
     @property
     def has_sample_variance(self) -> bool:
@@ -36,7 +40,8 @@ class BatchScores:
     def loss_inputs(self, length: PairScores) -> LossInputs:
         """Inputs of the losses: log-ratios and ELBOs averaged over draws."""
         policy, reference = (side.map(lambda draws_SP: draws_SP.mean(0)) for side in (self.policy, self.reference))
-        return LossInputs(policy - reference, policy, length)
+        whole = policy if self.unweighted is None else self.unweighted.map(lambda draws_SP: draws_SP.mean(0))
+        return LossInputs(policy - reference, whole, length)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,22 @@ class VRPOOptions(DiffusionOptions):
         },
     )
     allow_identical: bool = field(default=False, metadata={"help": "Keep pairs whose chosen and rejected are equal."})
+    ld_alpha: float | None = field(
+        default=None,
+        metadata={"help": "LD-DPO: weight of a response's tokens beyond the shorter one's length; default: none (1)."},
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False,
+        metadata={"help": "Accepted; the reference is still scored in every step, as each step draws other masks."},
+    )
+    precompute_ref_batch_size: int | None = field(default=None, metadata={"help": "Without effect."})
+    sync_ref_model: bool = field(
+        default=False, metadata={"help": "TR-DPO: move the reference towards the policy during training."}
+    )
+    ref_model_mixup_alpha: float = field(
+        default=0.6, metadata={"help": "Share of the policy in the reference after a synchronization (TR-DPO)."}
+    )
+    ref_model_sync_steps: int = field(default=512, metadata={"help": "Steps between synchronizations (TR-DPO)."})
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout to 0; False is refused."})
     learning_rate: float = field(default=5e-7, metadata={"help": "Peak rate; the paper's, for full fine-tuning."})
     warmup_steps: float = field(default=15, metadata={"help": "Steps of linear warm-up."})

@@ -19,14 +19,22 @@ from llada.diffusion.likelihood import elbo_draws
 from llada.diffusion.masking import MaskDraws
 
 
-def batch_elbos(denoiser: Denoiser, batch: dict[str, Tensor], draws: MaskDraws) -> Tensor:
-    """ELBO draws [S, B] of a batch from `vrpo.collator.PairCollator`, nats."""
-    return elbo_draws(denoiser, batch["input_ids"], draws, batch["attention_mask"])
+def batch_elbos(
+    denoiser: Denoiser, batch: dict[str, Tensor], draws: MaskDraws, token_weights: tuple[Tensor | None, ...] = (None,)
+) -> Tensor:
+    """ELBO draws [S, B] of a batch from `vrpo.collator.PairCollator`, nats; `token_weights`: see `elbo_draws`."""
+    return elbo_draws(denoiser, batch["input_ids"], draws, batch["attention_mask"], token_weights)
 
 
-def sloped_elbo(denoiser: Denoiser, batch: dict[str, Tensor], draw: MaskDraws, slope_B: Tensor) -> Tensor:
-    """sum_b slope_b B_bk of one draw, a scalar with its graph."""
-    elbo_B = batch_elbos(denoiser, batch, draw)[0]
+def sloped_elbo(
+    denoiser: Denoiser,
+    batch: dict[str, Tensor],
+    draw: MaskDraws,
+    slope_B: Tensor,
+    token_weights: tuple[Tensor | None, ...] = (None,),
+) -> Tensor:
+    """sum_b slope_b B_bk of one draw, a scalar with its graph; with K token weights, slope [K, B] and the sum over both."""
+    elbo_B = batch_elbos(denoiser, batch, draw, token_weights)[..., 0, :]
     return (slope_B.to(elbo_B) * elbo_B).sum()
 
 

@@ -13,25 +13,35 @@ the gradient is a sum over draws with known weights: exact for every loss, and m
 
 import contextlib
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import EvalPrediction
 
 from llada.denoiser import ModuleDenoiser
 from llada.diffusion.masking import MaskDraws
 from llada.diffusion.random_streams import EVALUATION, second_draw
-from llada.training.base import DiffusionTrainerBase, load
+from llada.training.base import DiffusionTrainerBase
 from llada.training.distributed import gradients_reduced
+from llada.training.inputs import name_of
 from vrpo.collator import PairCollator
 from vrpo.data import prepare_pairs
 from vrpo.estimators.designs import design, draw_for_pairs
 from vrpo.losses.pairwise import LossInputs
-from vrpo.scores import PairScores
+from vrpo.scores import PairScores, length_weights
 from vrpo.training.config import VRPOConfig
 from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noise_of_two, pair_metrics
-from vrpo.training.reference import make_reference, prepare_reference
+from vrpo.training.reference import (
+    check_precomputed,
+    freeze_adapter,
+    make_reference,
+    prepare_reference,
+    reference_adapters,
+    synchronization,
+)
 from vrpo.training.replay import batch_elbos, replay, sloped_elbo
 
 logger = logging.getLogger(__name__)
@@ -42,10 +52,15 @@ class VRPOTrainer(DiffusionTrainerBase):
 
     Args:
         model: a model, or a name or path.
-        ref_model: the reference; None with `peft_config` is the model with its adapters off, None otherwise is a frozen
-            copy of the model as it is at the start.
-        train_dataset, eval_dataset: preference rows in TRL's formats, or rows from `vrpo.data.prepare_pairs`.
-        processing_class: the tokenizer.
+        ref_model: the reference. None is the model as it is at the start: with `peft_config` the model with its adapters
+            off, for a model with adapters a frozen copy of them (the adapter "ref"), otherwise a frozen copy.
+        data_collator: collates in place of `vrpo.collator.PairCollator`, to the same keys.
+        train_dataset, eval_dataset: preference rows in TRL's formats, or rows from `vrpo.data.prepare_pairs`; a dataset, a
+            stream or a list; for evaluation also a dict of them, whose keys go into the metrics' names.
+        processing_class: the tokenizer; by default the one saved with the model.
+        compute_metrics: gets an `EvalPrediction` whose `predictions` are our metrics of each pair, [pairs] for each name,
+            and whose `label_ids` are the pairs' rows; its result is added to our metrics.
+        quantization_config: quantizes a model that is given by name; needs adapters.
         peft_config: train adapters (LoRA) instead of all parameters.
 
     Raises:
@@ -58,27 +73,48 @@ class VRPOTrainer(DiffusionTrainerBase):
         model: PreTrainedModel | str,
         ref_model: PreTrainedModel | str | None = None,
         args: VRPOConfig | None = None,
+        data_collator=None,
         train_dataset=None,
         eval_dataset=None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config=None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
     ):
-        args = VRPOConfig(output_dir="vrpo_output") if args is None else args
-        model = load(model, adapters=peft_config is not None)
-        self.reference = make_reference(model, ref_model, peft_config)
-        super().__init__(model, args, train_dataset, eval_dataset, processing_class, peft_config, callbacks, optimizers)
+        if args is None:
+            name = model if isinstance(model, str) else name_of(model)
+            args = VRPOConfig(output_dir=f"{name.split('/')[-1] or 'model'}-VRPO")
+        self.ref_model = ref_model
+        check_precomputed(args, train_dataset, eval_dataset)
+        super().__init__(
+            model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics, callbacks,
+            optimizers, quantization_config, peft_config,
+        )  # fmt: skip
         self.disable_dropout()
         self.design, self.evaluation_design = args.design(), design("vrpo", n_t=args.eval_draws)
-        if self.reference is not None:
-            self.reference = prepare_reference(self.reference, self.accelerator)
+        if self.ref_model is not None:
+            self.ref_model = prepare_reference(self.ref_model, self.accelerator)
+        if args.sync_ref_model:
+            self.add_callback(synchronization(self))
 
     metrics = staticmethod(mean_metrics)
+    prepared_columns = frozenset(("chosen_ids", "rejected_ids", "prompt_length", "length", "example_id", "row"))
+    tags = ("trl", "dpo", "vrpo", "llada", "masked-diffusion")
+
+    def model_loaded(self, model, peft_config) -> None:
+        self.ref_model = make_reference(model, self.ref_model, peft_config)
+        if self.ref_model is None and peft_config is None:
+            freeze_adapter(model)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        check_precomputed(self.args, eval_dataset)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def disable_dropout(self) -> None:
         """Set all dropout, LoRA's included, to 0 and warn: it would differ between policy, reference and replay."""
-        models = [self.model] if self.reference is None else [self.model, self.reference]
+        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
         dropouts = [m for model in models for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
         for module in dropouts:
             module.p = 0.0
@@ -103,35 +139,48 @@ class VRPOTrainer(DiffusionTrainerBase):
         """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without)."""
         # Evaluation always uses design vrpo, so that its curves compare between runs with different training designs.
         design = self.evaluation_design if epoch == EVALUATION else self.design
-        ids = inputs["example_id"].tolist()
+        ids, weights = inputs["example_id"].tolist(), self.token_weights(inputs)
         policy_masks, reference_masks = draw_for_pairs(design, inputs["response_mask"], ids, self.args.seed, epoch)
-        policy_SB = batch_elbos(denoiser, inputs, policy_masks)
+        policy, *unweighted = self.elbos(denoiser, inputs, policy_masks, weights)
         with torch.no_grad(), self.reference_model(denoiser.module) as reference:
-            reference_SB = batch_elbos(self.denoiser(reference), inputs, reference_masks)
-        return BatchScores(PairScores.split(policy_SB), PairScores.split(reference_SB), policy_masks, design)
+            reference, *_ = self.elbos(self.denoiser(reference), inputs, reference_masks, weights[:1])
+        return BatchScores(policy, reference, policy_masks, design, *unweighted)
+
+    def token_weights(self, inputs: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
+        """Factors [2P, L] of the tokens in the log-ratios (`ld_alpha`), then None for the ELBO that `sft` takes."""
+        alpha = self.args.ld_alpha
+        return (None,) if alpha is None else (length_weights(inputs["response_mask"], alpha), None)
+
+    def elbos(self, denoiser, inputs: dict[str, Tensor], draws: MaskDraws, weights) -> list[PairScores]:
+        """ELBO draws of both sides for each of the token weights."""
+        elbos = batch_elbos(denoiser, inputs, draws, weights)
+        return [PairScores.split(elbo_SB) for elbo_SB in (elbos if len(weights) > 1 else [elbos])]
 
     @contextlib.contextmanager
     def reference_model(self, model: nn.Module):
         """The reference, or the policy with its adapters off but in its wrapper, which sharding engines need."""
-        if self.reference is not None:
-            yield self.reference
+        if self.ref_model is not None:
+            yield self.ref_model
         else:
-            with self.accelerator.unwrap_model(model).disable_adapter():
+            with reference_adapters(self.accelerator.unwrap_model(model)):
                 yield model
 
     def pair_losses(self, pairs: LossInputs, inputs: dict[str, Tensor]) -> Tensor:
         """The loss of each pair, [P]. A non-finite score raises even if its loss is finite (at s = inf it is 0)."""
         loss = self.args.loss()
         self.check_finite(loss.beta * pairs.ratio.margin, inputs, "score")
-        loss_P = loss(pairs)
+        real_P = inputs["row_weight"] > 0  # the others must not enter a loss that compares pairs (aot)
+        parts = (part.map(lambda values_P: values_P[real_P]) for part in (pairs.ratio, pairs.policy, pairs.length))
+        loss_P = torch.zeros_like(pairs.ratio.margin).masked_scatter(real_P, loss(LossInputs(*parts)))
         self.check_finite(loss_P, inputs)
         return loss_P
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         denoiser = self.denoiser(model)
         scores = self.scores(denoiser, inputs, self.epoch)
-        loss = self.pair_losses(scores.loss_inputs(response_lengths(inputs)), inputs).mean()
-        loss = loss + self.auxiliary_loss(denoiser)
+        share_P = self.share(inputs, num_items_in_batch)
+        loss = (share_P * self.pair_losses(scores.loss_inputs(response_lengths(inputs)), inputs)).sum()
+        loss = loss + self.auxiliary_loss(denoiser, share_P.repeat(2) / 2)
         return (loss, self.metrics_of(scores, inputs)) if return_outputs else loss
 
     # Training: scores without a graph, then the draws replayed one at a time
@@ -142,28 +191,41 @@ class VRPOTrainer(DiffusionTrainerBase):
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
+        share_P = self.share(inputs, num_items_in_batch)
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = self.scores(self.denoiser(model), inputs, self.epoch)
-        loss_P, slope_B = self.loss_and_slopes(scores, inputs)
+        loss_P, slope_B = self.loss_and_slopes(scores, inputs, share_P)
         # This comes before the last backward pass, in which DeepSpeed steps the optimizer.
         metrics = self.metrics_of(scores, inputs, self.second_scores(model, inputs, scores))
-        auxiliary = self.replay(model, inputs, scores.draws, slope_B)
-        self.add_metrics(metrics)
-        return loss_P.detach().mean() / self.current_gradient_accumulation_steps + auxiliary
+        with self.offload:
+            auxiliary = self.replay(model, inputs, scores.draws, slope_B, share_P)
+        self.metric_sums.add(metrics, share_P > 0)
+        self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])
+        return (share_P * loss_P.detach()).sum() + auxiliary
 
-    def loss_and_slopes(self, scores: BatchScores, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The loss of each pair, [P], and d (its mean) / d (policy ELBO of each response), [2P]."""
-        pairs = scores.loss_inputs(response_lengths(inputs))
-        policy = pairs.policy.map(lambda elbo_P: elbo_P.requires_grad_())
-        reference = scores.reference.map(lambda draws_SP: draws_SP.mean(0))
-        loss_P = self.pair_losses(LossInputs(policy - reference, policy, pairs.length), inputs)
-        slopes = torch.autograd.grad(loss_P.mean(), (policy.chosen, policy.rejected), materialize_grads=True)
-        return loss_P, torch.cat(slopes)
+    def loss_and_slopes(self, scores: BatchScores, inputs: dict[str, Tensor], share_P: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each pair, [P], and the derivative of their weighted sum by the policy's ELBOs.
 
-    def replay(self, model: nn.Module, inputs: dict[str, Tensor], draws: MaskDraws, slope_B: Tensor) -> Tensor:
+        The derivative is [2P], or [2, 2P] if the log-ratios have token weights: by the weighted ELBOs, then by the others.
+        """
+        length = response_lengths(inputs)
+        mean = [side.map(lambda draws_SP: draws_SP.mean(0)) for side in (scores.policy, scores.reference)]
+        policy = mean[0].map(Tensor.requires_grad_)
+        whole = policy if scores.unweighted is None else scores.loss_inputs(length).policy.map(Tensor.requires_grad_)
+        loss_P = self.pair_losses(LossInputs(policy - mean[1], whole, length), inputs)
+        elbos = [policy] if scores.unweighted is None else [policy, whole]
+        slopes = torch.autograd.grad(
+            (share_P * loss_P).sum(), [side for elbo in elbos for side in (elbo.chosen, elbo.rejected)],
+            materialize_grads=True,
+        )  # fmt: skip
+        return loss_P, torch.cat(slopes) if len(elbos) == 1 else torch.cat(slopes).view(2, -1)
+
+    def replay(
+        self, model: nn.Module, inputs: dict[str, Tensor], draws: MaskDraws, slope_B: Tensor, share_P: Tensor
+    ) -> Tensor:
         """Add the gradient of the loss, one draw at a time; return this micro-batch's share of the auxiliary losses."""
-        share = 1 / (len(draws.masked_SBL) * self.current_gradient_accumulation_steps)
-        # `share` already divides by the number of micro-batches; DeepSpeed would divide by it again.
+        n, weights = len(draws.masked_SBL), self.token_weights(inputs)
+        # The shares already divide by the rows of the step; DeepSpeed would divide by the micro-batches again.
         options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         auxiliary = torch.zeros(())
 
@@ -171,10 +233,10 @@ class VRPOTrainer(DiffusionTrainerBase):
             nonlocal auxiliary
             with self.compute_loss_context_manager():
                 denoiser = self.denoiser(model)
-                term = sloped_elbo(denoiser, inputs, draw, slope_B)
-                auxiliary_loss = self.auxiliary_loss(denoiser)
-                auxiliary = auxiliary + auxiliary_loss.detach() * share
-                return (term + auxiliary_loss) * share
+                term = sloped_elbo(denoiser, inputs, draw, slope_B, weights)
+                auxiliary_loss = self.auxiliary_loss(denoiser, share_P.repeat(2) / 2)
+                auxiliary = auxiliary + auxiliary_loss.detach() / n
+                return (term + auxiliary_loss) / n
 
         def backward(term: Tensor) -> None:
             self.accelerator.backward(term, **options)

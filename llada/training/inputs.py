@@ -1,0 +1,142 @@
+"""What a trainer is made from: a model and a tokenizer by name or as objects, adapters, and rows in any form."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from llada.data.tokenizer import load_tokenizer
+from llada.denoiser import as_denoiser
+from llada.errors import DataError
+from llada.models.common.lora import wrap_with_adapters
+
+
+def has_adapters(model) -> bool:
+    """Whether a model is wrapped by PEFT."""
+    return hasattr(model, "peft_config")
+
+
+def load(
+    model: PreTrainedModel | str, init_kwargs: dict[str, Any] | None, adapters: bool, quantization_config=None
+) -> PreTrainedModel:
+    """Load a model by name or path in fp32, or as saved if only adapters are trained; a model is returned as it is.
+
+    Args:
+        init_kwargs: TRL's `model_init_kwargs`, the arguments of `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        ValueError: `init_kwargs` or `quantization_config` is given for a model that is already loaded, or both set the
+            quantization; or quantized weights would be trained themselves.
+    """
+    options = dict(init_kwargs or {})
+    if quantization_config is not None and "quantization_config" in options:
+        raise ValueError("quantization_config is set twice: as an argument and in model_init_kwargs. Set it once")
+    if not isinstance(model, str):
+        given = "model_init_kwargs" if options else "quantization_config" if quantization_config is not None else None
+        if given:
+            raise ValueError(f"{given} is for a model that is loaded by name, but the model is loaded already")
+        return model
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    if options.get("quantization_config") is not None and not adapters:
+        raise ValueError("quantization_config freezes the weights: train adapters (peft_config)")
+    options.setdefault("dtype", "auto" if adapters else torch.float32)
+    return AutoModelForCausalLM.from_pretrained(model, **options)
+
+
+def name_of(model) -> str:
+    """The name or path from which a model was loaded; empty if it was built in memory."""
+    return getattr(model.config, "_name_or_path", "") or ""
+
+
+def tokenizer_of(model, processing_class, revision: str | None, trainer: str) -> PreTrainedTokenizerBase:
+    """The given tokenizer, or the one saved with the model.
+
+    Raises:
+        TypeError: `processing_class` is no tokenizer. ValueError: there is none, and the model has no name.
+    """
+    if processing_class is None and not name_of(model):
+        raise ValueError(
+            f"{trainer} needs processing_class, the tokenizer: the model was not loaded from a name or path that could "
+            "have one"
+        )
+    if processing_class is None:
+        return load_tokenizer(name_of(model), **({"revision": revision} if revision else {}))
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        kind = type(processing_class).__name__
+        raise TypeError(f"processing_class must be a tokenizer (this package trains on text), but is a {kind}")
+    return processing_class
+
+
+def with_adapters(model, peft_config):
+    """The model with new adapters, if any are asked for.
+
+    Raises:
+        ValueError: the model has adapters already, or the method learns a prompt instead of weights.
+        TypeError: `peft_config` is no PEFT configuration.
+    """
+    if peft_config is None:
+        return model
+    from peft import PeftConfig
+
+    if not isinstance(peft_config, PeftConfig):
+        raise TypeError(
+            f"peft_config must be a peft.PeftConfig such as LoraConfig, but is {type(peft_config).__name__}"
+        )
+    if has_adapters(model):
+        raise ValueError(
+            "the model has adapters already and peft_config asks for new ones: merge them first (merge_and_unload()), or "
+            "leave peft_config out to train those"
+        )
+    if peft_config.is_prompt_learning:
+        raise ValueError(
+            f"{type(peft_config).__name__} is not supported: it puts virtual tokens before the row, and these models mask "
+            "and score tokens at their positions in the row. Use LoraConfig"
+        )
+    return wrap_with_adapters(model, peft_config)
+
+
+def as_datasets(data, name: str) -> Any:
+    """Rows as a `Dataset` or `IterableDataset`; of a mapping (a DatasetDict, or a dict of datasets), each value.
+
+    Raises:
+        TypeError: the rows are in no form that can be read. DataError: there are none.
+    """
+    from datasets import Dataset, IterableDataset
+
+    if isinstance(data, Mapping):
+        return {key: as_datasets(rows, f"{name}[{key!r}]") for key, rows in data.items()}
+    if isinstance(data, (list, tuple)) and all(isinstance(row, Mapping) for row in data):
+        data = Dataset.from_list(list(data))
+    if not isinstance(data, (Dataset, IterableDataset)):
+        raise TypeError(
+            f"`{name}` must be a `Dataset` or `IterableDataset` or a list of rows (dicts), but is {type(data).__name__}"
+        )
+    if isinstance(data, Dataset) and len(data) == 0:
+        raise DataError(f"{name} has no rows")
+    return data
+
+
+def set_router_weight(model, weight: float | None) -> None:
+    """Set the weight of the load-balancing loss of a mixture of experts; None keeps the model's.
+
+    Raises:
+        ValueError: the model has no experts.
+    """
+    if weight is None:
+        return
+    if "aux_loss" not in as_denoiser(model).spec.auxiliary_losses:
+        if weight:
+            raise ValueError(
+                f"router_aux_loss_coef={weight} is for models with experts, and {type(model).__name__} has none"
+            )
+        return
+    model.config.router_aux_loss_coef = weight
+
+
+def activation_offloading(model):
+    """TRL's context in which the activations of a graph are kept in the CPU's memory."""
+    from trl.models.activation_offloading import get_act_offloading_ctx_manager
+
+    return get_act_offloading_ctx_manager(model=model, warn_if_no_head=False)

@@ -2,7 +2,7 @@
 
     r = B_theta(y) - B_ref(y) for each side,   s = beta (r_chosen - r_rejected)   (LLaDA 1.5, arXiv 2505.19223, eq. 5)
 
-Shapes: S draws, P pairs. All values are in nats.
+Shapes: S draws, P pairs, L tokens. All values are in nats.
 """
 
 from collections.abc import Callable
@@ -70,3 +70,27 @@ def ratio_variance(policy: PairScores, reference: PairScores) -> PairScores:
 def score_variance(variance: PairScores, beta: float) -> Tensor:
     """Variance of each pair's score s, [P], from that of its two log-ratios, which are drawn independently."""
     return beta**2 * (variance.chosen + variance.rejected)
+
+
+def length_weights(response_mask_BL: Tensor, alpha: float) -> Tensor:
+    """Weight of each token in a length-desensitized log-ratio (LD-DPO, arXiv 2409.06411), [2P, L] float64.
+
+    1 for the first min(L_w, L_l) tokens of each response, alpha for those of the longer one beyond them, 0 elsewhere.
+    An ELBO is a sum over tokens, so draws whose `MaskDraws.weight_SBL` is multiplied by this estimate the weighted sum
+    of the tokens' shares of the ELBO without bias.
+
+    Args:
+        response_mask_BL: bool, True on the tokens of the P chosen, then of the P rejected responses.
+
+    Raises:
+        ValueError: alpha is not between 0 and 1.
+
+    Example: responses of 2 and 4 tokens, alpha = 0.3: weights (1, 1) and (1, 1, 0.3, 0.3).
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"ld_alpha={alpha} must be between 0 and 1")
+    position_BL = response_mask_BL.long().cumsum(-1)
+    length = PairScores.split(position_BL[:, -1])
+    shared_P = torch.minimum(length.chosen, length.rejected)
+    beyond_BL = position_BL > torch.cat([shared_P, shared_P])[:, None]
+    return response_mask_BL.double().masked_fill(beyond_BL & response_mask_BL, alpha)

@@ -21,7 +21,7 @@ class VRPOOptions(DiffusionOptions):
         default=None, metadata={"help": "Weight of each loss_type; default: 0.05 for sft (the paper's), 1 for others."}
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "Assumed rate of flipped labels, for 'robust' and 'exo_pair'."}
+        default=0.0, metadata={"help": "Assumed rate of flipped labels, for robust, exo_pair, aot and aot_unpaired."}
     )
     f_divergence_type: str = field(
         default="reverse_kl",

@@ -138,20 +138,21 @@ def test_the_loss_of_a_mean_score_is_not_the_mean_loss():
 WORKED = {
     "sigmoid": 0.437488, "robust": 0.362488, "ipo": 3.24, "hinge": 0.4, "exo_pair": 0.233839, "nca_pair": 1.268592,
     "bco_pair": 1.111154, "sppo_hard": 2.5, "apo_zero": 0.851478, "apo_down": 0.953031, "sigmoid_norm": 0.625595,
-    "sft": -0.5,
+    "sft": -0.5, "discopop": 0.518872, "aot": 0.497488, "aot_unpaired": 0.497488,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_the_numbers_worked_in_their_docstrings(name):
-    """r_w = 2 over 4 tokens, r_l = -1 over 5, ELBOs of the reference 0, beta 0.2, 10% of labels flipped."""
+    """r_w = 2 over 4 tokens, r_l = -1 over 5, ELBOs of the reference 0, beta 0.2, 10% of labels flipped, tau 0.6."""
     pair = inputs([2.0], [-1.0], lengths=(4.0, 5.0))
-    assert LOSSES[name](pair, 0.2, 0.1).item() == pytest.approx(WORKED[name], abs=1e-6)
+    loss = PreferenceLoss((name,), (1.0,), 0.2, 0.1, discopop_tau=0.6)
+    assert loss(pair).item() == pytest.approx(WORKED[name], abs=1e-6)
 
 
 def test_the_sft_term_is_the_chosen_elbo_by_length():
     pair = inputs([-6.0], [-9.0], lengths=(4.0, 5.0), reference=(-8.0, -8.0))
-    assert LOSSES["sft"](pair, 0.2, 0.0).item() == 1.5
+    assert PreferenceLoss(("sft",), (1.0,), 0.2)(pair).item() == 1.5
     total = PreferenceLoss(("sigmoid", "sft"), (1.0, 0.05), 0.2)(pair)
     assert total.item() == pytest.approx(0.437488 + 0.05 * 1.5, abs=1e-6)
 
@@ -159,16 +160,17 @@ def test_the_sft_term_is_the_chosen_elbo_by_length():
 def test_robust_is_unbiased_under_flipped_labels():
     """(1 - e) loss(s) + e loss(-s) = -log sigmoid(s): the flips cancel."""
     e = 0.1
-    clean = LOSSES["robust"](inputs([3.0], [0.0]), 0.2, e)
-    flipped = LOSSES["robust"](inputs([0.0], [3.0]), 0.2, e)
-    exact = LOSSES["sigmoid"](inputs([3.0], [0.0]), 0.2, 0.0)
+    robust, sigmoid = (PreferenceLoss((name,), (1.0,), 0.2, e) for name in ("robust", "sigmoid"))
+    clean, flipped = robust(inputs([3.0], [0.0])), robust(inputs([0.0], [3.0]))
+    exact = sigmoid(inputs([3.0], [0.0]))
     assert ((1 - e) * clean + e * flipped).item() == pytest.approx(exact.item(), abs=1e-6)
 
 
-def test_extreme_scores_keep_a_finite_loss_and_slope():
-    """-log sigmoid(-2000) = 2000; log(sigmoid(x)) would be infinite."""
+@pytest.mark.parametrize("name", ["sigmoid", "discopop"])
+def test_extreme_scores_keep_a_finite_loss_and_slope(name):
+    """-log sigmoid(-2000) = 2000; log(sigmoid(x)) would be infinite, and discopop's e^2000 times 0 no number."""
     ratio = torch.tensor([-1e4], requires_grad=True)
-    loss = LOSSES["sigmoid"](inputs(ratio, torch.zeros(1)), 0.2, 0.0)
+    loss = PreferenceLoss((name,), (1.0,), 0.2)(inputs(ratio, torch.zeros(1)))
     loss.backward()
     assert loss.item() == pytest.approx(2000)
     assert ratio.grad.item() == pytest.approx(-0.2)

@@ -97,6 +97,7 @@ def test_the_command_writes_its_table(tmp_path, capsys):
     for option, value, message in (
         ("--pairs", "6", "pairs=6 must be a positive multiple of batch_size=4"),
         ("--loss_type", "sft", "loss_type='sft' is no function of a score"),
+        ("--loss_type", "aot", "loss_type='aot' sorts a batch"),
         ("--loss_type", "exo_pair", "label_smoothing=0 makes exo_pair infinite"),
         ("--budgets", "0", "must be at least 1"),
         ("--beta", "0", "beta=0.0 must be positive"),

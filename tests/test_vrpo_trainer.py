@@ -322,6 +322,15 @@ def test_losses_are_named_as_in_trl(tmp_path):
     assert config(tmp_path, loss_type=["ipo", "sft"]).loss_weights == [1.0, 0.05]
 
 
+def test_the_bias_is_logged_for_losses_that_have_one_to_second_order(tmp_path):
+    """A step with WPO's weights, whose bias would need the policy's own noise, and one of another divergence."""
+    for options, logged in (({"use_weighting": True}, False), ({"f_divergence_type": "js_divergence"}, True)):
+        run = trainer(tmp_path, loss_type=["sigmoid", "sft"], max_steps=1, logging_steps=1, **options)
+        run.train()
+        assert "score/variance" in run.state.log_history[0]
+        assert ("loss/bias" in run.state.log_history[0]) is logged
+
+
 def test_the_trainer_averages_scores_before_the_log_sigmoid(tmp_path, monkeypatch):
     """Two draws that differ by +10 and -10 nats: the mean score is 0 and the loss log 2, not 1.1269."""
     run = trainer(tmp_path, loss_type=["sigmoid"], n_t=2)

@@ -49,7 +49,10 @@ class Settings:
             )
         if self.loss_type == "sft":
             raise ValueError("loss_type='sft' is no function of a score: name a preference loss of vrpo.LOSSES")
-        self.loss()
+        if not self.loss().of_single_pairs:
+            raise ValueError(
+                f"loss_type={self.loss_type!r} sorts a batch, so that a pair has no loss of its own: name another"
+            )
         self.rows()
 
     def loss(self) -> "PreferenceLoss":

@@ -13,7 +13,17 @@ from vrpo.scores import PairScores
 
 
 def loss_of_ratio(loss: PreferenceLoss, ratio: PairScores, length: PairScores) -> Tensor:
-    """The loss of each pair as a function of its log-ratios, [..., P], with the reference's ELBOs set to 0."""
+    """The loss of each pair as a function of its log-ratios, [..., P], with the reference's ELBOs set to 0.
+
+    Raises:
+        ValueError: the loss of a pair depends on more than that (`PreferenceLoss.of_single_pairs`).
+    """
+    if not loss.of_single_pairs:
+        raise ValueError(
+            f"loss_type={list(loss.names)} with use_weighting={loss.use_weighting} is no function of the log-ratios of "
+            "single pairs, whose noise is judged here: use another loss_type than 'aot' and 'aot_unpaired', and "
+            "use_weighting=False"
+        )
     return loss(LossInputs(ratio, ratio, length))
 
 
@@ -22,6 +32,9 @@ def second_order_bias(loss: PreferenceLoss, ratio: PairScores, variance: PairSco
 
     Args:
         ratio: log-ratios at which the second derivatives are taken; variance: that of the log-ratios, nats^2.
+
+    Raises:
+        ValueError: see `loss_of_ratio`.
     """
     terms = []
     sides = [side.detach().double().requires_grad_() for side in (ratio.chosen, ratio.rejected)]

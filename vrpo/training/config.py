@@ -64,7 +64,16 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
     def loss(self) -> PreferenceLoss:
         """The weighted sum of losses that these options select."""
         assert self.loss_weights is not None  # `__post_init__` has filled it in
-        return PreferenceLoss(tuple(self.loss_type), tuple(self.loss_weights), self.beta, self.label_smoothing)
+        return PreferenceLoss(
+            tuple(self.loss_type),
+            tuple(self.loss_weights),
+            self.beta,
+            self.label_smoothing,
+            self.f_divergence_type,
+            self.f_alpha_divergence_coef,
+            self.discopop_tau,
+            self.use_weighting,
+        )
 
     def design(self) -> Design:
         """The sampling design that these options select."""

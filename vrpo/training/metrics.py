@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalPrediction
 from llada.diffusion.masking import MaskDraws
 from vrpo.estimators.designs import Design
 from vrpo.losses.noise_bias import second_order_bias
-from vrpo.losses.pairwise import KINKED, LossInputs, PreferenceLoss
+from vrpo.losses.pairwise import LossInputs, PreferenceLoss
 from vrpo.scores import SATURATED, PairScores, log_ratios, ratio_variance, score_variance
 
 WITH_INTERVAL = ("rewards/accuracies", "rewards/margins", "logps/accuracies")
@@ -98,7 +98,7 @@ def pair_metrics(
     }
     if noise is not None:
         metrics["score/variance"] = score_variance(noise.variance, loss.beta)
-        if not KINKED & set(loss.names):
+        if loss.has_second_order_bias:
             metrics["loss/bias"] = second_order_bias(loss, noise.ratio, noise.variance, length)
     return metrics
 

@@ -21,7 +21,18 @@ class VRPOOptions(DiffusionOptions):
         default=None, metadata={"help": "Weight of each loss_type; default: 0.05 for sft (the paper's), 1 for others."}
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "Assumed rate of flipped labels, for 'robust' and 'exo_pair'."}
+        default=0.0, metadata={"help": "Assumed rate of flipped labels, for robust, exo_pair, aot and aot_unpaired."}
+    )
+    f_divergence_type: str = field(
+        default="reverse_kl",
+        metadata={"help": "Divergence: reverse_kl, forward_kl, js_divergence or alpha_divergence (docs/losses.md)."},
+    )
+    f_alpha_divergence_coef: float = field(
+        default=0.5, metadata={"help": "Coefficient of alpha_divergence: 0 is forward_kl, 1 reverse_kl."}
+    )
+    discopop_tau: float = field(default=0.05, metadata={"help": "Temperature of the loss discopop."})
+    use_weighting: bool = field(
+        default=False, metadata={"help": "Weigh pairs by the policy's probability of them, by token (WPO)."}
     )
     estimator: str = field(
         default="vrpo",

@@ -74,14 +74,14 @@ def test_two_processes_evaluate_a_stream_s_rows_once(tmp_path, kind):
 
 
 def test_a_stream_s_incomplete_step_does_not_leak_into_the_next(tmp_path, caplog):
-    """13 streamed rows, two micro-batches of 4 a step: each pass trains rows 0 to 7 and leaves 5 rows out, and says so."""
-    settings = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=3)
+    """13 streamed rows, three micro-batches of 4 a step: each pass trains 12 rows, leaves one out and says so."""
+    settings = dict(per_device_train_batch_size=4, gradient_accumulation_steps=3, max_steps=3)
     with caplog.at_level(logging.WARNING, logger="llada.training.base"):
         streamed = trajectory(trainer(tmp_path, streamed=True, **settings))
-    first_rows = Dataset.from_list(ROWS["sft"][:8]).to_iterable_dataset()
-    whole = trajectory(sft.trainer(tmp_path, rows=first_rows, masks="exact_count", max_steps=3))
+    first_rows = Dataset.from_list(ROWS["sft"][:12]).to_iterable_dataset()
+    whole = trajectory(sft.trainer(tmp_path, rows=first_rows, masks="exact_count", **settings))
     assert (streamed - whole).abs().max() <= 1e-10
-    assert "the last 5 rows of this pass over the stream are fewer than a step (2 micro-batches)" in caplog.text
+    assert "the last 1 rows of this pass over the stream are fewer than a step (3 micro-batches)" in caplog.text
 
 
 def test_metrics_of_unlogged_steps_are_in_the_last_line_and_not_in_the_next_run(tmp_path):

@@ -18,6 +18,13 @@ class DiffusionOptions:
         },
     )
     drop_overlong: bool = field(default=False, metadata={"help": "Drop rows over max_length, with a warning."})
+    drop_invalid: bool = field(
+        default=False,
+        metadata={"help": "Leave out all rows that cannot be trained on (over-long ones too), with a warning."},
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize; documents are packed in one."}
+    )
 
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second-moment decay."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: masks need the example ids."})

@@ -25,7 +25,7 @@ from llada.diffusion.random_streams import EVALUATION, second_draw
 from llada.training.base import DiffusionTrainerBase, load
 from llada.training.distributed import gradients_reduced
 from vrpo.collator import PairCollator
-from vrpo.data import prepare_pairs
+from vrpo.data import PAIR_COLUMNS, prepare_pairs
 from vrpo.estimators.designs import design, draw_for_pairs
 from vrpo.losses.pairwise import LossInputs
 from vrpo.scores import PairScores
@@ -75,6 +75,7 @@ class VRPOTrainer(DiffusionTrainerBase):
             self.reference = prepare_reference(self.reference, self.accelerator)
 
     metrics = staticmethod(mean_metrics)
+    prepared_columns = PAIR_COLUMNS
 
     def disable_dropout(self) -> None:
         """Set all dropout, LoRA's included, to 0 and warn: it would differ between policy, reference and replay."""
@@ -90,8 +91,10 @@ class VRPOTrainer(DiffusionTrainerBase):
     @staticmethod
     def prepare(dataset, tokenizer, ids, args, max_length, source):
         return prepare_pairs(
-            dataset, tokenizer, ids, max_length, int(args.eos_tail), args.drop_overlong, args.allow_identical, source
-        )
+            dataset, tokenizer, ids, max_length, int(args.eos_tail), drop_overlong=args.drop_overlong,
+            allow_identical=args.allow_identical, drop_invalid=args.drop_invalid, num_proc=args.dataset_num_proc,
+            source=source,
+        )  # fmt: skip
 
     @staticmethod
     def make_collator(args, ids, training):

@@ -69,15 +69,15 @@ BAD_FILES = {
     ),
     "empty prompt": (
         [{"prompt": "q", "completion": "a"}, {"prompt": "", "completion": "a"}],
-        r"bad.jsonl, row 1 .*'prompt'",
+        r"bad.jsonl: 1 of 2 rows cannot be trained on:\n  1 row has an empty 'prompt': row 1 ",
     ),
     "empty completion": (
         [{"prompt": "q", "completion": ""}],
-        r"bad.jsonl, row 0 .*'completion': the response tokenizes",
+        r"bad.jsonl: 1 of 1 row cannot be trained on:\n  1 row has an empty 'completion': row 0",
     ),
     "too long": (
         [{"prompt": "q" * 40, "completion": "a" * 40}],
-        r"bad.jsonl: 1 rows are longer than 63 tokens .*rows 0",
+        r"bad.jsonl: 1 of 1 row cannot be trained on:\n  1 row is longer than 63 tokens .*row 0 .*; row 0: 80 tokens",
     ),
     "documents": ([{"text": "a"}], r"bad.jsonl: columns are \['text'\]; this recipe needs 'prompt' and 'completion'"),
     "fewer rows than a batch": (

@@ -28,6 +28,7 @@ NOT_RENDERED = "have messages in {part} that the chat template does not accept"
 NO_PREFIX = "have messages in {part} that the chat template renders differently once the answer follows them"
 TOOLS_IGNORED = "have 'tools', which the chat template does not render"
 TOOL_CALLS_IGNORED = "have tool calls in {part}, which the chat template does not render"
+TOOL_RESULTS_IGNORED = "have messages of role 'tool' in {part}, which the chat template does not render"
 KWARGS_IGNORED = "have 'chat_template_kwargs' that the chat template does not read"
 SPELLS_MASK = "have text in {part} that spells the mask token"
 MALFORMED_TOOLS = "have 'tools' that are neither a list nor the JSON text of one"
@@ -187,11 +188,13 @@ def check_nothing_is_ignored(tokenizer, prompt_length: int, whole: list[dict], t
     if "tools" in options and same("prompt", whole, {name: options[name] for name in options if name != "tools"}):
         raise PairError("prompt", TOOLS_IGNORED)
     for index, message in enumerate(whole):
-        if calls_tools(message):
-            part = "prompt" if index < prompt_length else "completion"
-            silent = {key: value for key, value in message.items() if key != "tool_calls"}
-            if same(part, [*whole[:index], silent, *whole[index + 1 :]], options):
-                raise PairError(part, TOOL_CALLS_IGNORED)
+        part = "prompt" if index < prompt_length else "completion"
+        before, after = whole[:index], whole[index + 1 :]
+        silent = {key: value for key, value in message.items() if key != "tool_calls"}
+        if calls_tools(message) and same(part, [*before, silent, *after], options):
+            raise PairError(part, TOOL_CALLS_IGNORED)
+        if message["role"] == "tool" and same(part, before + after, options):
+            raise PairError(part, TOOL_RESULTS_IGNORED)
     template = options.get("chat_template") or tokenizer.get_chat_template(tools=options.get("tools"))
     names = set(options) - {"tools", "chat_template"}
     unread = sorted(name for name in names if not re.search(rf"\b{re.escape(name)}\b", template))

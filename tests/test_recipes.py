@@ -11,11 +11,11 @@ import torch
 from conftest import ROOT, load_script, tiny_model
 from trl import ModelConfig
 
-from llada.cli.loading import new_config
+from llada.cli.loading import load_columns, new_config
 from llada.cli.recipe import RecipeArguments, parse
 from llada.cli.train import resume_point
 from llada.data.tokenizer import byte_tokenizer
-from llada.errors import RecipeError
+from llada.errors import DataError, RecipeError
 from llada.training.distributed import check_engine, check_processes
 from llada.training.sft import MaskedDiffusionConfig
 
@@ -371,3 +371,12 @@ def test_pairs_are_made_from_checked_answers(tmp_path):
         make_pairs.main(command)
     with pytest.raises(RecipeError, match="verifier='best' must be one of"):
         make_pairs.main([*command, "--overwrite", "true", "--verifier", "best"])
+
+
+def test_columns_of_the_chat_template_are_loaded_and_images_refused(tmp_path):
+    """`tools` and `chat_template_kwargs` were dropped here, before the trainer could see them."""
+    row = {"messages": [], "tools": "[]", "chat_template_kwargs": {"a": 1}, "source": "web"}
+    rows = load_columns(write_rows(tmp_path / "a.jsonl", [row]), None, "train", False, sft.COLUMNS)
+    assert set(rows.column_names) == {"messages", "tools", "chat_template_kwargs"}
+    with pytest.raises(DataError, match="vision-related: it has the column 'images'"):
+        load_columns(write_rows(tmp_path / "b.jsonl", [row | {"images": ["x"]}]), None, "train", False, sft.COLUMNS)

@@ -120,7 +120,7 @@ def given_case(args) -> Case:
         prepare_pairs(rows, tokenizer, ids, policy.denoiser_spec.context, drop_overlong=True, source=args.data)
     )
     if args.length:
-        mean = [(len(p["chosen_ids"]) + len(p["rejected_ids"])) / 2 - p["prompt_length"] for p in pairs]
+        mean = [(len(p["chosen_ids"]) + len(p["rejected_ids"])) / 2 for p in pairs]
         pairs = [pairs[i] for i in sorted(range(len(pairs)), key=lambda i: abs(mean[i] - args.length))]
     collate = PairCollator(ids.pad, ids.eos, 1)
     chosen = pairs[: args.pairs]

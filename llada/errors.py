@@ -2,15 +2,20 @@
 
 
 class PairError(ValueError):
-    """A prompt or completion that cannot be trained on; `part` is "prompt" or "completion"."""
+    """A prompt or completion that cannot be trained on.
 
-    def __init__(self, part: str, message: str):
-        super().__init__(message)
-        self.part = part
+    part: "prompt" or "completion". flaw: what is wrong, as what rows have, such as "have an empty {part}", in which
+    "{part}" stands for the name of the column. detail: what is special to this example, or "".
+    """
+
+    def __init__(self, part: str, flaw: str, detail: str = ""):
+        message = f"an example must not {flaw.format(part=repr(part))}"
+        super().__init__(f"{message}: {detail}" if detail else message)
+        self.part, self.flaw, self.detail = part, flaw, detail
 
 
 class DataError(ValueError):
-    """A row that cannot be trained on; the message names its source, row and column."""
+    """Rows that cannot be trained on; the message names their source, what is wrong with them and their numbers."""
 
 
 class RecipeError(ValueError):

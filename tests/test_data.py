@@ -116,12 +116,12 @@ def test_documents_get_no_tail():
     [
         (
             [{"prompt": "q", "completion": "a"}, {"prompt": "", "completion": "a"}],
-            "row 1 .*column 'prompt': the prompt is empty",
+            "1 of 2 rows cannot be trained on:\n  1 row has an empty 'prompt': row 1 ",
         ),
-        ([{"prompt": "q", "completion": ""}], "row 0 .*column 'completion': the response tokenizes to nothing"),
-        ([{"prompt": None, "completion": "a"}], "row 0 .*column 'prompt': the value is missing"),
-        ([{"messages": chat("q")}], "row 0 .*column 'messages': there is no assistant turn"),
-        ([{"text": "a"}, {"text": ""}], "row 1 .*column 'text': the document is empty"),
+        ([{"prompt": "q", "completion": ""}], "1 row has an empty 'completion': row 0 "),
+        ([{"prompt": None, "completion": "a"}], "1 row has no value in 'prompt': row 0 "),
+        ([{"messages": chat("q")}], "1 row has no assistant turn in 'messages': row 0 .*; row 0: its roles are user"),
+        ([{"text": "a"}, {"text": ""}], "1 row has an empty 'text': row 1 "),
         (
             [{"question": "q", "answer": "a"}],
             r"columns are \['answer', 'question'\]; needed are 'prompt' and 'completion'",
@@ -129,7 +129,7 @@ def test_documents_get_no_tail():
     ],
 )
 def test_bad_rows_are_named_by_source_row_and_column(rows, message):
-    with pytest.raises(DataError, match=f"^train.jsonl.*{message}"):
+    with pytest.raises(DataError, match=f"(?s)^train.jsonl.*{message}"):
         prepare_rows(Dataset.from_list(rows), TOKENIZER, IDS, 64, source="train.jsonl")
 
 
@@ -137,17 +137,18 @@ def test_overlong_rows_are_refused_by_name_or_dropped_by_count(caplog):
     """Room is 8 less a tail of 2: rows 1 and 2 have 7 and 9 tokens."""
     rows = pairs(("abc", "def"), ("abc", "defg"), ("abcd", "efghi"), ("a", "b"))
     with pytest.raises(
-        DataError, match=r"2 rows are longer than 6 tokens .*rows 1, 2 \(counted from 0\)\. Raise max_length, or"
+        DataError,
+        match=r"2 rows are longer than 6 tokens .*rows 1, 2 \(counted from 0\); row 1: 7 tokens\nRaise max_len",
     ):
         prepare_rows(rows, TOKENIZER, IDS, 8, eos_tail=2)
     kept = prepare_rows(rows, TOKENIZER, IDS, 8, eos_tail=2, drop_overlong=True)
     assert kept["row"] == [0, 3]
-    assert "dropped, 2 of 4 remain" in caplog.text
-    with pytest.raises(DataError, match="nothing is left"):
+    assert "They are left out; 2 examples remain" in caplog.text
+    with pytest.raises(DataError, match="Nothing is left"):
         prepare_rows(rows, TOKENIZER, IDS, 3, eos_tail=2, drop_overlong=True)
     streamed = prepare_rows(rows.to_iterable_dataset(), TOKENIZER, IDS, 8, eos_tail=2, drop_overlong=True)
     assert [row["row"] for row in streamed] == [0, 3]
-    with pytest.raises(DataError, match="rows 1"):
+    with pytest.raises(DataError, match="1 row is longer than 6 tokens .*: row 1 "):
         list(prepare_rows(rows.to_iterable_dataset(), TOKENIZER, IDS, 8, eos_tail=2))
 
 

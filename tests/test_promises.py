@@ -49,7 +49,7 @@ def test_every_accelerate_config_loads(path):
     assert config.num_processes == {"single": 1, "ddp_cpu": 2}.get(path.stem, 8)
 
 
-COMMANDS = ["-m llada.chat", "-m llada.info", "-m vrpo.variance"] + [
+COMMANDS = ["-m llada.chat", "-m llada.info", "-m vrpo.variance", "-m vrpo.check"] + [
     f"recipes/{name}.py" for name in ("pretrain", "sft", "align", "generate", "make_pairs")
 ]
 

@@ -11,11 +11,11 @@ import torch
 from conftest import ROOT, load_script, tiny_model
 from trl import ModelConfig
 
-from llada.cli.loading import new_config
+from llada.cli.loading import load_columns, new_config
 from llada.cli.recipe import RecipeArguments, parse
 from llada.cli.train import resume_point
 from llada.data.tokenizer import byte_tokenizer
-from llada.errors import RecipeError
+from llada.errors import DataError, RecipeError
 from llada.training.distributed import check_engine, check_processes
 from llada.training.sft import MaskedDiffusionConfig
 
@@ -69,15 +69,15 @@ BAD_FILES = {
     ),
     "empty prompt": (
         [{"prompt": "q", "completion": "a"}, {"prompt": "", "completion": "a"}],
-        r"bad.jsonl, row 1 .*'prompt'",
+        r"bad.jsonl: 1 of 2 rows cannot be trained on:\n  1 row has an empty 'prompt': row 1 ",
     ),
     "empty completion": (
         [{"prompt": "q", "completion": ""}],
-        r"bad.jsonl, row 0 .*'completion': the response tokenizes",
+        r"bad.jsonl: 1 of 1 row cannot be trained on:\n  1 row has an empty 'completion': row 0",
     ),
     "too long": (
         [{"prompt": "q" * 40, "completion": "a" * 40}],
-        r"bad.jsonl: 1 rows are longer than 63 tokens .*rows 0",
+        r"bad.jsonl: 1 of 1 row cannot be trained on:\n  1 row is longer than 63 tokens .*row 0 .*; row 0: 80 tokens",
     ),
     "documents": ([{"text": "a"}], r"bad.jsonl: columns are \['text'\]; this recipe needs 'prompt' and 'completion'"),
     "fewer rows than a batch": (
@@ -371,3 +371,12 @@ def test_pairs_are_made_from_checked_answers(tmp_path):
         make_pairs.main(command)
     with pytest.raises(RecipeError, match="verifier='best' must be one of"):
         make_pairs.main([*command, "--overwrite", "true", "--verifier", "best"])
+
+
+def test_columns_of_the_chat_template_are_loaded_and_images_refused(tmp_path):
+    """`tools` and `chat_template_kwargs` were dropped here, before the trainer could see them."""
+    row = {"messages": [], "tools": "[]", "chat_template_kwargs": {"a": 1}, "source": "web"}
+    rows = load_columns(write_rows(tmp_path / "a.jsonl", [row]), None, "train", False, sft.COLUMNS)
+    assert set(rows.column_names) == {"messages", "tools", "chat_template_kwargs"}
+    with pytest.raises(DataError, match="vision-related: it has the column 'images'"):
+        load_columns(write_rows(tmp_path / "b.jsonl", [row | {"images": ["x"]}]), None, "train", False, sft.COLUMNS)

@@ -259,7 +259,7 @@ def test_pretraining_on_a_repeated_document_learns_it(tmp_path):
         ({"random_length_probability": 2.0}, "random_length_probability=2.0 must be between 0 and 1"),
         ({"eval_draws": 0}, "eval_draws=0 must be at least 1"),
         ({"max_length": 100}, "max_length=100 must be between 1 and the model's context, 64"),
-        ({"max_length": 8}, "train_dataset: .*rows are longer than 7 tokens"),
+        ({"max_length": 8}, "train_dataset: .*\n  .*rows are longer than 7 tokens"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_training(tmp_path, changes, message):

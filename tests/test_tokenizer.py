@@ -7,7 +7,6 @@ from llada.data.tokenizer import (
     CHAT_TEMPLATE,
     SpecialIds,
     byte_tokenizer,
-    encode_pair,
     load_tokenizer,
     render,
     special_ids,
@@ -83,40 +82,6 @@ def test_bytes_round_trip():
     assert len(ids) == len(text.encode())
     assert tokenizer.decode(ids) == text
     assert len(tokenizer) == 262
-
-
-def test_pair_of_messages_splits_at_the_opened_turn():
-    tokenizer = byte_tokenizer()
-    prompt, response = encode_pair(
-        tokenizer, [SYSTEM, QUESTION, ANSWER, QUESTION], [{"role": "assistant", "content": " b "}]
-    )
-    assert tokenizer.decode(prompt) == render(tokenizer, [SYSTEM, QUESTION, ANSWER, QUESTION], open_turn=True)
-    assert tokenizer.decode(response) == "b<|eot_id|>"  # the tokens that end a turn are scored with it
-
-
-def test_pair_of_texts_is_taken_as_it_is():
-    tokenizer = byte_tokenizer()
-    prompt, response = encode_pair(tokenizer, "1+1=", " 2")
-    assert (tokenizer.decode(prompt), tokenizer.decode(response)) == ("1+1=", " 2")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "completion", "message"),
-    [
-        ("", "a", "the prompt is empty"),
-        ([], [ANSWER], "the prompt is empty"),
-        ([{"role": "user", "content": "  "}], [ANSWER], "the prompt is empty"),
-        ("q", "", "the response tokenizes to nothing"),
-        ([QUESTION], [], "the response tokenizes to nothing"),
-        ([QUESTION], [{"role": "assistant", "content": " \n"}], "the response tokenizes to nothing"),
-        ("q", [ANSWER], "must both be text or both be lists of messages"),
-        (None, "a", "the value is missing"),
-        ([{"role": "user", "text": "q"}], [ANSWER], "a message needs text under 'role' and 'content'"),
-    ],
-)
-def test_pairs_without_content_are_refused(prompt, completion, message):
-    with pytest.raises(ValueError, match=message):
-        encode_pair(byte_tokenizer(), prompt, completion)
 
 
 def test_special_ids_come_from_the_config_first_and_must_agree():

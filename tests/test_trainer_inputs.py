@@ -105,7 +105,7 @@ def test_the_seed_reaches_the_weights_of_new_adapters(tmp_path):
 
 def test_a_model_with_an_adapter_is_its_own_reference_by_a_frozen_copy(tmp_path):
     """As in TRL: the adapter "ref" keeps the initial policy, and the score starts at 0 although the adapter is not."""
-    policy = get_peft_model(tiny_model(seed=1, **IDS), LoraConfig(r=2, target_modules=["q_proj", "ff_out"]))
+    policy = get_peft_model(tiny_model(seed=1, **IDS), LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
     for name, weight in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
@@ -123,7 +123,8 @@ def test_a_model_with_an_adapter_is_its_own_reference_by_a_frozen_copy(tmp_path)
 
 
 def test_rows_come_in_every_form(tmp_path):
-    """A list of rows trains like a dataset; evaluation sets may be dicts, and `evaluate` and `predict` take raw rows."""
+    """A list of rows trains like a dataset; evaluation sets may be dicts, and `evaluate` and `predict` take raw
+    rows."""
     rows = vrpo.PAIRS[:8]
     named = DatasetDict({"one": Dataset.from_list(rows[:4]), "two": Dataset.from_list(rows[4:])})
     run = vrpo.trainer(tmp_path, rows=rows, eval_dataset=named)
@@ -210,9 +211,10 @@ def test_inputs_that_cannot_work_are_refused(tmp_path, changes, error, message):
 @pytest.mark.parametrize(
     "option",
     [
-        dict(neftune_noise_alpha=5), dict(truncation_mode="keep_end"), dict(padding_free=True), dict(batch_eval_metrics=True),
-        dict(eval_do_concat_batches=False), dict(trust_remote_code=True), dict(use_liger_kernel=True),
-        dict(pad_to_multiple_of=0), dict(ld_alpha=1.5), dict(sync_ref_model=True, precompute_ref_log_probs=True),
+        dict(neftune_noise_alpha=5), dict(truncation_mode="keep_end"), dict(padding_free=True),
+        dict(batch_eval_metrics=True), dict(eval_do_concat_batches=False), dict(trust_remote_code=True),
+        dict(use_liger_kernel=True), dict(pad_to_multiple_of=0), dict(ld_alpha=1.5), dict(sync_ref_model=True,
+        precompute_ref_log_probs=True),
     ],
 )  # fmt: skip
 def test_options_that_cannot_work_are_refused_by_name(tmp_path, option):

@@ -228,10 +228,13 @@ def test_explicit_implicit_and_conversational_prompts_agree():
         Dataset.from_list([{"chosen": system + answers[0], "rejected": system + answers[1]}]), max_length=300
     )
     assert explicit[0] == implicit[0]
-    assert TOKENIZER.decode(explicit[0]["chosen_ids"][explicit[0]["prompt_length"] :]) == "a<|eot_id|>"
+    assert TOKENIZER.decode(explicit[0]["chosen_ids"]) == "a<|eot_id|>"
     text = prepare(Dataset.from_list([{"chosen": "q: yes", "rejected": "q: no"}]))
-    assert TOKENIZER.decode(text[0]["chosen_ids"]) == "q: yes"
-    assert text[0]["prompt_length"] in (2, 3)
+    assert [TOKENIZER.decode(text[0][f"{part}_ids"]) for part in ("prompt", "chosen", "rejected")] == [
+        "q:",
+        " yes",
+        " no",
+    ]
 
 
 def test_ids_tell_pairs_apart_and_not_their_order():
@@ -248,29 +251,35 @@ def test_ids_tell_pairs_apart_and_not_their_order():
             Dataset.from_list([{"prompt": "q", "chosen": "a"}]),
             r"columns are \['chosen', 'prompt'\]; needed are 'prompt'",
         ),
-        (pairs(("", "a", "b")), "row 0 .*column 'prompt': the prompt is empty"),
-        (pairs(("q", "a", "b"), ("q", "", "b")), "row 1 .*column 'chosen': the response tokenizes to nothing"),
-        (pairs(("q", "a", "")), "row 0 .*column 'rejected': the response tokenizes to nothing"),
-        (pairs(("q", None, "b")), "row 0 .*column 'chosen': the value is missing"),
+        (pairs(("", "a", "b")), "1 row has an empty 'prompt': row 0 "),
+        (pairs(("q", "a", "b"), ("q", "", "b")), "1 row has an empty 'chosen': row 1 "),
+        (pairs(("q", "a", "")), "1 row has an empty 'rejected': row 0 "),
+        (pairs(("q", None, "b")), "1 row has no value in 'chosen': row 0 "),
         (
             pairs(("q", "a", "a"), ("q", "a", "b"), ("q", "c", "c")),
-            r"2 rows have identical .*rows 0, 2 .*set allow_identical",
+            r"2 rows have identical 'chosen' and 'rejected' \(set allow_identical to keep them\): rows 0, 2 ",
         ),
-        (pairs(("q" * 63, "a", "b")), "row 0 .*column 'prompt': the prompt has 63 tokens and leaves no room"),
-        (pairs(("q", "a" * 80, "b")), "1 rows are longer than 63 tokens"),
-        (pairs(("q", "<|mdm_mask|>", "b")), "row 0 .*column 'chosen': the text spells the mask token"),
-        (pairs(("<|mdm_mask|>", "a", "b")), "row 0 .*column 'prompt': the text spells the mask token"),
+        (
+            pairs(("q" * 63, "a", "b")),
+            "a prompt that leaves no room for an answer in 63 tokens .*: row 0 .*: 63 tokens\nRaise",
+        ),
+        (
+            pairs(("q", "a" * 80, "b")),
+            "1 row is longer than 63 tokens .*row 0: 81 tokens\nRaise max_length, or set drop_overlong",
+        ),
+        (pairs(("q", "<|mdm_mask|>", "b")), "1 row has text in 'chosen' that spells the mask token: row 0 "),
+        (pairs(("<|mdm_mask|>", "a", "b")), "1 row has text in 'prompt' that spells the mask token: row 0 "),
     ],
 )
 def test_bad_pairs_are_named_by_source_row_and_column(dataset, message):
-    with pytest.raises(ValueError, match=f"^pairs.jsonl.*{message}"):
+    with pytest.raises(ValueError, match=f"(?s)^pairs.jsonl.*{message}"):
         prepare(dataset, source="pairs.jsonl")
 
 
 def test_streamed_pairs_are_the_rows_of_the_whole_dataset():
     whole = pairs(*[(f"q{index}", f"a{index}", f"b{index}") for index in range(5)])
     assert list(prepare(whole.to_iterable_dataset())) == list(prepare(whole))
-    with pytest.raises(ValueError, match="1 rows have identical"):
+    with pytest.raises(ValueError, match="1 row has identical"):
         list(prepare(pairs(("q", "a", "a")).to_iterable_dataset()))
 
 

@@ -22,7 +22,14 @@ class PairCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         sides = [
-            row | {"input_ids": row[f"{side}_ids"], "length": len(row[f"{side}_ids"]), "text_bytes": 0}
+            {
+                "input_ids": row["prompt_ids"] + row[f"{side}_ids"],
+                "length": len(row["prompt_ids"]) + len(row[f"{side}_ids"]),
+                "prompt_length": len(row["prompt_ids"]),
+                "example_id": row["example_id"],
+                "row": row["row"],
+                "text_bytes": 0,
+            }
             for side in ("chosen", "rejected")
             for row in rows
         ]

@@ -1,8 +1,9 @@
 """Preference rows in TRL's formats -> tokenized pairs -> batches, whose `example_id` seeds their masks.
 
 Columns in: `prompt`, `chosen`, `rejected`, as text or as messages; or `chosen` and `rejected` alone, whose common
-beginning is the prompt (TRL's implicit prompt). Rows out: `chosen_ids` and `rejected_ids` (prompt and response),
-`prompt_length`, `length` (the longer side), `example_id` (a 64-bit hash of the tokens) and `row`.
+beginning is the prompt (TRL's implicit prompt); and `tools` and `chat_template_kwargs` for the chat template. Rows out,
+under TRL's names: `prompt_ids`, `chosen_ids` and `rejected_ids` (answers without the prompt), `length` (tokens of the
+prompt and the longer answer), `example_id` (a 64-bit hash of the tokens) and `row`.
 """
 
 from dataclasses import dataclass
@@ -10,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llada.data.formats import ROWS_VERSION, example_id, keep_fitting, name_rows
-from llada.data.loading import column_names
-from llada.data.tokenizer import SpecialIds, encode_pair
+from llada.data.encoding import EMPTY, MISSING, encode_pair, template_options
+from llada.data.flaws import Filter, Room, keep_valid
+from llada.data.formats import ROWS_VERSION, example_id, map_rows, row_count
+from llada.data.loading import check_columns
+from llada.data.tokenizer import SpecialIds
 from llada.errors import DataError, PairError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+PAIR_TYPES: dict[str, Any] = {"prompt_ids": ["int64"], "chosen_ids": ["int64"], "rejected_ids": ["int64"]}
+PAIR_TYPES |= {"length": "int64", "example_id": "int64", "row": "int64"}
+PAIR_COLUMNS = frozenset(PAIR_TYPES)
+IDENTICAL = "have identical 'chosen' and 'rejected' (set allow_identical to keep them)"
+NO_COMMON_BEGINNING = "have no 'prompt', and 'chosen' and 'rejected' have no common beginning that could be one"
 
 
 def prepare_pairs(
@@ -27,6 +36,8 @@ def prepare_pairs(
     eos_tail: int = 1,
     drop_overlong: bool = False,
     allow_identical: bool = False,
+    drop_invalid: bool = False,
+    num_proc: int | None = None,
     source: str = "dataset",
 ) -> "Dataset | IterableDataset":
     """Tokenize preference pairs.
@@ -34,82 +45,97 @@ def prepare_pairs(
     Args:
         ids: special ids (`llada.data.tokenizer.special_ids`).
         max_length: largest number of tokens of prompt, response and EOS tail together, for each side.
-        drop_overlong: drop pairs with an over-long side, with a warning that counts them, instead of raising.
+        drop_overlong: leave out pairs with an over-long side, with a warning that lists them, instead of raising.
         allow_identical: keep pairs whose chosen and rejected tokens are equal (their score is noise around 0).
+        drop_invalid: leave out all pairs that cannot be trained on, with a warning that lists them.
+        num_proc: processes that tokenize.
         source: name of the dataset in messages, such as its file.
 
     Raises:
-        DataError: columns missing, an empty prompt, chosen or rejected, identical sides, a prompt that leaves no room
-            or a side over `max_length`. A streamed dataset is checked as it is read.
+        DataError: columns are missing, or pairs cannot be trained on: one report lists them all (`llada.data.flaws`).
+            A streamed dataset is checked as it is read.
     """
-    columns = column_names(dataset)
+    pairs = tokenize_pairs(dataset, tokenizer, ids, source, allow_identical, num_proc)
+    room = Room(max_length, eos_tail)
+    return keep_valid(pairs, Filter(source, room, drop_invalid, drop_overlong, row_count(dataset)))
+
+
+def tokenize_pairs(
+    dataset: "Dataset | IterableDataset",
+    tokenizer: PreTrainedTokenizerBase,
+    ids: SpecialIds,
+    source: str,
+    allow_identical: bool = False,
+    num_proc: int | None = None,
+) -> "Dataset | IterableDataset":
+    """Tokenized pairs, those with a flaw among them (columns `flaw` and `flaw_detail`, see `llada.data.flaws`).
+
+    Raises:
+        DataError: columns are missing.
+    """
+    columns = check_columns(dataset, source)
     if not {"chosen", "rejected"} <= set(columns):
         raise DataError(f"{source}: columns are {sorted(columns)}; needed are 'prompt', 'chosen' and 'rejected'")
-    room = None if drop_overlong else max_length - eos_tail
-    dataset = dataset.map(_PairsOut(tokenizer, ids, source, room), with_indices=True, remove_columns=columns)
-    if not allow_identical:
-        dataset = _refuse_identical(dataset, source)
-    return keep_fitting(dataset, max_length, eos_tail, drop_overlong, source)
-
-
-def _refuse_identical(dataset, source: str):
-    def message(rows: list[int]) -> str:
-        what = f"{len(rows)} rows have identical 'chosen' and 'rejected'"
-        return f"{source}: {what}: {name_rows(rows, len(rows))}. Remove them, or set allow_identical"
-
-    if hasattr(dataset, "__len__"):
-        rows = dataset.filter(lambda row: row["chosen_ids"] == row["rejected_ids"])["row"]
-        if len(rows):
-            raise DataError(message(list(rows)))
-        return dataset
-
-    def check(row: dict[str, Any]) -> bool:
-        if row["chosen_ids"] == row["rejected_ids"]:
-            raise DataError(message([row["row"]]))
-        return True
-
-    return dataset.filter(check)
+    return map_rows(dataset, _PairsOut(tokenizer, ids, allow_identical), PAIR_TYPES, columns, num_proc)
 
 
 @dataclass
 class _PairsOut:
     tokenizer: PreTrainedTokenizerBase
     ids: SpecialIds
-    source: str
-    room: int | None  # tokens for prompt and response; a prompt that fills them raises (None: no check)
+    allow_identical: bool
 
     def __post_init__(self):
         self.version = ROWS_VERSION
 
     def __call__(self, example: dict[str, Any], row: int) -> dict[str, Any]:
-        from trl.data_utils import maybe_extract_prompt
-
-        for column in {"prompt", "chosen", "rejected"} & set(example):
-            if example[column] is None:
-                raise self.error(row, column, "the value is missing")
-        example = maybe_extract_prompt(example)
-        sides = {}
-        for column in ("chosen", "rejected"):
-            try:
-                prompt_ids, response_ids = encode_pair(self.tokenizer, example["prompt"], example[column])
-            except PairError as error:
-                raise self.error(row, "prompt" if error.part == "prompt" else column, error) from error
-            for part, ids in (("prompt", prompt_ids), (column, response_ids)):
-                if self.ids.mask in ids:
-                    raise self.error(row, part, f"the text spells the mask token (id {self.ids.mask})")
-            sides[column] = prompt_ids + response_ids
-            if self.room is not None and len(prompt_ids) >= self.room:
-                what = f"the prompt has {len(prompt_ids)} tokens and leaves no room for a response in {self.room}"
-                raise self.error(row, "prompt", what)
+        prompt_ids: list[int] = []
+        sides: dict[str, list[int]] = {"chosen": [], "rejected": []}
+        flaw = detail = ""
+        column = "chosen"
+        try:
+            options = template_options(example)
+            example = with_prompt(example)
+            for column in sides:
+                prompt_ids, sides[column] = encode_pair(
+                    self.tokenizer, example["prompt"], example[column], options, self.ids.mask
+                )
+            if sides["chosen"] == sides["rejected"] and not self.allow_identical:
+                flaw = IDENTICAL
+        except PairError as error:
+            flaw, detail = error.flaw.format(part=repr("prompt" if error.part == "prompt" else column)), error.detail
+        chosen, rejected = (prompt_ids + side for side in sides.values())
         return {
+            "prompt_ids": prompt_ids,
             "chosen_ids": sides["chosen"],
             "rejected_ids": sides["rejected"],
-            "prompt_length": len(prompt_ids),
-            "length": max(map(len, sides.values())),
+            "length": max(len(chosen), len(rejected)),
             # The hash covers both sides: if it covered one response, pairs that share it would share their draws.
-            "example_id": example_id(sides["chosen"] + sides["rejected"], len(sides["chosen"])),
+            "example_id": example_id(chosen + rejected, len(chosen)),
             "row": row,
+            "flaw": flaw,
+            "flaw_detail": detail,
         }
 
-    def error(self, row: int, column: str, what: object) -> DataError:
-        return DataError(f"{self.source}, row {row} (counted from 0), column '{column}': {what}")
+
+def with_prompt(example: dict[str, Any]) -> dict[str, Any]:
+    """A preference row with its prompt; where TRL takes the common beginning of the two answers, so does this.
+
+    Raises:
+        PairError: an answer is missing or empty, or there is no common beginning.
+    """
+    from trl.data_utils import maybe_extract_prompt
+
+    if "prompt" in example and isinstance(example["prompt"], str) == isinstance(example["chosen"], str):
+        return example
+    for column in ("chosen", "rejected"):
+        if not example[column]:  # TRL's function fails on them
+            raise PairError("completion", (MISSING if example[column] is None else EMPTY).format(part=repr(column)))
+    if not isinstance(example.get("prompt", ""), str):
+        return example  # messages before texts: `encode_pair` says what is wrong
+    extracted = maybe_extract_prompt(example)
+    if extracted["prompt"]:
+        return extracted
+    if "prompt" in example:
+        return example
+    raise PairError("prompt", NO_COMMON_BEGINNING)

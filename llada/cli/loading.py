@@ -19,7 +19,8 @@ from trl import ModelConfig, get_quantization_config
 
 from llada.cli.checkpoint import refuse_adapters
 from llada.cli.recipe import RecipeArguments
-from llada.data.loading import column_names, load_rows
+from llada.data.encoding import TEMPLATE_COLUMNS
+from llada.data.loading import check_columns, load_rows
 from llada.data.tokenizer import load_tokenizer, special_ids
 from llada.errors import RecipeError
 from llada.models.registry import config_class
@@ -141,13 +142,14 @@ def check_data_options(recipe: RecipeArguments) -> None:
 
 
 def load_columns(source: str, name: str | None, split: str, streaming: bool, columns: Sequence[tuple[str, ...]]) -> Any:
-    """Load rows, and keep of their columns the first of the sets in `columns` that is complete.
+    """Load rows, and keep of their columns the first of the sets in `columns` that is complete, and those of templates.
 
     Raises:
+        DataError: there are no rows, or there are images.
         RecipeError: no set is complete; the message lists the columns found and those needed.
     """
     rows = load_rows(source, name, split, streaming)
-    found = column_names(rows)
+    found = check_columns(rows, source)
     wanted = next((names for names in columns if set(names) <= set(found)), None)
     if wanted is None:
         needed = ", or ".join(" and ".join(map(repr, names)) for names in columns)
@@ -155,4 +157,4 @@ def load_columns(source: str, name: str | None, split: str, streaming: bool, col
             f"{source}: columns are {sorted(found)}; this recipe needs {needed} (documents: recipes/pretrain.py; "
             "prompts and answers: recipes/sft.py; preferences: recipes/align.py)"
         )
-    return rows.select_columns(list(wanted))
+    return rows.select_columns([*wanted, *(column for column in TEMPLATE_COLUMNS if column in found)])

@@ -3,7 +3,10 @@
 Input columns (TRL's names)   -> output rows
   text                        -> packed documents, every token scored           (pretraining)
   prompt, completion          -> prompt never masked, response scored           (SFT; text or messages)
-  messages                    -> prompt and response of each assistant turn     (SFT; LLaDA, App. B.1)
+  messages or conversations   -> prompt and response of each assistant turn     (SFT; LLaDA, App. B.1)
+
+The columns `tools` and `chat_template_kwargs` go to the chat template (`llada.data.encoding`). Messages may have the
+keys `from` and `value` instead of `role` and `content`.
 
 An output row has `input_ids`, `length`, `prompt_length` (0 for a document), `example_id` (a 64-bit hash of its tokens,
 from which its masks are seeded; filtering, shuffling, streaming and caching do not change it), `row` (the index of its
@@ -11,7 +14,6 @@ input row, for error messages) and `text_bytes` (UTF-8 bytes of the scored text,
 """
 
 import hashlib
-import logging
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,19 +22,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from llada.data.loading import column_names
-from llada.data.tokenizer import SpecialIds, encode_pair, texts_of
+from llada.data.encoding import (
+    EMPTY,
+    MALFORMED,
+    MISSING,
+    SPELLS_MASK,
+    TEMPLATE_COLUMNS,
+    encode_pair,
+    template_options,
+    texts_of,
+)
+from llada.data.flaws import FLAW_COLUMNS, Filter, Room, keep_valid
+from llada.data.loading import check_columns
+from llada.data.tokenizer import SpecialIds
 from llada.errors import DataError, PairError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-logger = logging.getLogger(__name__)
-NAMED_ROWS = 10  # an error about many rows lists at most this many of them
-
-
 # `datasets` caches tokenized rows by a hash of the arguments, not of this code: increase it when output rows change.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
+ROW_TYPES: dict[str, Any] = {"input_ids": ["int64"], "length": "int64", "prompt_length": "int64"}
+ROW_TYPES |= {"example_id": "int64", "row": "int64", "text_bytes": "int64"}
+ROW_COLUMNS = frozenset(ROW_TYPES)
+NO_ASSISTANT = "have no assistant turn in {part}"
 
 
 def example_id(input_ids: list[int], prompt_length: int) -> int:
@@ -48,6 +61,8 @@ def prepare_rows(
     max_length: int,
     eos_tail: int | str = 1,
     drop_overlong: bool = False,
+    drop_invalid: bool = False,
+    num_proc: int | None = None,
     source: str = "dataset",
 ) -> "Dataset | IterableDataset":
     """Tokenize a dataset for pretraining or SFT; its columns decide which (see the module docstring).
@@ -56,71 +71,100 @@ def prepare_rows(
         ids: special ids (`llada.data.tokenizer.special_ids`).
         max_length: tokens of a packed row, or the maximum for prompt, response and EOS tail together.
         eos_tail: EOS tokens that the collator will append ("batch": at least one), counted against `max_length`.
-        drop_overlong: drop rows over `max_length` with a warning instead of raising. Rows are never truncated, because
-            a truncated response has no end.
+        drop_overlong: leave out rows over `max_length` with a warning instead of raising. Rows are never truncated,
+            because a truncated response has no end.
+        drop_invalid: leave out all rows that cannot be trained on, with a warning that lists them.
+        num_proc: processes that tokenize; documents are packed in one, so that their rows do not depend on it.
         source: the dataset's name in messages, such as its file.
 
     Raises:
-        DataError: columns are missing, a prompt, completion or text is empty or malformed, a text contains the mask
-            token, or rows are over `max_length`. A streamed dataset is checked while it is read.
+        DataError: columns are missing, or rows cannot be trained on: one report lists them all (`llada.data.flaws`).
+            A streamed dataset is checked while it is read.
     """
-    columns = column_names(dataset)
-    if {"prompt", "completion"} <= set(columns):
-        rows_out: _RowsOut = _PairRows(tokenizer, ids, source)
-    elif "messages" in columns:
-        rows_out = _DialogueRows(tokenizer, ids, source)
-    elif "text" in columns:
-        rows_out = _PackedRows(tokenizer, ids, source, max_length)
-    else:
-        raise DataError(
-            f"{source}: columns are {sorted(columns)}; needed are 'prompt' and 'completion', or 'messages', or 'text'"
-        )
-    dataset = dataset.map(rows_out, batched=True, with_indices=True, remove_columns=columns)
-    if isinstance(rows_out, _PackedRows):
-        return dataset
-    return keep_fitting(dataset, max_length, 1 if eos_tail == "batch" else int(eos_tail), drop_overlong, source)
+    rows = tokenize_rows(dataset, tokenizer, ids, source, packed_length=max_length, num_proc=num_proc)
+    packed = row_kind(check_columns(dataset, source), source) == "text"
+    room = None if packed else Room(max_length, 1 if eos_tail == "batch" else int(eos_tail))
+    return keep_valid(rows, Filter(source, room, drop_invalid, drop_overlong, row_count(dataset)))
 
 
-def name_rows(rows: list[int], count: int) -> str:
-    """List the first of `count` rows for a message."""
-    return f"rows {', '.join(map(str, rows[:NAMED_ROWS]))}{', ...' if count > NAMED_ROWS else ''} (counted from 0)"
-
-
-def keep_fitting(dataset, max_length: int, tail: int, drop_overlong: bool, source: str):
-    """The rows whose `length` and EOS tail fit `max_length`; the others raise, or are dropped with a warning.
+def row_kind(columns: list[str], source: str) -> str:
+    """Which columns of a dataset are trained on: "prompt and completion", "messages", "conversations" or "text".
 
     Raises:
-        DataError: there are over-long rows and `drop_overlong` is off, or no row is left.
+        DataError: none of them is there.
     """
-    room = max_length - tail
-
-    def report(count: int, rows: list[int]) -> str:
-        what = f"{count} rows are longer than {room} tokens (max_length={max_length} less an EOS tail of {tail})"
-        message = f"{source}: {what}: {name_rows(rows, count)}"
-        if not drop_overlong:
-            raise DataError(f"{message}. Raise max_length, or set drop_overlong to leave them out")
-        return message
-
-    if not hasattr(dataset, "__len__"):
-
-        def fits(row: dict[str, Any]) -> bool:
-            if row["length"] > room:
-                logger.warning("%s: dropped", report(1, [row["row"]]))
-            return row["length"] <= room
-
-        return dataset.filter(fits)
-    lengths = np.array(dataset["length"])
-    overlong = np.flatnonzero(lengths > room)
-    if not len(overlong):
-        return dataset
-    message = report(len(overlong), dataset.select(overlong[:NAMED_ROWS])["row"])
-    if len(overlong) == len(lengths):
-        raise DataError(f"{message}: nothing is left to train on")
-    logger.warning("%s: dropped, %d of %d remain", message, len(lengths) - len(overlong), len(lengths))
-    return dataset.select(np.flatnonzero(lengths <= room))
+    if {"prompt", "completion"} <= set(columns):
+        return "prompt and completion"
+    for kind in ("messages", "conversations", "text"):
+        if kind in columns:
+            return kind
+    raise DataError(
+        f"{source}: columns are {sorted(columns)}; needed are 'prompt' and 'completion', or 'messages', or 'text'"
+    )
 
 
-RowOut = tuple[int, list[int], int, int]  # row, input_ids, prompt_length, text_bytes
+def row_count(dataset: "Dataset | IterableDataset") -> int | None:
+    """The number of rows; None for a stream."""
+    return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def tokenize_rows(
+    dataset: "Dataset | IterableDataset",
+    tokenizer: PreTrainedTokenizerBase,
+    ids: SpecialIds,
+    source: str,
+    packed_length: int,
+    num_proc: int | None = None,
+    batch_size: int = 1000,
+) -> "Dataset | IterableDataset":
+    """Tokenized rows, those with a flaw among them (columns `flaw` and `flaw_detail`, see `llada.data.flaws`).
+
+    packed_length, batch_size: tokens of a packed row, and how many documents are packed together.
+    """
+    columns = check_columns(dataset, source)
+    kind = row_kind(columns, source)
+    if kind == "text":
+        rows_out: _RowsOut = _PackedRows(tokenizer, ids, packed_length)
+        num_proc = None
+    elif kind == "prompt and completion":
+        rows_out = _PairRows(tokenizer, ids)
+    else:
+        rows_out = _DialogueRows(tokenizer, ids, kind)
+    return map_rows(dataset, rows_out, ROW_TYPES, columns, num_proc, batched=True, batch_size=batch_size)
+
+
+def map_rows(dataset, rows_out, types: dict[str, Any], columns: list[str], num_proc: int | None, **options):
+    """`dataset.map` to rows of these columns and of the columns of flaws; a stream ignores `num_proc`.
+
+    types: the type of each column, or a list of it for lists.
+    """
+    from datasets import Features, List, Value
+
+    # Types are given, because a first batch of flawed rows would leave them open.
+    features = Features({
+        name: List(Value(kind[0])) if isinstance(kind, list) else Value(kind)
+        for name, kind in (types | dict.fromkeys(FLAW_COLUMNS, "string")).items()
+    })  # fmt: skip
+    if hasattr(dataset, "__len__"):
+        options |= {"num_proc": num_proc, "desc": "tokenizing"}
+    return dataset.map(rows_out, with_indices=True, remove_columns=columns, features=features, **options)
+
+
+@dataclass
+class RowOut:
+    """A tokenized row: its input row, token ids, prompt length in tokens and bytes of its scored text."""
+
+    row: int
+    input_ids: list[int]
+    prompt_length: int
+    text_bytes: int
+    flaw: str = ""
+    flaw_detail: str = ""
+
+    @classmethod
+    def flawed(cls, row: int, error: PairError, names: dict[str, str]) -> "RowOut":
+        """A row that cannot be trained on. names: the columns that hold its prompt and its completion."""
+        return cls(row, [], 0, 0, error.flaw.format(part=repr(names[error.part])), error.detail)
 
 
 @dataclass
@@ -129,63 +173,73 @@ class _RowsOut:
 
     tokenizer: PreTrainedTokenizerBase
     ids: SpecialIds
-    source: str
 
     def __post_init__(self):
         self.version = ROWS_VERSION
 
     def __call__(self, batch: dict[str, list], rows: list[int]) -> dict[str, list]:
-        out: dict[str, list] = {
-            key: [] for key in ("input_ids", "length", "prompt_length", "example_id", "row", "text_bytes")
-        }
-        for row, input_ids, prompt_length, text_bytes in self.rows(batch, rows):
-            out["input_ids"].append(input_ids)
-            out["length"].append(len(input_ids))
-            out["prompt_length"].append(prompt_length)
-            out["example_id"].append(example_id(input_ids, prompt_length))
-            out["row"].append(row)
-            out["text_bytes"].append(text_bytes)
+        out: dict[str, list] = {key: [] for key in (*ROW_TYPES, *FLAW_COLUMNS)}
+        for row in self.rows(batch, rows):
+            values = vars(row) | {"length": len(row.input_ids)}
+            for key in out:
+                hashed = key == "example_id"
+                out[key].append(example_id(row.input_ids, row.prompt_length) if hashed else values[key])
         return out
 
     def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
         raise NotImplementedError
 
-    def error(self, row: int, column: str, what: object) -> DataError:
-        return DataError(f"{self.source}, row {row} (counted from 0), column '{column}': {what}")
-
-    def refuse_mask(self, input_ids: list[int], row: int, column: str) -> None:
-        if self.ids.mask in input_ids:
-            raise self.error(row, column, f"the text spells the mask token (id {self.ids.mask})")
-
 
 class _PairRows(_RowsOut):
-    columns = {"prompt": "prompt", "completion": "completion"}
-
     def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
-        for row, prompt, completion in zip(rows, batch["prompt"], batch["completion"], strict=True):
-            yield self.encode(row, prompt, completion)
+        names = {"prompt": "prompt", "completion": "completion"}
+        for index, row in enumerate(rows):
+            try:
+                options = template_options(columns_of(batch, index))
+                yield self.encode(row, batch["prompt"][index], batch["completion"][index], options)
+            except PairError as error:
+                yield RowOut.flawed(row, error, names)
 
-    def encode(self, row: int, prompt, completion) -> RowOut:
-        try:
-            prompt_ids, response_ids = encode_pair(self.tokenizer, prompt, completion)
-        except PairError as error:
-            raise self.error(row, self.columns[error.part], error) from error
-        self.refuse_mask(prompt_ids, row, self.columns["prompt"])
-        self.refuse_mask(response_ids, row, self.columns["completion"])
+    def encode(self, row: int, prompt, completion, options: dict[str, Any]) -> RowOut:
+        prompt_ids, response_ids = encode_pair(self.tokenizer, prompt, completion, options, self.ids.mask)
         text_bytes = sum(len(text.encode()) for text in texts_of("completion", completion))
-        return row, prompt_ids + response_ids, len(prompt_ids), text_bytes
+        return RowOut(row, prompt_ids + response_ids, len(prompt_ids), text_bytes)
 
 
+def columns_of(batch: dict[str, list], index: int) -> dict[str, Any]:
+    """What a row of a batch holds for its chat template."""
+    return {column: batch[column][index] for column in TEMPLATE_COLUMNS if column in batch}
+
+
+@dataclass
 class _DialogueRows(_PairRows):
-    columns = {"prompt": "messages", "completion": "messages"}
+    column: str
 
     def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
-        for row, messages in zip(rows, batch["messages"], strict=True):
-            turns = [turn for turn, message in enumerate(messages or []) if message.get("role") == "assistant"]
-            if not turns:
-                raise self.error(row, "messages", "there is no assistant turn")
-            for turn in turns:
-                yield self.encode(row, messages[:turn], messages[turn : turn + 1])
+        for index, row in enumerate(rows):
+            try:
+                # All turns are encoded before the first is given: a row is trained on as a whole or not at all.
+                yield from list(self.turns(row, batch[self.column][index], template_options(columns_of(batch, index))))
+            except PairError as error:
+                yield RowOut.flawed(row, error, {"prompt": self.column, "completion": self.column})
+
+    def turns(self, row: int, messages, options: dict[str, Any]) -> Iterator[RowOut]:
+        if messages is None:
+            raise PairError("prompt", MISSING)
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise PairError("prompt", MALFORMED, f"found {messages!r}")
+        messages = [renamed(message) for message in messages]
+        roles = [message.get("role") for message in messages]
+        if "assistant" not in roles:
+            raise PairError("prompt", NO_ASSISTANT, f"its roles are {', '.join(map(str, roles)) or 'none'}")
+        for turn, role in enumerate(roles):
+            if role == "assistant":
+                yield self.encode(row, messages[:turn], messages[turn : turn + 1], options)
+
+
+def renamed(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose keys `from` and `value` are called `role` and `content`."""
+    return {{"from": "role", "value": "content"}.get(key, key): value for key, value in message.items()}
 
 
 @dataclass
@@ -199,16 +253,17 @@ class _PackedRows(_RowsOut):
         owner: list[int] = []  # the document to which each token belongs
         text_bytes: list[int] = []
         for row, text in zip(rows, batch["text"], strict=True):
-            if not text:
-                raise self.error(row, "text", "the document is empty")
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            self.refuse_mask(encoded.input_ids, row, "text")
+            encoded = self.tokenizer(text or "", add_special_tokens=False, return_offsets_mapping=True)
+            if not text or self.ids.mask in encoded.input_ids:
+                flaw = MISSING if text is None else EMPTY if not text else SPELLS_MASK
+                yield RowOut.flawed(row, PairError("completion", flaw), {"completion": "text"})
+                continue
             stream += [*encoded.input_ids, self.ids.eos]
             owner += [row] * (len(encoded.input_ids) + 1)
             text_bytes += [*token_bytes(text, encoded.offset_mapping), 0]
         for start in range(0, len(stream), self.length):
             piece = slice(start, start + self.length)
-            yield owner[start], stream[piece], 0, sum(text_bytes[piece])
+            yield RowOut(owner[start], stream[piece], 0, sum(text_bytes[piece]))
 
 
 def token_bytes(text: str, offsets: list[tuple[int, int]]) -> list[int]:

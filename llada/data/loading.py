@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llada.errors import DataError
+
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
@@ -31,5 +33,23 @@ def load_rows(
 
 
 def column_names(dataset: "Dataset | IterableDataset") -> list[str]:
-    """The columns of a dataset; reads the first row of a stream that does not declare them."""
-    return list(dataset.column_names or next(iter(dataset)))
+    """The columns of a dataset; of a stream that does not declare them, those of its first row ([] without one)."""
+    return list(dataset.column_names or next(iter(dataset), {}))
+
+
+def check_columns(dataset: "Dataset | IterableDataset", source: str) -> list[str]:
+    """The columns of a dataset.
+
+    Raises:
+        DataError: the dataset is empty, or has images.
+    """
+    columns = column_names(dataset)
+    if not columns or (hasattr(dataset, "__len__") and not len(dataset)):
+        raise DataError(f"{source} has no rows")
+    images = sorted({"image", "images"} & set(columns))
+    if images:
+        raise DataError(
+            f"{source} is vision-related: it has the column {images[0]!r}. This package trains on text, no "
+            "model of its families is a vision-language model: remove the column"
+        )
+    return columns

@@ -1,4 +1,4 @@
-"""Tokenizer helpers: the chat template, the special ids, and the split of an example into prompt and response.
+"""Tokenizer helpers: the chat template and the special ids.
 
 The published LLaDA chat template appends an assistant header to every rendering, finished dialogues included, so a
 trainer that uses it teaches the model to open another turn after each answer. `load_tokenizer` replaces it by one that
@@ -7,12 +7,12 @@ appends EOS tokens (`eos_tail`, `llada.data.collator`). Both are scored.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llada.denoiser import DenoiserSpec
-from llada.errors import PairError
 
 END_OF_TURN = "<|eot_id|>"
 CHAT_TEMPLATE = (
@@ -33,7 +33,7 @@ MOE_CHAT_TEMPLATE = (
 
 
 TEMPLATES = {END_OF_TURN: CHAT_TEMPLATE, "<|role_end|>": MOE_CHAT_TEMPLATE}  # by the token that ends a turn
-Prompt = str | list[dict[str, str]]  # plain text, or messages with "role" and "content"
+Prompt = str | list[dict[str, Any]]  # plain text, or messages with "role" and "content"
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,18 @@ def honours_generation_prompt(tokenizer: PreTrainedTokenizerBase) -> bool:
     return render(tokenizer, _DIALOGUE, open_turn=False) != render(tokenizer, _DIALOGUE, open_turn=True)
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], open_turn: bool) -> str:
-    """The chat text of `messages`, followed by an assistant header if `open_turn`."""
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], open_turn: bool, **options: Any) -> str:
+    """The chat text of `messages`, followed by an assistant header if `open_turn`.
+
+    options: `tools` and other variables that the template reads.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+        jinja2.TemplateError: the template refuses the messages.
+    """
     if tokenizer.chat_template is None:
         raise ValueError(f"the tokenizer ({tokenizer.name_or_path}) has no chat template, which messages need")
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn, **options)
     assert isinstance(text, str)
     return text
 
@@ -141,51 +148,3 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec | None = 
 def before_eos(ids: list[int], eos_id: int | None) -> list[int]:
     """The tokens before the first EOS, which are the answer; all tokens if there is no EOS."""
     return ids[: ids.index(eos_id)] if eos_id is not None and eos_id in ids else ids
-
-
-def texts_of(part: str, value: Prompt) -> list[str]:
-    """The text of a prompt or completion, one string for each message.
-
-    Raises:
-        PairError: a message has no text under "role" or "content".
-    """
-    if isinstance(value, str):
-        return [value]
-    for message in value:
-        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise PairError(part, f"a message needs text under 'role' and 'content': {message!r}")
-    return [message["content"] for message in value]
-
-
-def encode_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt (never masked) and of the response (scored), without the EOS tail.
-
-    Plain text is tokenized as it is. Messages are rendered by the chat template: the prompt ends with the header of the
-    assistant turn, the response with the tokens that close it. The two are tokenized separately, as in sampling.
-
-    Raises:
-        PairError: the prompt is empty, the response tokenizes to nothing, text is paired with messages, messages are
-            malformed, or the template's rendering of the prompt is no prefix of its rendering of the whole dialogue.
-    """
-    for part, value in (("prompt", prompt), ("completion", completion)):
-        if value is None:
-            raise PairError(part, "the value is missing")
-    if isinstance(prompt, str) != isinstance(completion, str):
-        raise PairError("prompt", "prompt and completion must both be text or both be lists of messages")
-    prompt_texts, completion_texts = texts_of("prompt", prompt), texts_of("completion", completion)
-    if not prompt or (isinstance(prompt, list) and not prompt_texts[-1].strip()):
-        raise PairError("prompt", "the prompt is empty")
-    if not any(text.strip() if isinstance(completion, list) else text for text in completion_texts):
-        raise PairError("completion", "the response tokenizes to nothing")
-    if isinstance(prompt, str) or isinstance(completion, str):
-        head, tail = prompt_texts[0], completion_texts[0]
-    else:
-        head = render(tokenizer, prompt, open_turn=True)
-        whole = render(tokenizer, prompt + completion, open_turn=False)
-        if not whole.startswith(head):
-            raise PairError("prompt", "the chat template renders the prompt differently once the answer follows it")
-        tail = whole[len(head) :]
-    response_ids = tokenizer(tail, add_special_tokens=False).input_ids
-    if not response_ids:
-        raise PairError("completion", "the response tokenizes to nothing")
-    return tokenizer(head, add_special_tokens=False).input_ids, response_ids

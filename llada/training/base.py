@@ -132,8 +132,8 @@ class DiffusionTrainerBase(Trainer):
         )
         if args.n_gpu > 1:
             raise ValueError(
-                "several GPUs and one process: nn.DataParallel is not supported. Start the script with `accelerate launch` "
-                "or torchrun, or make one GPU visible (CUDA_VISIBLE_DEVICES)"
+                "several GPUs and one process: nn.DataParallel is not supported. Start the script with `accelerate "
+                "launch` or torchrun, or make one GPU visible (CUDA_VISIBLE_DEVICES)"
             )
         self.model_accepts_loss_kwargs = True  # the equivalent in releases without `loss_is_scaled_for_ga`
         self._signature_columns = sorted(self.prepared_columns)  # what `remove_unused_columns` must keep
@@ -251,7 +251,8 @@ class DiffusionTrainerBase(Trainer):
         rows = self.accelerator.reduce(rows.to(device), "sum")
         if 0 < len(batches) < num_batches and not hasattr(self.train_dataset, "__len__"):
             logger.warning(
-                "the last %d rows of this pass over the stream are fewer than a step (%d micro-batches) and are left out",
+                "the last %d rows of this pass over the stream are fewer than a step (%d micro-batches) and are left "
+                "out",
                 int(rows), num_batches,
             )  # fmt: skip
             return [], rows

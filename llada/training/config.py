@@ -13,8 +13,8 @@ from llada.training.trl_options import REFUSED, check_refused
 class DiffusionArguments(TrainingArguments):
     """`TrainingArguments` that check `DiffusionOptions`; a subclass lists its options class before this one.
 
-    `bf16` and `activation_checkpointing` are on by default where there is an accelerator that computes in bfloat16, as in
-    TRL, and off on a CPU, where bfloat16 is slower and memory is rarely short.
+    `bf16` and `activation_checkpointing` are on by default where there is an accelerator that computes in bfloat16, as
+    in TRL, and off on a CPU, where bfloat16 is slower and memory is rarely short.
 
     Raises:
         ValueError: an option is out of range, or asks for something of TRL that has no meaning here (`refused`).

@@ -82,8 +82,8 @@ class WeighedCollator:
         batch = dict(self.collator(rows))
         if missing := [key for key in COLLATED if key not in batch]:
             raise ValueError(
-                f"data_collator ({type(self.collator).__name__}) returns {sorted(batch)} without {missing}: masks are drawn "
-                "on response_mask from example_id, and errors name row. See llada.data.collator and vrpo.collator"
+                f"data_collator ({type(self.collator).__name__}) returns {sorted(batch)} without {missing}: masks are "
+                "drawn on response_mask from example_id, and errors name row. See llada.data.collator and vrpo.collator"
             )
         return batch | {"row_weight": torch.tensor([0.0 if row.get(PADDING) else 1.0 for row in rows])}
 

@@ -86,13 +86,13 @@ def with_adapters(model, peft_config):
         )
     if has_adapters(model):
         raise ValueError(
-            "the model has adapters already and peft_config asks for new ones: merge them first (merge_and_unload()), or "
-            "leave peft_config out to train those"
+            "the model has adapters already and peft_config asks for new ones: merge them first (merge_and_unload()), "
+            "or leave peft_config out to train those"
         )
     if peft_config.is_prompt_learning:
         raise ValueError(
-            f"{type(peft_config).__name__} is not supported: it puts virtual tokens before the row, and these models mask "
-            "and score tokens at their positions in the row. Use LoraConfig"
+            f"{type(peft_config).__name__} is not supported: it puts virtual tokens before the row, and these models "
+            "mask and score tokens at their positions in the row. Use LoraConfig"
         )
     return wrap_with_adapters(model, peft_config)
 

@@ -19,6 +19,13 @@ class DiffusionOptions:
         },
     )
     drop_overlong: bool = field(default=False, metadata={"help": "Drop rows over max_length, with a warning."})
+    drop_invalid: bool = field(
+        default=False,
+        metadata={"help": "Leave out all rows that cannot be trained on (over-long ones too), with a warning."},
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize; documents are packed in one."}
+    )
 
     # TRL's options of the model and of a batch
     model_init_kwargs: dict[str, Any] | str | None = field(

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.trainer_utils import EvalPrediction
 
 from llada.data.collator import Collator
-from llada.data.formats import prepare_rows
+from llada.data.formats import ROW_COLUMNS, prepare_rows
 from llada.denoiser import Denoiser
 from llada.diffusion.likelihood import elbo_draws
 from llada.diffusion.masking import check_mask_kind, draw_masks
@@ -77,11 +77,14 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
 
     metrics = staticmethod(likelihood_metrics)
     tags = ("trl", "sft", "llada", "masked-diffusion")
-    prepared_columns = frozenset(("input_ids", "length", "prompt_length", "example_id", "row", "text_bytes"))
+    prepared_columns = ROW_COLUMNS
 
     @staticmethod
     def prepare(dataset, tokenizer, ids, args, max_length, source):
-        return prepare_rows(dataset, tokenizer, ids, max_length, args.eos_tail, args.drop_overlong, source)
+        return prepare_rows(
+            dataset, tokenizer, ids, max_length, args.eos_tail, drop_overlong=args.drop_overlong,
+            drop_invalid=args.drop_invalid, num_proc=args.dataset_num_proc, source=source,
+        )  # fmt: skip
 
     @staticmethod
     def make_collator(args, ids, training):

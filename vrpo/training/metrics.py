@@ -40,8 +40,8 @@ class BatchScores:
     def loss_inputs(self, length: PairScores) -> LossInputs:
         """Inputs of the losses: log-ratios and ELBOs averaged over draws."""
         policy, reference = (side.map(lambda draws_SP: draws_SP.mean(0)) for side in (self.policy, self.reference))
-        whole = policy if self.unweighted is None else self.unweighted.map(lambda draws_SP: draws_SP.mean(0))
-        return LossInputs(policy - reference, whole, length)
+        whole = self.unweighted and self.unweighted.map(lambda draws_SP: draws_SP.mean(0))
+        return LossInputs(policy - reference, policy, length, whole)
 
 
 @dataclass(frozen=True)

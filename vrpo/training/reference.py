@@ -21,8 +21,8 @@ def make_reference(
     """The frozen reference, or None if the policy serves as one with its adapters off or replaced.
 
     Raises:
-        ValueError: the reference has another vocabulary or is the policy itself; or new adapters do not start at zero, so
-            that without them the model is not the initial policy.
+        ValueError: the reference has another vocabulary or is the policy itself; or new adapters do not start at zero,
+            so that without them the model is not the initial policy.
     """
     if ref_model is None and peft_config is not None:
         start = getattr(peft_config, "init_lora_weights", True)
@@ -71,8 +71,8 @@ def freeze_adapter(model) -> None:
         model.add_adapter(REFERENCE_ADAPTER, model.peft_config[trained])
     except ValueError as error:
         raise ValueError(
-            f"PEFT cannot add a frozen copy of the adapter ({error}): merge it (merge_and_unload()) and pass peft_config, "
-            "or pass ref_model"
+            f"PEFT cannot add a frozen copy of the adapter ({error}): merge it (merge_and_unload()) and pass "
+            "peft_config, or pass ref_model"
         ) from error
     weights = dict(model.named_parameters())
     copied = [name for name in weights if f".{trained}." in name or name.endswith(f".{trained}")]
@@ -111,13 +111,14 @@ def prepare_reference(reference: PreTrainedModel, accelerator: Accelerator) -> n
 
 
 def check_precomputed(args, *datasets) -> None:
-    """Raise ValueError where TRL's `precompute_ref_log_probs` has no meaning: for streams, which have no stored rows."""
+    """Raise ValueError where TRL's `precompute_ref_log_probs` has no meaning: for streams, which have no stored
+    rows."""
     rows = [each for data in datasets for each in (data.values() if isinstance(data, Mapping) else [data])]
     streamed = any(each is not None and not hasattr(each, "__len__") for each in rows)
     if args.precompute_ref_log_probs and streamed:
         raise ValueError(
-            "precompute_ref_log_probs=True is not supported with IterableDataset: a stream's rows are not stored. Leave it "
-            "out, or load the data without streaming"
+            "precompute_ref_log_probs=True is not supported with IterableDataset: a stream's rows are not stored. "
+            "Leave it out, or load the data without streaming"
         )
 
 
@@ -131,7 +132,7 @@ def synchronization(trainer) -> TrainerCallback:
 
     if has_adapters(trainer.model):
         raise ValueError(
-            "sync_ref_model mixes all parameters of policy and reference, and with adapters the reference is the base model: "
-            "leave it out, or train all parameters"
+            "sync_ref_model mixes all parameters of policy and reference, and with adapters the reference is the base "
+            "model: leave it out, or train all parameters"
         )
     return SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator)

@@ -33,7 +33,8 @@ def sloped_elbo(
     slope_B: Tensor,
     token_weights: tuple[Tensor | None, ...] = (None,),
 ) -> Tensor:
-    """sum_b slope_b B_bk of one draw, a scalar with its graph; with K token weights, slope [K, B] and the sum over both."""
+    """sum_b slope_b B_bk of one draw, a scalar with its graph; with K token weights, slope [K, B] and the sum over
+    both."""
     elbo_B = batch_elbos(denoiser, batch, draw, token_weights)[..., 0, :]
     return (slope_B.to(elbo_B) * elbo_B).sum()
 

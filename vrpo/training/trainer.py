@@ -28,7 +28,7 @@ from llada.training.base import DiffusionTrainerBase
 from llada.training.distributed import gradients_reduced
 from llada.training.inputs import name_of
 from vrpo.collator import PairCollator
-from vrpo.data import prepare_pairs
+from vrpo.data import PAIR_COLUMNS, prepare_pairs
 from vrpo.estimators.designs import design, draw_for_pairs
 from vrpo.losses.pairwise import LossInputs
 from vrpo.scores import PairScores, length_weights
@@ -52,14 +52,14 @@ class VRPOTrainer(DiffusionTrainerBase):
 
     Args:
         model: a model, or a name or path.
-        ref_model: the reference. None is the model as it is at the start: with `peft_config` the model with its adapters
-            off, for a model with adapters a frozen copy of them (the adapter "ref"), otherwise a frozen copy.
+        ref_model: the reference. None is the model as it is at the start: with `peft_config` the model with its
+            adapters off, for a model with adapters a frozen copy of them (the adapter "ref"), otherwise a frozen copy.
         data_collator: collates in place of `vrpo.collator.PairCollator`, to the same keys.
-        train_dataset, eval_dataset: preference rows in TRL's formats, or rows from `vrpo.data.prepare_pairs`; a dataset, a
-            stream or a list; for evaluation also a dict of them, whose keys go into the metrics' names.
+        train_dataset, eval_dataset: preference rows in TRL's formats, or rows from `vrpo.data.prepare_pairs`; a
+            dataset, a stream or a list; for evaluation also a dict of them, whose keys go into the metrics' names.
         processing_class: the tokenizer; by default the one saved with the model.
-        compute_metrics: gets an `EvalPrediction` whose `predictions` are our metrics of each pair, [pairs] for each name,
-            and whose `label_ids` are the pairs' rows; its result is added to our metrics.
+        compute_metrics: gets an `EvalPrediction` whose `predictions` are our metrics of each pair, [pairs] for each
+            name, and whose `label_ids` are the pairs' rows; its result is added to our metrics.
         quantization_config: quantizes a model that is given by name; needs adapters.
         peft_config: train adapters (LoRA) instead of all parameters.
 
@@ -100,7 +100,7 @@ class VRPOTrainer(DiffusionTrainerBase):
             self.add_callback(synchronization(self))
 
     metrics = staticmethod(mean_metrics)
-    prepared_columns = frozenset(("chosen_ids", "rejected_ids", "prompt_length", "length", "example_id", "row"))
+    prepared_columns = PAIR_COLUMNS
     tags = ("trl", "dpo", "vrpo", "llada", "masked-diffusion")
 
     def model_loaded(self, model, peft_config) -> None:
@@ -126,8 +126,10 @@ class VRPOTrainer(DiffusionTrainerBase):
     @staticmethod
     def prepare(dataset, tokenizer, ids, args, max_length, source):
         return prepare_pairs(
-            dataset, tokenizer, ids, max_length, int(args.eos_tail), args.drop_overlong, args.allow_identical, source
-        )
+            dataset, tokenizer, ids, max_length, int(args.eos_tail), drop_overlong=args.drop_overlong,
+            allow_identical=args.allow_identical, drop_invalid=args.drop_invalid, num_proc=args.dataset_num_proc,
+            source=source,
+        )  # fmt: skip
 
     @staticmethod
     def make_collator(args, ids, training):
@@ -170,7 +172,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         loss = self.args.loss()
         self.check_finite(loss.beta * pairs.ratio.margin, inputs, "score")
         real_P = inputs["row_weight"] > 0  # the others must not enter a loss that compares pairs (aot)
-        parts = (part.map(lambda values_P: values_P[real_P]) for part in (pairs.ratio, pairs.policy, pairs.length))
+        parts = (part and part.map(lambda values_P: values_P[real_P]) for part in vars(pairs).values())
         loss_P = torch.zeros_like(pairs.ratio.margin).masked_scatter(real_P, loss(LossInputs(*parts)))
         self.check_finite(loss_P, inputs)
         return loss_P
@@ -206,14 +208,16 @@ class VRPOTrainer(DiffusionTrainerBase):
     def loss_and_slopes(self, scores: BatchScores, inputs: dict[str, Tensor], share_P: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each pair, [P], and the derivative of their weighted sum by the policy's ELBOs.
 
-        The derivative is [2P], or [2, 2P] if the log-ratios have token weights: by the weighted ELBOs, then by the others.
+        The derivative is [2P], or [2, 2P] if the log-ratios have token weights: by the weighted ELBOs, then by the
+        others.
         """
         length = response_lengths(inputs)
         mean = [side.map(lambda draws_SP: draws_SP.mean(0)) for side in (scores.policy, scores.reference)]
         policy = mean[0].map(Tensor.requires_grad_)
-        whole = policy if scores.unweighted is None else scores.loss_inputs(length).policy.map(Tensor.requires_grad_)
-        loss_P = self.pair_losses(LossInputs(policy - mean[1], whole, length), inputs)
-        elbos = [policy] if scores.unweighted is None else [policy, whole]
+        whole = scores.loss_inputs(length).unweighted
+        whole = None if whole is None else whole.map(Tensor.requires_grad_)
+        loss_P = self.pair_losses(LossInputs(policy - mean[1], policy, length, whole), inputs)
+        elbos = [policy] if whole is None else [policy, whole]
         slopes = torch.autograd.grad(
             (share_P * loss_P).sum(), [side for elbo in elbos for side in (elbo.chosen, elbo.rejected)],
             materialize_grads=True,

@@ -1,0 +1,202 @@
+"""From a prompt and its answer, as text or as messages, to token ids; everything that may be wrong with the two.
+
+Messages are rendered by the tokenizer's chat template, which gets what the columns `tools` and `chat_template_kwargs`
+(TRL's names) of their row hold. A tool call is a message with `tool_calls`, whose `content` may be None.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from llada.data.tokenizer import Prompt, render
+from llada.errors import PairError
+
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+
+MISSING = "have no value in {part}"
+EMPTY = "have an empty {part}"
+MALFORMED = "have something else than text or a list of messages in {part}"
+OF_TWO_KINDS = (
+    "have text on one side of 'prompt' and {part} and messages on the other: both must be text, or both lists of "
+    "messages with 'role' and 'content'"
+)
+NOT_RENDERED = "have messages in {part} that the chat template does not accept"
+NO_PREFIX = "have messages in {part} that the chat template renders differently once the answer follows them"
+TOOLS_IGNORED = "have 'tools', which the chat template does not render"
+TOOL_CALLS_IGNORED = "have tool calls in {part}, which the chat template does not render"
+TOOL_RESULTS_IGNORED = "have messages of role 'tool' in {part}, which the chat template does not render"
+KWARGS_IGNORED = "have 'chat_template_kwargs' that the chat template does not read"
+SPELLS_MASK = "have text in {part} that spells the mask token"
+MALFORMED_TOOLS = "have 'tools' that are neither a list nor the JSON text of one"
+MALFORMED_KWARGS = "have 'chat_template_kwargs' that are no dictionary"
+OPTIONS_WITHOUT_MESSAGES = "have 'tools' or 'chat_template_kwargs', which need messages, beside a {part} of text"
+
+
+def texts_of(part: str, value: Prompt) -> list[str]:
+    """The text of a prompt or completion, one string for each message; of a message that only calls tools it is "".
+
+    Raises:
+        PairError: the value is neither text nor messages with text under "role" and "content".
+    """
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise PairError(part, MALFORMED, f"found {value!r}")
+    for message in value:
+        role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, Mapping) else (0, 0)
+        if not isinstance(role, str) or not (isinstance(content, str) or (content is None and calls_tools(message))):
+            raise PairError(part, MALFORMED, f"a message needs text under 'role' and 'content': {message!r}")
+    return [message["content"] or "" for message in value]
+
+
+def calls_tools(message: Mapping[str, Any]) -> bool:
+    """Whether a message has tool calls."""
+    return bool(message.get("tool_calls"))
+
+
+def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat template's variables that a row's `tools` (a list or its JSON text) and `chat_template_kwargs` set.
+
+    An entry that is None counts as absent, because Arrow fills structs of different rows to the same fields.
+
+    Raises:
+        PairError: one of the two is malformed.
+    """
+    tools, options = (row.get(column) for column in TEMPLATE_COLUMNS)
+    if isinstance(tools, str) and tools:
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise PairError("prompt", MALFORMED_TOOLS, str(error)) from error
+    if tools and not isinstance(tools, list):
+        raise PairError("prompt", MALFORMED_TOOLS, f"found {tools!r}")
+    if options is not None and not isinstance(options, Mapping):
+        raise PairError("prompt", MALFORMED_KWARGS, f"found {options!r}")
+    given = without_none(dict(options or {}))
+    return given | {"tools": without_none(tools)} if tools else given
+
+
+def without_none(value):
+    """A list or dictionary without the entries of its dictionaries that are None, at any depth."""
+    from trl.trainer.utils import remove_none_values  # it is slow to import
+
+    return remove_none_values(value) if value else value
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    completion: Prompt,
+    options: dict[str, Any] | None = None,
+    mask_id: int | None = None,
+) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt (never masked) and of the response (scored), without the EOS tail.
+
+    Plain text is tokenized as it is. Messages are rendered by the chat template: the prompt ends with the header of the
+    assistant turn, the response with the tokens that close it. The two are tokenized separately, as in sampling.
+
+    Args:
+        options: variables of the chat template (`template_options`), for messages only.
+        mask_id: the mask token, which no text may spell.
+
+    Raises:
+        PairError: a side is missing, empty, malformed, tokenizes to nothing or spells the mask token; text is paired
+            with messages; the chat template refuses the messages, would leave out tools or tool calls, or its rendering
+            of the prompt is no prefix of its rendering of the whole dialogue.
+        ValueError: there are messages, and the tokenizer has no chat template.
+    """
+    for part, value in (("prompt", prompt), ("completion", completion)):
+        if value is None:
+            raise PairError(part, MISSING)
+    if isinstance(prompt, str) != isinstance(completion, str):
+        kinds = ["text" if isinstance(value, str) else "messages" for value in (prompt, completion)]
+        raise PairError("completion", OF_TWO_KINDS, f"the prompt is {kinds[0]}, the answer {kinds[1]}")
+    prompt_texts, completion_texts = texts_of("prompt", prompt), texts_of("completion", completion)
+    if isinstance(prompt, str) or isinstance(completion, str):
+        if options:
+            raise PairError("prompt", OPTIONS_WITHOUT_MESSAGES)
+        head, tail = prompt_texts[0], completion_texts[0]
+    else:
+        # A tool may return nothing, and a tool call has no text.
+        if not prompt or not (prompt_texts[-1].strip() or prompt[-1]["role"] == "tool" or calls_tools(prompt[-1])):
+            raise PairError("prompt", EMPTY)
+        if not any(text.strip() for text in completion_texts) and not any(map(calls_tools, completion)):
+            raise PairError("completion", EMPTY)
+        head, tail = render_pair(tokenizer, prompt, completion, options or {})
+    encoded = tuple(tokenizer(text, add_special_tokens=False).input_ids if text else [] for text in (head, tail))
+    for part, ids in zip(("prompt", "completion"), encoded, strict=True):
+        if not ids:
+            raise PairError(part, EMPTY)
+        if mask_id in ids:
+            raise PairError(part, SPELLS_MASK)
+    return encoded[0], encoded[1]
+
+
+def render_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[dict], completion: list[dict], options: dict[str, Any]
+) -> tuple[str, str]:
+    """The chat text of the prompt, up to the open assistant turn, and of the completion.
+
+    Raises:
+        PairError: see `encode_pair`.
+    """
+
+    def rendered(part: str, messages: list[dict], open_turn: bool = False, **options) -> str:
+        try:
+            return render(tokenizer, messages, open_turn, **options)
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            if tokenizer.chat_template is None:
+                raise
+            raise PairError(part, NOT_RENDERED, f"{type(error).__name__}: {error}") from error
+
+    prompt, completion = ([present(message) for message in part] for part in (prompt, completion))
+    whole = prompt + completion
+    head = rendered("prompt", prompt, open_turn=True, **options)
+    text = rendered("completion", whole, **options)
+    check_nothing_is_ignored(tokenizer, len(prompt), whole, text, options, rendered)
+    if not text.startswith(head):
+        raise PairError("prompt", NO_PREFIX)
+    return head, text[len(head) :]
+
+
+def present(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without entries that are None, except `content`, which templates expect."""
+    filled = {key: value for key, value in message.items() if value is not None}
+    return {"content": None} | {
+        key: without_none(value) if isinstance(value, list | dict) else value for key, value in filled.items()
+    }
+
+
+def check_nothing_is_ignored(tokenizer, prompt_length: int, whole: list[dict], text: str, options, rendered) -> None:
+    """Raise PairError if the template leaves out tools or tool calls (the text is the same without them) or an option.
+
+    Args:
+        prompt_length: number of messages that belong to the prompt.
+        text: what `whole` is rendered to, by `rendered(part, messages, **options)`.
+    """
+
+    def same(part: str, messages: list[dict], options: dict[str, Any]) -> bool:
+        try:
+            return rendered(part, messages, **options) == text
+        except PairError:
+            return False  # the template needs what was left out, so it reads it
+
+    if "tools" in options and same("prompt", whole, {name: options[name] for name in options if name != "tools"}):
+        raise PairError("prompt", TOOLS_IGNORED)
+    for index, message in enumerate(whole):
+        part = "prompt" if index < prompt_length else "completion"
+        before, after = whole[:index], whole[index + 1 :]
+        silent = {key: value for key, value in message.items() if key != "tool_calls"}
+        if calls_tools(message) and same(part, [*before, silent, *after], options):
+            raise PairError(part, TOOL_CALLS_IGNORED)
+        if message["role"] == "tool" and same(part, before + after, options):
+            raise PairError(part, TOOL_RESULTS_IGNORED)
+    template = options.get("chat_template") or tokenizer.get_chat_template(tools=options.get("tools"))
+    names = set(options) - {"tools", "chat_template"}
+    unread = sorted(name for name in names if not re.search(rf"\b{re.escape(name)}\b", template))
+    if unread:
+        raise PairError("prompt", KWARGS_IGNORED, ", ".join(unread))

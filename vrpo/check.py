@@ -1,0 +1,35 @@
+"""Check a data file before training: all rows that cannot be trained on, the lengths in tokens, and what to do.
+
+    python -m vrpo.check FILE [--model NAME_OR_PATH] [--max_length N]
+
+FILE holds preference pairs, prompts and completions, messages or texts (a local file or a hub dataset). The exit status
+is 0 if every row can be trained on, 1 if not, and 2 if the file cannot be checked.
+"""
+
+import argparse
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command: print the report and exit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", help="a .jsonl, .json, .parquet, .csv or .txt file, or a hub dataset's name")
+    parser.add_argument("--model", help="model whose tokenizer and context count; default: a token for each byte")
+    parser.add_argument(
+        "--max_length", type=int, help="tokens of a row, one EOS included; default: the model's context"
+    )
+    args = parser.parse_args(argv)
+    from datasets import disable_progress_bars
+
+    from vrpo.analysis.rows import check  # imported after the options are parsed: it imports torch and transformers
+
+    disable_progress_bars()
+    try:
+        checked = check(args.file, args.model, args.max_length)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+    print(checked)
+    parser.exit(1 if checked.report.rows else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,6 @@ from transformers import Trainer, TrainingArguments
 
 from llada.errors import RecipeError
 
-
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI
 
 

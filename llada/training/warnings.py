@@ -17,7 +17,11 @@ class LowAdapterRate(TrainerCallback):
     """
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if not hasattr(model, "peft_config") or args.learning_rate >= LOWEST_ADAPTER_RATE or not state.is_world_process_zero:
+        if (
+            not hasattr(model, "peft_config")
+            or args.learning_rate >= LOWEST_ADAPTER_RATE
+            or not state.is_world_process_zero
+        ):
             return
         logger.warning(
             "learning_rate=%g is for training all parameters: with adapters (LoRA) it trains next to nothing. Set 1e-5 "

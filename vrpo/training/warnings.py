@@ -56,8 +56,8 @@ class UnmovedMargin(TrainerCallback):
 class MeaninglessAccuracy(TrainerCallback):
     """Warn where `rewards/accuracies` is at least 0.9 and `rewards/margins` is within its noise of 0.
 
-    In training, the standard error is that of the scores: `score/variance` over the number of pairs in a log line, where
-    the run measures it. In evaluation it is that over pairs, from `eval_rewards/margins_ci95`.
+    In training, the standard error is that of the scores: `score/variance` over the number of pairs in a log line,
+    where the run measures it. In evaluation it is that over pairs, from `eval_rewards/margins_ci95`.
     """
 
     def __init__(self):

@@ -1,6 +1,6 @@
 """Align a LLaDA with preference pairs (VRPO; LLaDA 1.5, arXiv 2505.19223).
 
-accelerate launch recipes/align.py --config recipes/tiny_vrpo.yaml
+python recipes/align.py --config recipes/tiny_vrpo.yaml
 """
 
 import vrpo

@@ -1,6 +1,6 @@
 """Write a completion for every prompt, on one process or several; a killed run resumes where it stopped.
 
-    accelerate launch recipes/generate.py --model runs/tiny_sft --prompts FILE.jsonl --output completions.jsonl
+    python recipes/generate.py --model runs/tiny_sft --prompts FILE.jsonl --output completions.jsonl
 
 FILE has a `prompt` column (text or messages). Rows keep their columns and get `completion`. Options set the fields of
 `llada.SamplerSettings` by name; the other fields come from `--preset` (`llada.preset`) or, without one, from the

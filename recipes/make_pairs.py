@@ -1,6 +1,6 @@
 """Sample answers from a model, check them, and write right and wrong ones as preference pairs.
 
-    accelerate launch recipes/make_pairs.py --model runs/tiny_sft --prompts FILE.jsonl --output pairs.jsonl
+    python recipes/make_pairs.py --model runs/tiny_sft --prompts FILE.jsonl --output pairs.jsonl
 
 FILE has a `prompt` column (text or messages) and what the verifier needs: `same_as_answer` and `same_last_number`
 compare with an `answer` column; `FILE.py:function` is any `function(row, answer) -> bool`. The script samples as

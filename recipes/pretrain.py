@@ -1,6 +1,6 @@
 """Pretrain a LLaDA on documents (LLaDA, arXiv 2502.09992, Alg. 1).
 
-accelerate launch recipes/pretrain.py --config recipes/tiny_pretrain.yaml
+python recipes/pretrain.py --config recipes/tiny_pretrain.yaml
 """
 
 import llada

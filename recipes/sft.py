@@ -1,6 +1,6 @@
 """Fine-tune a LLaDA on prompts and responses (SFT; LLaDA, arXiv 2502.09992, Alg. 2).
 
-accelerate launch recipes/sft.py --config recipes/tiny_sft.yaml
+python recipes/sft.py --config recipes/tiny_sft.yaml
 """
 
 import llada

@@ -54,7 +54,7 @@ def test_warm_up_and_lines_without_margins_do_not_count(tmp_path, caplog):
 
 ACCURACIES = {
     "sign of nothing": ({"rewards/accuracies": 1.0, "rewards/margins": 3e-6}, 1),
-    "noise": ({"rewards/accuracies": 1.0, "rewards/margins": 0.19, "score/variance": 0.04}, 1),  # below 2 sqrt(0.04 / 4)
+    "noise": ({"rewards/accuracies": 1.0, "rewards/margins": 0.19, "score/variance": 0.04}, 1),  # 2 x 0.1
     "above noise": ({"rewards/accuracies": 1.0, "rewards/margins": 0.21, "score/variance": 0.04}, 0),
     "no claim": ({"rewards/accuracies": 0.6, "rewards/margins": 3e-6}, 0),
     "evaluation, noise": (

@@ -86,7 +86,7 @@ class LastEvaluation(TrainerCallback):
     and a run that evaluates every few steps would evaluate its last step twice.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.step: int | None = None
         self.metrics: dict[str, float] = {}
 

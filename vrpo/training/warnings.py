@@ -28,7 +28,7 @@ class UnmovedMargin(TrainerCallback):
     judged.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.margins: deque[float] = deque(maxlen=LOGS)
         self.warned = False
 
@@ -60,7 +60,7 @@ class MeaninglessAccuracy(TrainerCallback):
     where the run measures it. In evaluation it is that over pairs, from `eval_rewards/margins_ci95`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.warned = False
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -1,9 +1,10 @@
 """Align a LLaDA with preference pairs (VRPO; LLaDA 1.5, arXiv 2505.19223).
 
-accelerate launch recipes/align.py --config recipes/tiny_vrpo.yaml
+python recipes/align.py --config recipes/tiny_vrpo.yaml
 """
 
 import vrpo
+from llada.cli import failure
 from llada.cli.recipe import short_help
 from vrpo.training.options import VRPOOptions
 
@@ -18,4 +19,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    failure.run(main)

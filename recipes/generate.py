@@ -1,6 +1,6 @@
 """Write a completion for every prompt, on one process or several; a killed run resumes where it stopped.
 
-    accelerate launch recipes/generate.py --model runs/tiny_sft --prompts FILE.jsonl --output completions.jsonl
+    python recipes/generate.py --model runs/tiny_sft --prompts FILE.jsonl --output completions.jsonl
 
 FILE has a `prompt` column (text or messages). Rows keep their columns and get `completion`. Options set the fields of
 `llada.SamplerSettings` by name; the other fields come from `--preset` (`llada.preset`) or, without one, from the
@@ -8,6 +8,7 @@ settings saved with the model. An answer of EOS alone is an empty completion: it
 """
 
 import llada  # noqa: F401  (registers the model)
+from llada.cli import failure
 from llada.cli.arguments import CompletionArguments, SamplerOptions, sampler_settings
 from llada.cli.recipe import parse
 from llada.errors import RecipeError
@@ -15,8 +16,10 @@ from llada.errors import RecipeError
 
 def main(argv: list[str] | None = None) -> None:
     args, options = parse((CompletionArguments, SamplerOptions), argv)
-    from llada.cli.completions import Completions  # imported after parsing: it loads torch
+    from llada.cli.completions import Completions  # imported after parsing: they load torch
+    from llada.training.distributed import check_launcher
 
+    check_launcher()
     run = Completions(args, sampler_settings(args, options))
     if "completion" in run.rows[0]:
         raise RecipeError(f"{args.prompts} has a column 'completion' already, which would be replaced: rename it")
@@ -28,4 +31,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    failure.run(main)

@@ -1,6 +1,6 @@
 """Sample answers from a model, check them, and write right and wrong ones as preference pairs.
 
-    accelerate launch recipes/make_pairs.py --model runs/tiny_sft --prompts FILE.jsonl --output pairs.jsonl
+    python recipes/make_pairs.py --model runs/tiny_sft --prompts FILE.jsonl --output pairs.jsonl
 
 FILE has a `prompt` column (text or messages) and what the verifier needs: `same_as_answer` and `same_last_number`
 compare with an `answer` column; `FILE.py:function` is any `function(row, answer) -> bool`. The script samples as
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import llada  # noqa: F401  (registers the model)
+from llada.cli import failure
 from llada.cli.arguments import CompletionArguments, SamplerOptions, sampler_settings
 from llada.cli.recipe import parse
 from llada.errors import RecipeError
@@ -49,8 +50,10 @@ def main(argv: list[str] | None = None) -> None:
             f"samples={args.samples} must be at least 2, since a pair needs two answers, and pairs_per_prompt="
             f"{args.pairs_per_prompt} at least 1"
         )
-    from llada.cli.completions import Completions  # imported after parsing: it loads torch
+    from llada.cli.completions import Completions  # imported after parsing: they load torch
+    from llada.training.distributed import check_launcher
 
+    check_launcher()
     run = Completions(args, sampler_settings(args, options, **DIVERSE), args.samples)
     if args.verifier in VERIFIERS and "answer" not in run.rows[0]:
         raise RecipeError(f"{args.prompts}: columns are {sorted(run.rows[0])}; verifier={args.verifier} needs 'answer'")
@@ -70,4 +73,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    failure.run(main)

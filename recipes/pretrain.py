@@ -1,9 +1,10 @@
 """Pretrain a LLaDA on documents (LLaDA, arXiv 2502.09992, Alg. 1).
 
-accelerate launch recipes/pretrain.py --config recipes/tiny_pretrain.yaml
+python recipes/pretrain.py --config recipes/tiny_pretrain.yaml
 """
 
 import llada
+from llada.cli import failure
 from llada.cli.recipe import short_help
 from llada.training.options import MaskedDiffusionOptions
 
@@ -18,4 +19,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    failure.run(main)

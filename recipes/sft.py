@@ -1,9 +1,10 @@
 """Fine-tune a LLaDA on prompts and responses (SFT; LLaDA, arXiv 2502.09992, Alg. 2).
 
-accelerate launch recipes/sft.py --config recipes/tiny_sft.yaml
+python recipes/sft.py --config recipes/tiny_sft.yaml
 """
 
 import llada
+from llada.cli import failure
 from llada.cli.recipe import short_help
 from llada.training.options import MaskedDiffusionOptions
 
@@ -18,4 +19,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    failure.run(main)

@@ -26,7 +26,7 @@ README = (ROOT / "README.md").read_text()
 def recipe_of(path) -> str:
     """The script that the YAML's own header runs it with."""
     return re.search(
-        r"accelerate launch .*?recipes/(\w+)\.py --config recipes/" + re.escape(path.name), path.read_text()
+        r"(?:accelerate launch|python) .*?recipes/(\w+)\.py --config recipes/" + re.escape(path.name), path.read_text()
     )[1]
 
 

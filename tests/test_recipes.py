@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from llada.cli.recipe import RecipeArguments, parse
 from llada.cli.train import resume_point
 from llada.data.tokenizer import byte_tokenizer
 from llada.errors import DataError, RecipeError
-from llada.training.distributed import check_engine, check_processes
+from llada.training.distributed import check_engine, check_launcher, check_processes
 from llada.training.sft import MaskedDiffusionConfig
 
 pretrain, sft, make_pairs, align = map(
@@ -200,6 +201,24 @@ def test_a_resumed_recipe_continues_where_it_stopped(tmp_path, good):
     assert state["global_step"] == 3
 
 
+def lone_launch(monkeypatch, **environment):
+    """The environment that `accelerate launch --num_processes 2` leaves on a CPU."""
+    for name, value in ({"ACCELERATE_DYNAMO_MODE": "default", "MASTER_ADDR": "127.0.0.1"} | environment).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_one_process_started_for_two_is_noticed_without_being_told_a_number(tmp_path, good, monkeypatch):
+    lone_launch(monkeypatch)
+    with pytest.raises(RecipeError, match="asked for several processes and started one, as it does on a CPU"):
+        sft.main(arguments(tmp_path, good))
+    with pytest.raises(RecipeError, match="asked for several processes and started one, as it does on a CPU"):
+        make_pairs.main(["--model", "m", "--prompts", good, "--output", str(tmp_path / "pairs.jsonl")])
+    assert not (tmp_path / "run").exists()
+    sft.main(arguments(tmp_path, good, "--expected_processes", "1"))  # one is asked for
+    lone_launch(monkeypatch, OMPI_COMM_WORLD_SIZE="2")
+    check_launcher()  # mpirun says how many there are
+
+
 def test_fewer_processes_than_asked_for_are_noticed(monkeypatch):
     args = type("Args", (), {"world_size": 1, "parallel_mode": type("Mode", (), {"value": "not_parallel"})()})()
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -253,6 +272,7 @@ def test_two_cpu_processes_through_the_shipped_config_equal_one(tmp_path, good, 
     output = launch_recipe(*config, "recipes/sft.py", *two)
     assert (tmp_path / "two" / "run" / "eval_results.json").exists(), output.stderr[-3000:]
     assert results(tmp_path / "two" / "run") == pytest.approx(results(tmp_path / "one" / "run"), rel=1e-5, abs=1e-5)
+    assert "find_unused_parameters" not in output.stderr
 
 
 @pytest.mark.slow
@@ -286,6 +306,85 @@ def test_deepspeed_shards_equal_one_process(tmp_path, good, preferences, stage, 
     output = launch_recipe(*launcher, *command("two", *two))
     assert (tmp_path / "two" / "run" / "eval_results.json").exists(), output.stderr[-3000:]
     assert results(tmp_path / "two" / "run") == pytest.approx(results(tmp_path / "one" / "run"), rel=1e-5, abs=1e-5)
+
+
+def write_flawed(folder) -> str:
+    return write_rows(folder / "bad.jsonl", [{"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": ""}] * 4)
+
+
+MESSAGE = r"DataError: \S*bad.jsonl.* row 1\b.*"
+
+
+def test_an_error_stands_last_and_alone_under_a_quiet_launcher(tmp_path):
+    config = ("--quiet", "--config_file", "recipes/accelerate/single.yaml")
+    result = launch_recipe(*config, "recipes/sft.py", *arguments(tmp_path, write_flawed(tmp_path)))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert re.search(MESSAGE, result.stderr.strip().splitlines()[-1])
+
+
+def test_of_two_processes_one_states_the_error_and_it_stands_last(tmp_path):
+    """The launcher's own report comes after all that the processes print, and ends with the first one's message."""
+    config = ("--config_file", "recipes/accelerate/ddp_cpu.yaml")
+    result = launch_recipe(*config, "recipes/sft.py", *arguments(tmp_path, write_flawed(tmp_path)))
+    assert result.returncode == 1
+    assert len(re.findall(MESSAGE, result.stderr)) == 1
+    assert result.stderr.count("Traceback") == 1  # the launcher's, above its report
+    report = result.stderr.strip().splitlines()
+    assert set(report[-1]) == {"="}
+    assert re.search(MESSAGE, report[-2])
+
+
+def test_loggers_are_named_on_the_command_line_and_in_yaml(tmp_path):
+    types = (RecipeArguments, ModelConfig, MaskedDiffusionConfig)
+    command = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
+    assert parse(types, [*command, "--report_to", "wandb", "tensorboard"])[2].report_to == ["wandb", "tensorboard"]
+    assert parse(types, [*command, "--report_to", "none"])[2].report_to == []
+    (tmp_path / "a.yaml").write_text("report_to: [wandb, tensorboard]\n")
+    command += ["--config", str(tmp_path / "a.yaml")]
+    assert parse(types, command)[2].report_to == ["wandb", "tensorboard"]
+    assert parse(types, [*command, "--report_to", "tensorboard"])[2].report_to == ["tensorboard"]
+
+
+def evaluated_steps(run) -> list[int]:
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [row["step"] for row in history if "eval_loss" in row]
+
+
+def test_the_last_step_is_evaluated_once_and_logged_to_one_file(tmp_path, good):
+    extra = ("--eval_fraction", "0.25", "--report_to", "tensorboard")
+    every = ("--eval_strategy", "steps", "--eval_steps", "1")
+    sft.main(arguments(tmp_path / "often", good, *extra, *every))
+    sft.main(arguments(tmp_path / "once", good, *extra))
+    often, once = tmp_path / "often" / "run", tmp_path / "once" / "run"
+    assert (evaluated_steps(often), evaluated_steps(once)) == ([1, 2], [2])
+    assert results(often) == results(once)
+    assert [len(list(run.rglob("events.out.*"))) for run in (often, once)] == [1, 1]
+
+
+def test_the_saved_model_is_evaluated_where_it_is_not_the_last(tmp_path, good):
+    """A rate at which the loss grows: the best model is that of step 1, and its metrics are the run's."""
+    extra = ("--eval_fraction", "0.25", "--eval_strategy", "steps", "--eval_steps", "1", "--learning_rate", "10")
+    best = ("--load_best_model_at_end", "true", "--save_strategy", "steps", "--save_steps", "1")
+    sft.main(arguments(tmp_path, good, *extra, *best))
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [row["eval_loss"] for row in history if "eval_loss" in row]
+    assert losses[0] != losses[1]
+    assert results(tmp_path / "run")["eval_loss"] == pytest.approx(min(losses[:2]))
+
+
+def test_a_recipe_gives_no_warning_on_a_cpu(tmp_path, good):
+    """In a fresh process without `use_cpu`: peft's call of a deprecated name and pinned memory gave one each."""
+    adapters = ("--use_peft", "true", "--lora_dropout", "0.0", "--learning_rate", "1e-4")
+    at = arguments(tmp_path, good, "--eval_fraction", "0.25", *adapters)
+    at[at.index("--use_cpu") + 1] = "false"
+    environment = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
+    found = subprocess.run(
+        [sys.executable, "recipes/sft.py", *at], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert "arning" not in found.stderr
 
 
 def test_the_launcher_form_that_silently_runs_one_process_is_refused(tmp_path, good):

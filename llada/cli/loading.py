@@ -24,7 +24,8 @@ from llada.data.loading import check_columns, load_rows
 from llada.data.tokenizer import load_tokenizer, special_ids
 from llada.errors import RecipeError
 from llada.models.registry import config_class
-from llada.training.base import DiffusionTrainerBase, row_length
+from llada.training.base import DiffusionTrainerBase
+from llada.training.inputs import row_length
 
 SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a stream
 

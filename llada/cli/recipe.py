@@ -48,8 +48,12 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) ->
     config = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else "the command line"
     if "--config" in argv[:-1] and not Path(config).is_file():
         raise FileNotFoundError(f"no such config file: {config}")
+    parser = TrlParser(list(dataclass_types))
+    for action in parser._actions:
+        if action.dest == "report_to":  # transformers' type is `str | list[str]`, of which its parser takes the first
+            action.nargs = "+"
     try:
-        return TrlParser(list(dataclass_types)).parse_args_and_config(argv)
+        return parser.parse_args_and_config(argv)
     except ValueError as error:
         raise RecipeError(f"{config}: {error}") from error
 

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig, get_peft_config
 
 from llada.cli.loading import load_datasets, load_model
 from llada.cli.recipe import RecipeArguments, parse
+from llada.denoiser import DenoiserSpec
 from llada.errors import RecipeError
 from llada.training.base import DiffusionTrainerBase
 from llada.training.distributed import check_engine, check_processes, leave_group
@@ -66,6 +67,43 @@ def check_one_batch(trainer: Trainer) -> None:
         )
 
 
+def set_what_is_known(args: TrainingArguments, spec: DenoiserSpec) -> None:
+    """Set options of which torch warns where their defaults gain nothing, unless they are given.
+
+    Memory is pinned for copies to an accelerator. A backward pass reaches all parameters of a model without auxiliary
+    losses; those with them have experts, of which some may see no token.
+    """
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False
+    if args.ddp_find_unused_parameters is None and not spec.auxiliary_losses:
+        args.ddp_find_unused_parameters = False
+
+
+class LastEvaluation(TrainerCallback):
+    """Evaluate at the last step, and keep what the latest evaluation found.
+
+    It belongs to training, where the loggers of `report_to` are open: after it, TensorBoard would begin a second file,
+    and a run that evaluates every few steps would evaluate its last step twice.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.metrics: dict[str, float] = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        # Each of several evaluation sets is an evaluation of its own.
+        self.metrics = (self.metrics if self.step == state.global_step else {}) | metrics
+        self.step = state.global_step
+
+    def of_saved_model(self, trainer: Trainer) -> bool:
+        """Whether the metrics are those of the model that training left, which may be an earlier, better one."""
+        return self.step == trainer.state.global_step and not trainer.args.load_best_model_at_end
+
+
 def remove_run(output_dir: Path) -> None:
     """Delete checkpoints, weights and adapters of an overwritten run: mixed with new files, they would not load."""
     for pattern in ("checkpoint-*", "*.safetensors*", "adapter_*"):
@@ -87,6 +125,7 @@ def main(
     check_processes(args, recipe.expected_processes)
     checkpoint = resume_point(args.output_dir, recipe.resume, recipe.overwrite)
     model, tokenizer = load_model(recipe, model_args, args.seed)
+    set_what_is_known(args, model.denoiser_spec)
     train, held_out = load_datasets(recipe, args, tokenizer, model.config, trainer_class, columns)
     trainer = trainer_class(
         model=model,
@@ -102,7 +141,10 @@ def main(
 
 
 def run(trainer: Trainer, overwrite: bool, checkpoint: str | None) -> None:
-    """Train, save model and tokenizer to output_dir, evaluate on any held-out data, and destroy the process group."""
+    """Train, evaluate on any held-out data, save model and tokenizer to output_dir, and destroy the process group."""
+    last = LastEvaluation()
+    if trainer.eval_dataset is not None:
+        trainer.add_callback(last)
     if overwrite and trainer.is_world_process_zero():
         remove_run(Path(trainer.args.output_dir))
     trainer.accelerator.wait_for_everyone()
@@ -110,7 +152,7 @@ def run(trainer: Trainer, overwrite: bool, checkpoint: str | None) -> None:
     trainer.save_model()
     trainer.save_state()
     if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
+        metrics = last.metrics if last.of_saved_model(trainer) else trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     leave_group(trainer)

@@ -1,8 +1,7 @@
 """The base of all trainers: reproducible masks, losses as means over examples, an error on non-finite losses.
 
 A subclass defines `prepare` (rows to examples), `make_collator` (examples to batches), the loss and the metrics. The
-loss of a step is the mean over its rows, however they are split into micro-batches and processes, and in the last,
-shorter step of a pass too: a micro-batch weighs by its share of the step's rows (`get_batch_samples` counts them).
+loss of a step is the mean over its rows (`llada.training.even_rows`).
 """
 
 import contextlib
@@ -16,23 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalPrediction
 
 from llada.data.loading import column_names
 from llada.data.tokenizer import SpecialIds, special_ids
 from llada.denoiser import ModuleDenoiser, as_denoiser
-from llada.training.even_rows import PaddedRows, PaddedStream, WeighedCollator, pad_sampler
+from llada.training.even_rows import MeanOverRows, WeighedCollator
 from llada.training.inputs import (
     activation_offloading,
     as_datasets,
     load,
     name_of,
+    row_length,
     set_router_weight,
     tokenizer_of,
     with_adapters,
 )
 from llada.training.metric_sums import MetricSums
+from llada.training.warnings import LowAdapterRate, warn_of_half_precision
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +61,7 @@ class EpochCounter(TrainerCallback):
         self.epoch = max(self.epoch + 1, math.floor(state.epoch or 0.0))
 
 
-def row_length(max_length: int | None, context: int) -> int:
-    """`max_length`, or the model's context where it is None.
-
-    Raises:
-        ValueError: `max_length` exceeds the context.
-    """
-    if max_length is not None and not 1 <= max_length <= context:
-        raise ValueError(f"max_length={max_length} must be between 1 and the model's context, {context}")
-    return context if max_length is None else max_length
-
-
-class DiffusionTrainerBase(Trainer):
+class DiffusionTrainerBase(MeanOverRows):
     """A `Trainer` whose masks depend only on seed, epoch and example, and whose loss is a mean over examples.
 
     Raises:
@@ -80,7 +70,6 @@ class DiffusionTrainerBase(Trainer):
         FloatingPointError: the loss is not finite; raised before the optimizer step.
     """
 
-    loss_is_scaled_for_ga = True  # `compute_loss` divides by the rows of the whole step
     prepared_columns: frozenset[
         str
     ]  # the columns of `prepare`'s output: rows that have them all are not prepared again
@@ -126,7 +115,7 @@ class DiffusionTrainerBase(Trainer):
             eval_dataset=None if eval_dataset is None else self.prepared(eval_dataset, "eval_dataset"),
             processing_class=processing_class,
             compute_metrics=self.evaluation_metrics,
-            callbacks=[self.epoch_counter, *(callbacks or [])],
+            callbacks=[self.epoch_counter, LowAdapterRate(), *(callbacks or [])],
             optimizers=optimizers,
             **trainer_options,
         )
@@ -189,18 +178,6 @@ class DiffusionTrainerBase(Trainer):
         matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
         return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
-    def get_train_dataloader(self) -> DataLoader:
-        if self.args.world_size == 1 or self.args.dataloader_drop_last:
-            return super().get_train_dataloader()
-        rows, multiple = self.train_dataset, self._train_batch_size * self.args.world_size
-        self.train_dataset = PaddedRows(rows) if hasattr(rows, "__len__") else PaddedStream(rows, multiple)
-        try:
-            loader = super().get_train_dataloader()
-        finally:
-            self.train_dataset = rows
-        pad_sampler(loader, multiple)
-        return loader
-
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         with self.evaluation_settings():
             return super().get_eval_dataloader(self.evaluation_rows(eval_dataset))
@@ -239,35 +216,6 @@ class DiffusionTrainerBase(Trainer):
     def train(self, *args, **kwargs):
         self.metric_sums = MetricSums()  # drops those of a run that was interrupted
         return super().train(*args, **kwargs)
-
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, Tensor]:
-        """The micro-batches of a step, and the number of their rows on all processes (padding does not count).
-
-        At the end of a stream there may be fewer micro-batches than a step needs. They are left out with a warning: the
-        Trainer would add their gradient to the first step of the next pass.
-        """
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = sum((batch["row_weight"].sum() for batch in batches), torch.zeros(()))
-        rows = self.accelerator.reduce(rows.to(device), "sum")
-        if 0 < len(batches) < num_batches and not hasattr(self.train_dataset, "__len__"):
-            logger.warning(
-                "the last %d rows of this pass over the stream are fewer than a step (%d micro-batches) and are left "
-                "out",
-                int(rows), num_batches,
-            )  # fmt: skip
-            return [], rows
-        return batches, rows
-
-    def share(self, inputs: dict[str, Tensor], rows: Tensor | None) -> Tensor:
-        """The factor of each row's loss in this process's loss of a micro-batch, [rows of the micro-batch].
-
-        Engines average gradients over processes, so that the factors are (processes / rows of the step), 0 for padding.
-
-        Args:
-            rows: the number of rows of the step on all processes; None outside a step: the mean over this batch.
-        """
-        weight_B = inputs["row_weight"]
-        return weight_B / weight_B.sum() if rows is None else weight_B * (self.args.world_size / rows)
 
     def denoiser(self, model: nn.Module) -> ModuleDenoiser:
         """The denoiser of a model that an engine (DDP, FSDP, DeepSpeed) may have wrapped."""
@@ -320,14 +268,3 @@ class DiffusionTrainerBase(Trainer):
                 f"the {what} is not finite after {self.state.global_step} optimizer steps, for {len(bad)} of "
                 f"{len(value_B)} examples of the batch: {names}. Training stopped before this batch changed a parameter"
             )
-
-
-def warn_of_half_precision(trainer: Trainer) -> None:
-    """Warn on half-precision weights: updates of 2.5e-5 to a weight of 0.02 are below half bfloat16's spacing."""
-    half = {p.dtype for p in trainer.model.parameters() if p.requires_grad} & {torch.bfloat16, torch.float16}
-    if half and not trainer.is_deepspeed_enabled:  # DeepSpeed keeps fp32 master weights
-        logger.warning(
-            "the trained weights are %s: small updates round away. Load the model with dtype float32 and set "
-            "bf16=True, which computes in bfloat16 and keeps float32 weights",
-            half.pop(),
-        )

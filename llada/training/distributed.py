@@ -12,12 +12,33 @@ from transformers import Trainer, TrainingArguments
 
 from llada.errors import RecipeError
 
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI
+
+
+def check_launcher() -> None:
+    """Stop if `accelerate launch` was asked for several processes and started one.
+
+    Without a distributed config that is what it does on a CPU. It leaves a trace: for more than one process it sets
+    MASTER_ADDR, and nothing says how many processes there are. ACCELERATE_DYNAMO_MODE is set by that command alone.
+
+    Raises:
+        RecipeError: the environment is that of such a launch.
+    """
+    launched = "ACCELERATE_DYNAMO_MODE" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and not any(name in os.environ for name in WORLD_SIZES):
+        raise RecipeError(
+            "accelerate launch was asked for several processes and started one, as it does on a CPU: add --config_file "
+            "recipes/accelerate/ddp_cpu.yaml, or use torchrun. If one process is what you want, unset MASTER_ADDR (or, "
+            "in training, set expected_processes to 1)"
+        )
+
 
 def check_processes(args: TrainingArguments, expected: int | None) -> None:
     """Stop if the number of processes is not the one asked for; some launchers start fewer and still exit with 0.
 
     Raises:
-        RecipeError: the number of processes differs from the launcher's WORLD_SIZE or from `expected`.
+        RecipeError: the number of processes differs from the launcher's WORLD_SIZE or from `expected`, or, where
+            `expected` is None, `check_launcher` finds fewer processes than were asked for.
     """
     world = args.world_size  # this also sets up the process group with the device and backend of `args`
     asked = int(os.environ.get("WORLD_SIZE", 1))
@@ -28,6 +49,8 @@ def check_processes(args: TrainingArguments, expected: int | None) -> None:
                 "set use_cpu in the recipe and launch with recipes/accelerate/ddp_cpu.yaml or torchrun: `accelerate "
                 "launch --cpu --num_processes N` starts one process"
             )
+    if expected is None:
+        check_launcher()
 
 
 def check_engine(trainer: Trainer) -> None:

@@ -1,16 +1,24 @@
-"""The same number of rows on every process, so that each step has the rows of one process and no row twice.
+"""The loss of a step is the mean over its rows, however they are split, and no row is in a step twice.
+
+It does not depend on micro-batches and processes, and in the last, shorter step of a pass too, a micro-batch weighs by
+its share of the step's rows.
 
 Engines need the same number of batches on every process. accelerate evens them out with rows from the start of the
 data, which would then count twice in a step. Here the rows that fill up are marked (`PADDING`), and weigh nothing in
 loss, gradient and metrics.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers import Trainer
+
+logger = logging.getLogger(__name__)
 
 PADDING = "is_padding"  # key of a row that only fills up a batch
 PADDING_INDEX = -1
@@ -96,3 +104,51 @@ def pad_sampler(loader: DataLoader, multiple: int) -> None:
     shard = getattr(loader, "batch_sampler", None)
     if isinstance(shard, BatchSamplerShard) and hasattr(shard.batch_sampler, "sampler"):
         shard.batch_sampler.sampler = PaddedSampler(shard.batch_sampler.sampler, multiple)
+
+
+class MeanOverRows(Trainer):
+    """A `Trainer` whose loss of a step is the mean over its rows: a subclass weighs each row's loss by `share`."""
+
+    train_dataset: Any
+    loss_is_scaled_for_ga = True  # `share` divides by the rows of the whole step
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.args.world_size == 1 or self.args.dataloader_drop_last:
+            return super().get_train_dataloader()
+        rows, multiple = self.train_dataset, self._train_batch_size * self.args.world_size
+        self.train_dataset = PaddedRows(rows) if hasattr(rows, "__len__") else PaddedStream(rows, multiple)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset = rows
+        pad_sampler(loader, multiple)
+        return loader
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, Tensor]:
+        """The micro-batches of a step, and the number of their rows on all processes (padding does not count).
+
+        At the end of a stream there may be fewer micro-batches than a step needs. They are left out with a warning: the
+        Trainer would add their gradient to the first step of the next pass.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = sum((batch["row_weight"].sum() for batch in batches), torch.zeros(()))
+        rows = self.accelerator.reduce(rows.to(device), "sum")
+        if 0 < len(batches) < num_batches and not hasattr(self.train_dataset, "__len__"):
+            logger.warning(
+                "the last %d rows of this pass over the stream are fewer than a step (%d micro-batches) and are left "
+                "out",
+                int(rows), num_batches,
+            )  # fmt: skip
+            return [], rows
+        return batches, rows
+
+    def share(self, inputs: dict[str, Tensor], rows: Tensor | None) -> Tensor:
+        """The factor of each row's loss in this process's loss of a micro-batch, [rows of the micro-batch].
+
+        Engines average gradients over processes, so that the factors are (processes / rows of the step), 0 for padding.
+
+        Args:
+            rows: the number of rows of the step on all processes; None outside a step: the mean over this batch.
+        """
+        weight_B = inputs["row_weight"]
+        return weight_B / weight_B.sum() if rows is None else weight_B * (self.args.world_size / rows)

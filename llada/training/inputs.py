@@ -50,6 +50,17 @@ def name_of(model) -> str:
     return getattr(model.config, "_name_or_path", "") or ""
 
 
+def row_length(max_length: int | None, context: int) -> int:
+    """`max_length`, or the model's context where it is None.
+
+    Raises:
+        ValueError: `max_length` exceeds the context.
+    """
+    if max_length is not None and not 1 <= max_length <= context:
+        raise ValueError(f"max_length={max_length} must be between 1 and the model's context, {context}")
+    return context if max_length is None else max_length
+
+
 def tokenizer_of(model, processing_class, revision: str | None, trainer: str) -> PreTrainedTokenizerBase:
     """The given tokenizer, or the one saved with the model.
 

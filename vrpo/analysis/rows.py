@@ -9,7 +9,7 @@ from llada.data.flaws import Filter, Report, Room
 from llada.data.formats import row_kind, tokenize_rows
 from llada.data.loading import check_columns, load_rows
 from llada.data.tokenizer import byte_tokenizer, special_ids
-from llada.training.base import row_length
+from llada.training.inputs import row_length
 from vrpo.data import tokenize_pairs
 
 EOS_TAIL = 1  # the trainers' default

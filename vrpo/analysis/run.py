@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llada.cli.checkpoint import load_config
 from llada.data.loading import load_rows
 from llada.data.tokenizer import special_ids
-from llada.training.base import row_length
+from llada.training.inputs import row_length
 from vrpo.analysis.report import draw_variance, print_variance
 from vrpo.analysis.settings import TableArguments
 from vrpo.analysis.table import measure

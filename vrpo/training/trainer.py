@@ -43,6 +43,7 @@ from vrpo.training.reference import (
     synchronization,
 )
 from vrpo.training.replay import batch_elbos, replay, sloped_elbo
+from vrpo.training.warnings import MeaninglessAccuracy, UnmovedMargin
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ class VRPOTrainer(DiffusionTrainerBase):
         self.ref_model = ref_model
         check_precomputed(args, train_dataset, eval_dataset)
         super().__init__(
-            model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics, callbacks,
-            optimizers, quantization_config, peft_config,
+            model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics,
+            [UnmovedMargin(), MeaninglessAccuracy(), *(callbacks or [])], optimizers, quantization_config, peft_config,
         )  # fmt: skip
         self.disable_dropout()
         self.design, self.evaluation_design = args.design(), design("vrpo", n_t=args.eval_draws)

@@ -8,7 +8,7 @@ settings saved with the model. An answer of EOS alone is an empty completion: it
 """
 
 import llada  # noqa: F401  (registers the model)
-from llada.cli.arguments import CompletionArguments, SamplerOptions, sampler_settings
+from llada.cli.arguments import CompletionArguments, SamplerOptions
 from llada.cli.recipe import parse
 from llada.errors import RecipeError
 
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     args, options = parse((CompletionArguments, SamplerOptions), argv)
     from llada.cli.completions import Completions  # imported after parsing: it loads torch
 
-    run = Completions(args, sampler_settings(args, options))
+    run = Completions(args, options)
     if "completion" in run.rows[0]:
         raise RecipeError(f"{args.prompts} has a column 'completion' already, which would be replaced: rename it")
     found = run.make()

@@ -87,7 +87,7 @@ def test_the_printed_commands_run_and_adapters_answer_as_the_merged_model(folder
         words = ("--model", model, "--prompts", "prompts.jsonl", "--output", f"{model}.jsonl")
         command(ROOT / "recipes/generate.py", *words, cwd=folder)
         completions = [json.loads(line)["completion"] for line in (folder / f"{model}.jsonl").read_text().splitlines()]
-        return talked, shown, completions, [row["variance"]["score"] for row in rows]
+        return talked, shown, completions, [row["score"]["value"] for row in rows]
 
     with ThreadPoolExecutor(2) as pool:
         (talked, shown, completions, scores), merged = pool.map(results, ("mine", "mine_merged"))

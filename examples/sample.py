@@ -1,23 +1,28 @@
 """Answer a prompt with a saved model.
 
 python examples/sample.py --model runs/tiny_sft --prompt "Tom has 3 apples and buys 4. How many has he?"
-python examples/sample.py --model runs/tiny_pretrain --prompt "KING RICHARD:" --plain true
+python examples/sample.py --model runs/tiny_pretrain --prompt "KING RICHARD:" --plain
 """
 
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AutoModel, HfArgumentParser
+from transformers import HfArgumentParser
 
 import llada
-from llada.data.tokenizer import load_tokenizer, render
+from llada.cli.checkpoint import load_config, load_model
+from llada.data.tokenizer import render
+from llada.data.turns import speaks_in_turns
 
 
 @dataclass
 class Arguments:
-    model: str = field(metadata={"help": "A saved model, or a hub name."})
+    model: str = field(metadata={"help": "A saved model or adapters, or a hub name."})
     prompt: str = field(metadata={"help": "What to answer, or with --plain to continue."})
-    plain: bool = field(default=False, metadata={"help": "Continue the text itself, without the chat template."})
+    plain: bool | None = field(
+        default=None,
+        metadata={"help": "Continue the text itself; default: as the model was trained.", "nargs": "?", "const": True},
+    )
     gen_length: int = 128
     steps: int = 128
     block_length: int = 32
@@ -27,11 +32,12 @@ class Arguments:
 
 def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    tokenizer = load_tokenizer(args.model)
+    tokenizer, config = load_config(args.model)
+    plain = not speaks_in_turns(tokenizer) if args.plain is None else args.plain
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(args.model, dtype="auto").to(device).eval()
+    model = load_model(args.model, config).to(device)
     messages = [{"role": "user", "content": args.prompt}]
-    text = args.prompt if args.plain else render(tokenizer, messages, open_turn=True)
+    text = args.prompt if plain else render(tokenizer, messages, open_turn=True)
     prompt_ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(device)
     canvas, stats = llada.generate(
         model,

@@ -2,35 +2,34 @@
 
     python -m llada.chat --model PATH [--gen_length 128] [--cache dual] [--threshold 0.9] [--plain]
 
-Sampler settings come from the model's directory or `--preset`; options (the fields of `llada.SamplerSettings`) override
-them. Masked tokens are grey blocks; a token appears when it is committed, coloured by its confidence from red (low) to
-green. Tokens per second and forward passes per token follow each answer. `/new` starts another dialogue; an empty line
-or Ctrl-D ends. With `--plain`, or if the output is no terminal, answers are printed when complete, without colours.
+PATH is a model or a directory of adapters. Sampler settings come from its directory or `--preset`; options (the fields
+of `llada.SamplerSettings`) override them. Masked tokens are grey blocks; a token appears when it is committed, coloured
+by its confidence from red (low) to green. Tokens per second and forward passes per token follow each answer. `/help`
+lists commands; `exit`, an empty line, Ctrl-D or Ctrl-C leave. With `--plain` a line is continued as it is, without the
+chat template; a model that was trained on plain text is sampled so by itself, and `--plain false` applies the template.
+If the output is no terminal, answers are printed when complete, without colours.
 """
 
-from dataclasses import dataclass, field
+import sys
 
 from transformers import HfArgumentParser
 
-from llada.cli.arguments import SamplerOptions, sampler_settings
-
-
-@dataclass
-class Arguments:
-    model: str = field(metadata={"help": "Model directory or hub name."})
-    preset: str | None = field(default=None, metadata={"help": "Published sampler settings, such as llada-1.5/gsm8k."})
-    plain: bool = field(default=False, metadata={"help": "Print without colours and animation, for pipes."})
+from llada.cli.arguments import ChatArguments, SamplerOptions, sampler_settings
 
 
 def main() -> None:
     """Run the command: parse the options, load the model and start the dialogue."""
-    parser = HfArgumentParser([Arguments, SamplerOptions], description=__doc__.splitlines()[0])
+    parser = HfArgumentParser([ChatArguments, SamplerOptions], description=__doc__.splitlines()[0])
     args, options = parser.parse_args_into_dataclasses()
-    settings = sampler_settings(args, options)
-    settings.check_blocks()
-    from llada.cli import chat  # imported after the options are parsed: it imports torch and transformers
+    try:
+        settings = sampler_settings(args, options)
+        from llada.cli import chat  # imported after the options are parsed: it imports torch and transformers
 
-    chat.run(args.model, settings, args.plain)
+        chat.run(args, options, settings)
+    except KeyboardInterrupt:
+        print()
+    except (ValueError, OSError) as error:  # of options and files: `run` answers those of a dialogue
+        sys.exit(f"llada.chat: {error}")
 
 
 if __name__ == "__main__":

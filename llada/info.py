@@ -7,6 +7,7 @@ weights, gradients and AdamW's two moments, but not activations, which depend on
 """
 
 import argparse
+import sys
 
 import llada  # noqa: F401  (registers the families)
 
@@ -14,7 +15,7 @@ import llada  # noqa: F401  (registers the families)
 def main() -> None:
     """Run the command: print the summary as a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", help="model directory or hub name")
+    parser.add_argument("path", help="model or adapter directory, or hub name")
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank for the counts and the memory estimate")
     args = parser.parse_args()
     from rich.console import Console
@@ -23,8 +24,11 @@ def main() -> None:
     from llada.cli.info import rows  # imported after the options are parsed: it imports torch and transformers
 
     table = Table(title=args.path, show_header=False, title_justify="left")
-    for label, value in rows(args.path, args.rank):
-        table.add_row(label, value)
+    try:
+        for label, value in rows(args.path, args.rank):
+            table.add_row(label, value)
+    except (ValueError, OSError) as error:  # of files that are missing or do not fit each other
+        sys.exit(f"llada.info: {error}")
     Console().print(table)
 
 

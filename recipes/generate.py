@@ -9,7 +9,7 @@ settings saved with the model. An answer of EOS alone is an empty completion: it
 
 import llada  # noqa: F401  (registers the model)
 from llada.cli import failure
-from llada.cli.arguments import CompletionArguments, SamplerOptions, sampler_settings
+from llada.cli.arguments import CompletionArguments, SamplerOptions
 from llada.cli.recipe import parse
 from llada.errors import RecipeError
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     from llada.training.distributed import check_launcher
 
     check_launcher()
-    run = Completions(args, sampler_settings(args, options))
+    run = Completions(args, options)
     if "completion" in run.rows[0]:
         raise RecipeError(f"{args.prompts} has a column 'completion' already, which would be replaced: rename it")
     found = run.make()

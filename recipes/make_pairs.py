@@ -13,7 +13,7 @@ from pathlib import Path
 
 import llada  # noqa: F401  (registers the model)
 from llada.cli import failure
-from llada.cli.arguments import CompletionArguments, SamplerOptions, sampler_settings
+from llada.cli.arguments import CompletionArguments, SamplerOptions
 from llada.cli.recipe import parse
 from llada.errors import RecipeError
 from llada.evaluation import VERIFIERS, Verifier
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     from llada.training.distributed import check_launcher
 
     check_launcher()
-    run = Completions(args, sampler_settings(args, options, **DIVERSE), args.samples)
+    run = Completions(args, options, args.samples, **DIVERSE)
     if args.verifier in VERIFIERS and "answer" not in run.rows[0]:
         raise RecipeError(f"{args.prompts}: columns are {sorted(run.rows[0])}; verifier={args.verifier} needs 'answer'")
     found = run.make()

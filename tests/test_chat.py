@@ -55,6 +55,6 @@ def test_the_last_frame_has_no_masks_left():
 def test_a_plain_conversation_ends_at_an_empty_line_and_survives_one_that_is_too_long():
     out = io.StringIO()
     talker = chat(context=80)
-    talk(talker, Console(file=out, width=200), ["a" * 100, "hi", "/new", "", "never"], plain=True)
+    talk(talker, Console(file=out, width=200), ["a" * 100, "hi", "/new", "", "never"], live=False)
     assert "does not fit: context less gen_length is 72: /new starts over" in out.getvalue()
     assert talker.messages == []

@@ -10,12 +10,12 @@ from llada.cli.info import rows, sizes
 def test_counts_of_experts_by_hand():
     """2 layers of 4 experts of 3 x 32 x 24, 2 active; embedding and head 40 x 32 each; LoRA on 4 of 32 x 32 a layer."""
     model = tiny_moe()
-    found = sizes(model.config, rank=3)
+    found = sizes(model, rank=3)
     assert found.total == sum(parameter.numel() for parameter in model.parameters())
     assert found.total - found.active == 2 * 2 * 3 * 32 * 24
     assert found.embedding == 2 * 40 * 32
     assert found.adapters == 2 * 4 * 3 * (32 + 32)
-    tied = sizes(tiny_model(weight_tying=True).config, rank=3)
+    tied = sizes(tiny_model(weight_tying=True), rank=3)
     assert (tied.embedding, tied.active) == (40 * 32, tied.total)
 
 

@@ -147,13 +147,6 @@ def test_settings_that_cannot_work_are_named(tmp_path, good, extra, message):
         sft.main(arguments(tmp_path, good, *extra))
 
 
-def test_adapters_are_not_taken_for_a_model(tmp_path, good):
-    (tmp_path / "adapters").mkdir()
-    (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
-    with pytest.raises(RecipeError, match="holds adapters, not a model: merge them first"):
-        sft.main(["--model_name_or_path", str(tmp_path / "adapters"), *arguments(tmp_path, good)[4:]])
-
-
 def test_a_new_model_takes_ids_from_the_architecture_where_the_tokenizer_has_none():
     """The published tokenizer does not say which of its tokens is the mask."""
     tokenizer = byte_tokenizer()

@@ -1,8 +1,11 @@
 """Options that several commands share. Importing this module does not import torch, so that `--help` is fast."""
 
+import os
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from llada.cli.adapters import settings_folder
 from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
 
@@ -34,10 +37,21 @@ class SamplerOptions:
 
 
 @dataclass
+class ChatArguments:
+    """The options of `python -m llada.chat` that are no sampler settings."""
+
+    model: str = field(metadata={"help": "Model or adapter directory, or hub name."})
+    preset: str | None = field(default=None, metadata={"help": "Published sampler settings, such as llada-1.5/gsm8k."})
+    plain: bool | None = option(
+        "Continue the text itself, without the chat template; default: as the model was trained.", switch=True
+    )
+
+
+@dataclass
 class CompletionArguments:
     """Options of commands that answer prompts: model, prompts, output and run."""
 
-    model: str = field(default="", metadata={"help": "Model directory or hub name."})
+    model: str = field(default="", metadata={"help": "Model or adapter directory, or hub name."})
     prompts: str = field(default="", metadata={"help": "Local file or hub dataset with a 'prompt' column."})
     output: str = field(default="", metadata={"help": "JSONL file to write."})
     preset: str | None = field(default=None, metadata={"help": "Published sampler settings, such as llada-1.5/gsm8k."})
@@ -50,17 +64,75 @@ class CompletionArguments:
 def override(base: SamplerSettings, options: SamplerOptions) -> SamplerSettings:
     """`base` with the given options in place of its own values.
 
-    `threshold` and `factor` replace each other, and cache "none" switches the cache off.
+    `threshold` and `factor` replace each other, and cache "none" switches the cache off. With `gen_length` alone, a
+    longer block shrinks to it, and `steps` keeps the number of tokens that a step commits.
     """
     given = {name: value for name, value in vars(options).items() if value is not None}
     if "threshold" in given or "factor" in given:
         given = {"threshold": None, "factor": None} | given
     if given.get("cache") == "none":
         given |= {"cache": None, "refresh_every": None}
+    if "gen_length" in given:
+        given = with_length(base, given.pop("gen_length")) | given
     return replace(base, **given)
 
 
+def with_length(base: SamplerSettings, length: int) -> dict[str, Any]:
+    """`gen_length` with the `block_length` and `steps` that follow from it where they are not given."""
+    block = min(base.block_length, max(length, 1))
+    if length % block:  # `check_blocks` says what is allowed
+        return {"gen_length": length}
+    blocks = length // block
+    steps = max(1, -(-base.steps * length // (base.gen_length * blocks))) * blocks
+    return {"gen_length": length, "block_length": block, "steps": steps}
+
+
+def note(text: str) -> None:
+    """Print a line to standard error, once for all processes of a launcher."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
+
+
 def sampler_settings(args: Any, options: SamplerOptions, **changes) -> SamplerSettings:
-    """A command's settings: the preset's or those saved with the model, overridden by `changes`, then by `options`."""
-    base = preset(args.preset) if args.preset else SamplerSettings.load(args.model)
-    return override(replace(base, **changes), options)
+    """A command's settings: the preset's or those saved with the model, overridden by `changes`, then by `options`.
+
+    Prints a line if `block_length` or `steps` follow from `--gen_length`.
+
+    Raises:
+        ValueError: a setting is out of range, or lengths and steps do not divide; the base of adapters is missing.
+    """
+    folder = None if args.preset else settings_folder(args.model)
+    base = preset(args.preset) if args.preset else SamplerSettings() if folder is None else SamplerSettings.load(folder)
+    base = replace(base, **changes)
+    settings = override(base, options)
+    settings.check_blocks()
+    adapted = [
+        f"{name}={getattr(settings, name)}"
+        for name in ("block_length", "steps")
+        if getattr(options, name) is None and getattr(settings, name) != getattr(base, name)
+    ]
+    if adapted:
+        note(f"{' and '.join(adapted)} follow from gen_length={settings.gen_length}; options set other values")
+    return settings
+
+
+def fit_context(settings: SamplerSettings, args: Any, options: SamplerOptions, context: int) -> SamplerSettings:
+    """The settings, with at most half of a small context as `gen_length` where nobody has chosen a length.
+
+    Raises:
+        ValueError: the length was given, saved with the model or is a preset's, and leaves no room for a prompt.
+    """
+    if settings.gen_length < context // 2:
+        return settings
+    if args.preset or settings_folder(args.model) is not None or any(
+        value is not None for value in (options.gen_length, options.block_length, options.steps)
+    ):  # fmt: skip
+        if settings.gen_length < context:
+            return settings
+        raise ValueError(
+            f"gen_length={settings.gen_length} leaves no room for a prompt in the model's context of {context} tokens: "
+            f"use at most {context // 2}"
+        )
+    length = max(1, context // 2)
+    note(f"gen_length={length}, half of the model's context of {context} tokens: the default is too long for it")
+    return replace(settings, **with_length(settings, length))

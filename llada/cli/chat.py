@@ -2,22 +2,31 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 
 import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llada.cli.checkpoint import load_config
-from llada.data.tokenizer import before_eos
+from llada.cli.adapters import base_of
+from llada.cli.arguments import ChatArguments, SamplerOptions, fit_context, note
+from llada.cli.checkpoint import load_config, load_model
+from llada.data.tokenizer import Prompt, before_eos
+from llada.data.turns import speaks_in_turns
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.loop import generate
 from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import left_padded
 
 MASK = "▒"
+LEAVE = ("exit", "quit", "/exit", "/quit")
+HELP = """/new   forget the dialogue and start another
+/help  this list
+exit   leave (also quit, an empty line, Ctrl-D or Ctrl-C)"""
+NO_ANSWER = "(the model ended its answer at once)"
 COLOURS = ((0.5, "red"), (0.8, "yellow"), (1.01, "green"))  # for confidence below each bound
 
 
@@ -46,10 +55,16 @@ def frame(
 
 
 class Chat:
-    """One dialogue with a model."""
+    """One dialogue with a model.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: SamplerSettings):
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+    Args:
+        plain: the model continues each line as it is, without the chat template and without the lines before it.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: SamplerSettings, plain: bool = False
+    ):
+        self.model, self.tokenizer, self.settings, self.plain = model, tokenizer, settings, plain
         self.messages: list[dict[str, str]] = []
         self.hidden = set(tokenizer.all_special_ids)
 
@@ -63,8 +78,9 @@ class Chat:
             ValueError: dialogue and answer do not fit the model's context; the turn is then not added.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
+        prompt: Prompt = text if self.plain else turn
         spec = self.model.denoiser_spec
-        ids, mask = left_padded(self.tokenizer, [turn], spec.eos_id, self.model.device)
+        ids, mask = left_padded(self.tokenizer, [prompt], spec.eos_id, self.model.device)
         width = ids.shape[1]
 
         def on_step(canvas_BL: Tensor, confidence_BL: Tensor) -> None:
@@ -78,30 +94,48 @@ class Chat:
         seconds = time.perf_counter() - start
         answered = before_eos(canvas[0, width:].tolist(), spec.eos_id)
         answer = self.tokenizer.decode(answered, skip_special_tokens=True).strip()
-        self.messages = [*turn, {"role": "assistant", "content": answer}]
+        if not self.plain:
+            self.messages = [*turn, {"role": "assistant", "content": answer}]
         return answer, stats, seconds
 
 
-def talk(chat: Chat, console: Console, lines, plain: bool) -> None:
-    """Answer each line and print the answer, until an empty line."""
+def obey(chat: Chat, console: Console, text: str) -> bool:
+    """Carry out a command that begins with "/"; False if it is none: paths and fractions are for the model."""
+    if text == "/new":
+        chat.messages = []
+    elif text == "/help":
+        console.print(HELP, style="dim", markup=False, highlight=False)
+    elif text[0] == "/" and text[1:].isalpha():
+        console.print(f"{text} is no command; /help lists them", style="red", markup=False)
+    else:
+        return False
+    return True
+
+
+def talk(chat: Chat, console: Console, lines: Iterable[str], live: bool) -> None:
+    """Answer each line and print the answer, until an empty line or a word that leaves.
+
+    live: show an answer while it is denoised, and figures about it, for terminals.
+    """
     for line in lines:
         text = line.strip()
-        if not text:
+        if not text or text in LEAVE:
             return
-        if text == "/new":
-            chat.messages = []
+        if obey(chat, console, text):
             continue
         try:
-            if plain:
-                answer, stats, seconds = chat.say(text)
-                console.print(answer, markup=False, highlight=False)
+            if live:
+                with Live(console=console, refresh_per_second=30) as shown:
+                    answer, stats, seconds = chat.say(text, shown.update)
             else:
-                with Live(console=console, refresh_per_second=30) as live:
-                    answer, stats, seconds = chat.say(text, live.update)
+                answer, stats, seconds = chat.say(text)
+                console.print(answer or NO_ANSWER, markup=False, highlight=False)
         except ValueError as error:
             console.print(f"{error}: /new starts over", style="red", markup=False)
             continue
-        if not plain:
+        if live and not answer:
+            console.print(NO_ANSWER, style="dim")
+        elif live:
             tokens = max(1, len(chat.tokenizer(answer, add_special_tokens=False).input_ids))
             console.print(
                 f"{tokens} tokens, {tokens / seconds:.1f} tokens/s, {stats.forwards / tokens:.2f} forwards a token",
@@ -109,19 +143,37 @@ def talk(chat: Chat, console: Console, lines, plain: bool) -> None:
             )
 
 
-def lines_of(console: Console, plain: bool):
+def lines_of(console: Console, live: bool) -> Iterator[str]:
     """The user's lines, until the input ends."""
     while True:
         try:
-            yield sys.stdin.readline() if plain else console.input("[bold]> [/bold]")
+            yield console.input("[bold]> [/bold]") if live else sys.stdin.readline()
         except EOFError:
             return
 
 
-def run(model_name: str, settings: SamplerSettings, plain: bool) -> None:
+def banner(name: str, settings: SamplerSettings, plain: bool) -> str:
+    """Two lines: the model and its settings; what a line of input is, and how to leave."""
+    model = name if base_of(name) == name else f"{name} (adapters on {base_of(name)})"
+    rules = {"threshold": settings.threshold, "factor": settings.factor}
+    rule = next((f"{key}={value:g}" for key, value in rules.items() if value is not None), f"steps={settings.steps}")
+    lengths = f"gen_length={settings.gen_length}, block_length={settings.block_length}, {rule}"
+    use = "Each line is continued as it is, without a chat template" if plain else "Your turns and the answers are kept"
+    return (
+        f"{model}: {lengths}, temperature={settings.temperature:g}\n{use}. /help lists commands; exit or Ctrl-D leaves."
+    )
+
+
+def run(args: ChatArguments, options: SamplerOptions, settings: SamplerSettings) -> None:
     """Load a model and hold a dialogue on standard input and output."""
-    tokenizer, config = load_config(model_name)
-    model = AutoModelForCausalLM.from_pretrained(model_name, config=config, dtype="auto").eval()
+    tokenizer, config = load_config(args.model)
+    settings = fit_context(settings, args, options, config.denoiser_spec.context)
+    plain = not speaks_in_turns(tokenizer) if args.plain is None else args.plain
+    model = load_model(args.model, config)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    plain, console = plain or not sys.stdout.isatty(), Console()
-    talk(Chat(model, tokenizer, settings), console, lines_of(console, plain), plain)
+    live, console = sys.stdout.isatty(), Console()
+    if live:
+        console.print(banner(args.model, settings, plain), style="dim", markup=False, highlight=False)
+    else:  # standard output is for answers alone
+        note(banner(args.model, settings, plain))
+    talk(Chat(model, tokenizer, settings, plain), console, lines_of(console, live), live)

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from llada.cli.arguments import CompletionArguments
-from llada.cli.checkpoint import load_config
+from llada.cli.adapters import base_of
+from llada.cli.arguments import CompletionArguments, SamplerOptions, fit_context, note, sampler_settings
+from llada.cli.checkpoint import load_config, load_model
 from llada.data.loading import column_names, load_rows
+from llada.data.turns import speaks_in_turns
 from llada.denoiser import DenoiserSpec
 from llada.diffusion.random_streams import generator_for
 from llada.sampling.block_cache import SamplerStats
-from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import answers, encode
 
 
@@ -85,9 +86,16 @@ class PartFiles:
             part.unlink()
 
 
+def weight_files(folder: str) -> list[Path]:
+    return sorted(Path(folder).glob("*.safetensors"))
+
+
 def fingerprint(name: str, config: PreTrainedConfig) -> str | None:
-    """Identify a model's weights: a hash of the files' names, sizes, starts and ends; for a hub model, its commit."""
-    files = sorted(Path(name).glob("*.safetensors"))
+    """Identify a model's weights: a hash of the files' names, sizes, starts and ends; for a hub model, its commit.
+
+    Of an adapter directory, the base's files count too.
+    """
+    files = [file for folder in dict.fromkeys((name, base_of(name))) for file in weight_files(folder)]
     if not files:
         return getattr(config, "_commit_hash", None)
     found = hashlib.blake2b(digest_size=8)
@@ -99,7 +107,7 @@ def fingerprint(name: str, config: PreTrainedConfig) -> str | None:
     return found.hexdigest()
 
 
-def check_completion_options(args: CompletionArguments, settings: SamplerSettings, samples: int) -> None:
+def check_completion_options(args: CompletionArguments, samples: int) -> None:
     """Raise ValueError if an option is missing or invalid, or if the output exists."""
     for name in ("model", "prompts", "output"):
         if not getattr(args, name):
@@ -111,7 +119,6 @@ def check_completion_options(args: CompletionArguments, settings: SamplerSetting
         raise ValueError(f"output={args.output} exists: set overwrite to replace it")
     if Path(args.output).resolve() == Path(args.prompts).resolve():
         raise ValueError(f"output={args.output} is the file of the prompts")
-    settings.check_blocks()
 
 
 def load_prompts(args: CompletionArguments) -> list[dict[str, Any]]:
@@ -131,16 +138,21 @@ def load_prompts(args: CompletionArguments) -> list[dict[str, Any]]:
 class Completions:
     """Sample `samples` answers to each prompt of a file, distributed over the launcher's processes.
 
+    Args:
+        changes: sampler settings in place of those saved with the model or the preset's; `options` override them.
+
     Raises:
         ValueError, FileNotFoundError: an option is missing or invalid, the output exists, a part belongs to another
             run, or a prompt is invalid (see `check_rows`). Nothing has been written or removed then.
     """
 
-    def __init__(self, args: CompletionArguments, settings: SamplerSettings, samples: int = 1):
-        check_completion_options(args, settings, samples)
+    def __init__(self, args: CompletionArguments, options: SamplerOptions, samples: int = 1, **changes):
+        check_completion_options(args, samples)
+        settings = sampler_settings(args, options, **changes)
         self.rows = load_prompts(args)
-        self.args, self.settings, self.samples = args, settings, samples
         self.tokenizer, config = load_config(args.model)
+        self.settings = settings = fit_context(settings, args, options, config.denoiser_spec.context)
+        self.args, self.samples = args, samples
         self.check_rows(config.denoiser_spec)
         content = json.dumps([row["prompt"] for row in self.rows]).encode()
         run = {name: getattr(args, name) for name in ("model", "batch_size", "seed")} | asdict(settings)
@@ -149,11 +161,12 @@ class Completions:
         if not args.overwrite:
             self.files.done()
         self.state = PartialState(cpu=not torch.cuda.is_available())
-        model = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype="auto")
-        self.model = model.eval().to(self.state.device)
+        self.model = load_model(args.model, config).to(self.state.device)
 
     def check_rows(self, spec: DenoiserSpec) -> None:
         """Raise ValueError if a prompt is empty, too long or contains MASK, or if a row is no valid JSON."""
+        if not speaks_in_turns(self.tokenizer) and any(isinstance(row["prompt"], list) for row in self.rows):
+            note(f"{self.args.model} was trained on plain text: it has not seen the chat template of these messages")
         room = spec.context - self.settings.gen_length
         for index, row in enumerate(self.rows):
             where = f"{self.args.prompts}: row {index} (counted from 0)"

@@ -1,13 +1,21 @@
-"""The contents of `python -m llada.info`: sizes from a checkpoint's config, dtypes from its files."""
+"""The contents of `python -m llada.info`: sizes from a checkpoint's config, dtypes from its files.
 
+PEFT is not imported, which would take as long as all the rest: adapters are counted from the layers that they go on.
+"""
+
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from llada.cli.adapters import adapter_fields, base_of
+from llada.cli.checkpoint import model_config, tokenizer_source
 from llada.data.tokenizer import load_tokenizer, special_ids
-from llada.models.common.lora import wrap_with_adapters
+from llada.data.turns import speaks_in_turns
 
 GIB = 2**30
 TRAINED = 16  # bytes per trained fp32 parameter: weight, gradient and AdamW's two moments
@@ -33,30 +41,38 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
         return AutoModel.from_config(config)
 
 
-def sizes(config: PreTrainedConfig, rank: int) -> Sizes:
-    """Parameter counts of a model with this config, and of LoRA of this rank on its default targets."""
-    from peft import LoraConfig
-
-    model = empty_model(config)
+def sizes(model: PreTrainedModel, rank: int) -> Sizes:
+    """Parameter counts of a model, and of LoRA of this rank on its default targets."""
     total, active = sum(parameter.numel() for parameter in model.parameters()), model.active_parameters()
     ends = {
         id(module.weight): module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings())
     }
     embedding = sum(weight.numel() for weight in ends.values())
-    with torch.device("meta"):
-        wrapped = wrap_with_adapters(model, LoraConfig(r=rank))
-    adapters = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
+    targets = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(model.lora_targets, name)
+    ]
+    adapters = sum(rank * (module.in_features + module.out_features) for module in targets)
     return Sizes(total, active, embedding, adapters)
+
+
+def headers(path: str) -> tuple[set[str], int]:
+    """The dtypes and the number of parameters in the weight files of a directory, from their headers."""
+    from safetensors import safe_open
+
+    dtypes, count = set[str](), 0
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                dtypes.add(tensors.get_slice(name).get_dtype())
+                count += math.prod(tensors.get_slice(name).get_shape())
+    return dtypes, count
 
 
 def stored(path: str, config: PreTrainedConfig) -> str:
     """The dtypes in the weight files of a local directory, or else the config's dtype."""
-    from safetensors import safe_open
-
-    found: set[str] = set()
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    found, _ = headers(path)
     declared = str(config.dtype or "unknown").removeprefix("torch.")
     return ", ".join(sorted(found)) or f"{declared} (by its config; no weight files here)"
 
@@ -64,27 +80,50 @@ def stored(path: str, config: PreTrainedConfig) -> str:
 def token_ids(path: str, config: PreTrainedConfig) -> str:
     """The special ids as text, checked against the tokenizer if there is one."""
     try:
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(tokenizer_source(path))
     except (OSError, ValueError):
         known = {name: getattr(config.denoiser_spec, f"{name}_id") for name in ("mask", "eos", "pad", "eot")}
         return ", ".join(f"{name} {value}" for name, value in known.items()) + " (config; no tokenizer could be loaded)"
     ids = special_ids(tokenizer, config.denoiser_spec)
-    return ", ".join(f"{name} {value}" for name, value in vars(ids).items()) + f"; tokenizer of {len(tokenizer)} agrees"
+    chat = "" if speaks_in_turns(tokenizer) else "; plain text, no chat template"
+    named = ", ".join(f"{name} {value}" for name, value in vars(ids).items())
+    return f"{named}; tokenizer of {len(tokenizer)} agrees{chat}"
+
+
+def adapter_rows(path: str) -> list[tuple[str, str]]:
+    """What the files of an adapter directory say; empty for a model."""
+    fields = adapter_fields(path)
+    if fields is None:
+        return []
+    dtypes, count = headers(path)
+    targets = fields.get("target_modules") or fields.get("target_parameters") or "?"
+    rank = f"rank {fields['r']}, alpha {fields.get('lora_alpha')}" if "r" in fields else "no rank"
+    return [
+        ("adapters", f"{fields.get('peft_type')}, {rank}; {count:,} parameters in {', '.join(sorted(dtypes)) or '?'}"),
+        ("on", targets if isinstance(targets, str) else ", ".join(sorted(targets))),
+        ("base model", base_of(path)),
+    ]
 
 
 def rows(path: str, rank: int) -> list[tuple[str, str]]:
-    """The rows of the summary, as (label, value)."""
-    config = AutoConfig.from_pretrained(path)
-    size = sizes(config, rank)
+    """The rows of the summary, as (label, value); of an adapter directory, its adapters and then its base model.
+
+    Raises:
+        RecipeError: the base of an adapter directory cannot be found.
+    """
+    config = model_config(path)
+    model = empty_model(config)
+    size = sizes(model, rank)
     spec = config.denoiser_spec
     load = 2 * size.total
     lora, full = load + TRAINED * size.adapters, (TRAINED + 2) * size.total
     return [
-        ("architecture", f"{type(empty_model(config)).__name__}: {config.describe()}"),
+        *adapter_rows(path),
+        ("architecture", f"{type(model).__name__}: {config.describe()}"),
         ("context, vocabulary", f"{spec.context} tokens, {spec.vocabulary} rows"),
         ("parameters", f"{size.total:,} ({size.active:,} active, {size.embedding:,} in embedding and head)"),
         ("ids", token_ids(path, config)),
-        ("stored as", stored(path, config)),
+        ("stored as", stored(base_of(path), config)),
         ("to load in bf16", size_of(load)),
         (f"LoRA, rank {rank}", f"{size_of(lora)} (bf16 base, {size.adapters:,} adapter parameters in fp32)"),
         ("fully", f"{size_of(full)} (fp32 with AdamW, and VRPO's bf16 reference), over all devices"),

@@ -17,7 +17,8 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, get_quantization_config
 
-from llada.cli.checkpoint import refuse_adapters
+from llada.cli.adapters import adapter_fields
+from llada.cli.checkpoint import tokenizer_source
 from llada.cli.recipe import RecipeArguments
 from llada.data.encoding import TEMPLATE_COLUMNS
 from llada.data.loading import check_columns, load_rows
@@ -36,7 +37,8 @@ def load_model(
     """The model to train, from a checkpoint (`model_name_or_path`) or new (`architecture`), and its tokenizer.
 
     Raises:
-        RecipeError: neither or both are given, a new model has no tokenizer, or an option is not supported.
+        RecipeError: neither or both are given, a new model has no tokenizer, an option is not supported, or the
+            checkpoint holds adapters: new ones would have a base that is saved nowhere.
         ValueError: the tokenizer lacks a mask or EOS token or disagrees with the config.
     """
     if (recipe.architecture is None) == (model_args.model_name_or_path is None):
@@ -51,8 +53,13 @@ def load_model(
     name = recipe.tokenizer or model_args.model_name_or_path
     if name is None:
         raise RecipeError("a new model needs tokenizer: a name, a path, or 'bytes'")
-    refuse_adapters(name)
-    tokenizer = load_tokenizer(name)
+    path = model_args.model_name_or_path
+    if path is not None and adapter_fields(path) is not None:
+        raise RecipeError(
+            f"model_name_or_path={path} holds adapters, and training starts from a model: merge them "
+            f"(python -m llada.merge {path} MERGED) and train MERGED"
+        )
+    tokenizer = load_tokenizer(tokenizer_source(name))
     dtype = model_args.dtype if model_args.dtype in ("auto", None) else getattr(torch, model_args.dtype)
     set_seed(seed)  # for the weights of a new model and of new adapters
     if recipe.architecture is not None:
@@ -60,7 +67,7 @@ def load_model(
         dtype = torch.float32 if dtype in ("auto", None) else dtype
         attention = model_args.attn_implementation
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
-    path, revision = model_args.model_name_or_path, model_args.model_revision
+    revision = model_args.model_revision
     config = AutoConfig.from_pretrained(path, revision=revision)
     ids = special_ids(tokenizer, config.denoiser_spec)  # checked before gigabytes of weights are read
     model = AutoModelForCausalLM.from_pretrained(

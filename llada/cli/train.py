@@ -5,12 +5,17 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig, get_peft_config
 
+from llada.cli.adapters import carry_settings
 from llada.cli.loading import load_datasets, load_model
+from llada.cli.next_steps import next_steps
 from llada.cli.recipe import RecipeArguments, parse
+from llada.data.loading import load_rows
+from llada.data.turns import record_turns
 from llada.denoiser import DenoiserSpec
 from llada.errors import RecipeError
 from llada.training.base import DiffusionTrainerBase
@@ -127,6 +132,8 @@ def main(
     model, tokenizer = load_model(recipe, model_args, args.seed)
     set_what_is_known(args, model.denoiser_spec)
     train, held_out = load_datasets(recipe, args, tokenizer, model.config, trainer_class, columns)
+    row = first_row(recipe)
+    record_turns(tokenizer, {name: row[name] for names in columns for name in names if name in row})
     trainer = trainer_class(
         model=model,
         args=args,
@@ -137,11 +144,26 @@ def main(
     )
     check_engine(trainer)
     check_one_batch(trainer)
-    run(trainer, recipe.overwrite, checkpoint)
+    base = model_args.model_name_or_path
+    run(trainer, recipe.overwrite, checkpoint, base)
+    if trainer.is_world_process_zero():
+        count = len(train) if hasattr(train, "__len__") else None
+        print(next_steps(args.output_dir, base, recipe.dataset_name, list(row), count))
 
 
-def run(trainer: Trainer, overwrite: bool, checkpoint: str | None) -> None:
-    """Train, evaluate on any held-out data, save model and tokenizer to output_dir, and destroy the process group."""
+def first_row(recipe: RecipeArguments) -> dict[str, Any]:
+    """The first row of the training data, as text."""
+    rows = load_rows(
+        recipe.dataset_name, recipe.dataset_config, recipe.dataset_train_split, recipe.dataset_streaming
+    )  # fmt: skip
+    return next(iter(rows))
+
+
+def run(trainer: Trainer, overwrite: bool, checkpoint: str | None, base: str | None) -> None:
+    """Train, evaluate on any held-out data, save to output_dir, and destroy the process group.
+
+    Model or adapters are saved with the tokenizer and the sampler settings of the model that training started from.
+    """
     last = LastEvaluation()
     if trainer.eval_dataset is not None:
         trainer.add_callback(last)
@@ -151,6 +173,8 @@ def run(trainer: Trainer, overwrite: bool, checkpoint: str | None) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+    if base is not None and trainer.is_world_process_zero():
+        carry_settings(base, trainer.args.output_dir)
     if trainer.eval_dataset is not None:
         metrics = last.metrics if last.of_saved_model(trainer) else trainer.evaluate()
         trainer.log_metrics("eval", metrics)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from llada.cli.checkpoint import load_config
+from llada.cli.checkpoint import load_config, load_merged, model_config
 from llada.data.loading import load_rows
 from llada.data.tokenizer import special_ids
 from llada.training.inputs import row_length
@@ -57,6 +57,14 @@ def choose_device(name: str) -> str:
     return name
 
 
+def load_scored(name: str, config: PreTrainedConfig, dtype: str | torch.dtype, device: str) -> PreTrainedModel:
+    """A model, or a base with its adapters merged; a line says if rounding lost a part of the adapters' update."""
+    model, lost = load_merged(name, config, dtype)
+    if lost:
+        print(f"{name}: merging lost {lost:.1%} of the adapters' update to {model.dtype}; --dtype float32 keeps all")
+    return model.to(device)
+
+
 def run(args: TableArguments) -> None:
     """Measure the variance, write the table and print it.
 
@@ -72,7 +80,7 @@ def run(args: TableArguments) -> None:
         raise ImportError("the picture needs matplotlib: pip install matplotlib")
     device = choose_device(args.device)
     tokenizer, config = load_config(args.model)
-    configs = config, AutoConfig.from_pretrained(args.ref_model)
+    configs = config, model_config(args.ref_model)
     specs = [each.denoiser_spec for each in configs]
     ids = special_ids(tokenizer, specs[0])
     length = min(row_length(args.max_length, spec.context) for spec in specs)
@@ -82,10 +90,9 @@ def run(args: TableArguments) -> None:
         raise ValueError(
             f"{args.data}: {len(pairs)} pairs fit max_length={length}, but pairs={args.pairs}: ask for fewer"
         )
-    policy = AutoModelForCausalLM.from_pretrained(args.model, config=config, dtype=args.dtype).to(device).eval()
-    reference = make_reference(policy, args.ref_model)
-    assert reference is not None  # None is for adapters only
-    reference.to(device)
+    policy = load_scored(args.model, config, args.dtype, device)
+    reference = load_scored(args.ref_model, configs[1], policy.dtype, device)
+    make_reference(policy, reference)  # checks that the two fit each other
     collate = PairCollator(ids.pad, ids.eos, 1)
     chosen = list(pairs.select(range(args.pairs)))
     batches = [

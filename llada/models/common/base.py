@@ -86,6 +86,14 @@ class MaskedLM(PreTrainedModel):
         check_loading_info(info, source)
         return (model, info) if output_loading_info else model
 
+    @classmethod
+    def can_generate(cls) -> bool:
+        return False  # transformers' `generate` writes from left to right; `llada.generate` samples from these models
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """Raises: `peft.PeftModelForCausalLM` only asks that the method exists."""
+        raise NotImplementedError("transformers' generate does not sample from a diffusion model: use llada.generate")
+
     def _init_weights(self, module: nn.Module) -> None:
         # Fan-in scaling. Projections into the residual stream are scaled down with depth, so that its variance does not
         # grow with the number of layers. Published `init_*` fields, used for new models only, are ignored.
@@ -132,6 +140,7 @@ class MaskedLM(PreTrainedModel):
         target_ids: Tensor | None = None,
         logits_at: Tensor | None = None,
         kv_cache: KeyValueCache | None = None,
+        **of_causal_models: None,
     ) -> MaskedLMOutput:
         """Predict clean tokens: logits [B, L, V] or [N, V], or log-probabilities of targets.
 
@@ -147,10 +156,14 @@ class MaskedLM(PreTrainedModel):
             logits_at: [B, L] bool, True where logits are wanted; None means everywhere.
             kv_cache: keys and values of earlier forward passes. `input_ids` are then the tokens at the cache's
                 `positions_RQ`, and `attention_mask` covers all positions.
+            of_causal_models: `labels`, `inputs_embeds` and others, which `peft.PeftModelForCausalLM` passes as None.
 
         Raises:
+            TypeError: an argument that this method does not have.
             ValueError: both `target_ids` and `logits_at`, or a sequence longer than `max_sequence_length`.
         """
+        if unknown := [name for name, value in of_causal_models.items() if value is not None]:
+            raise TypeError(f"forward() of a diffusion model takes no {', '.join(unknown)}; targets are `target_ids`")
         if target_ids is not None and logits_at is not None:
             raise ValueError("pass target_ids (training) or logits_at (sampling), not both")
         if input_ids.shape[1] > self.config.max_sequence_length:

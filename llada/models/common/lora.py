@@ -1,13 +1,32 @@
 """LoRA and other PEFT adapters on the models of this package."""
 
+import contextlib
 import copy
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def without_deprecations():
+    """Hide the warning on a name that PEFT reads and transformers has renamed: no user can act on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
     """`peft.get_peft_model` with the model's own default targets (`lora_targets`); `peft_config` is not changed.
+
+    The adapters' config names the base by an absolute path if it is a local directory, so that it is found from
+    everywhere, and has the task type CAUSAL_LM, which `peft.AutoPeftModelForCausalLM` requires.
 
     Raises:
         ValueError: `target_modules` includes the language-model head, whose code would not apply adapters.
@@ -17,12 +36,46 @@ def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
     peft_config = copy.deepcopy(peft_config)
     if peft_config.target_modules is None:
         peft_config.target_modules = model.lora_targets
-    # A task type such as CAUSAL_LM would pass generation and label arguments, which these models do not take.
-    peft_config.task_type = None
-    wrapped = get_peft_model(model, peft_config)
+    peft_config.task_type = "CAUSAL_LM"
+    with without_deprecations():
+        wrapped: Any = get_peft_model(model, peft_config)
     if hasattr(model.get_output_embeddings(), "lora_A"):
         raise ValueError(
             f"target_modules={peft_config.target_modules!r} puts adapters on the language-model head, which is not "
             f"supported: leave it out, or use the default {model.lora_targets!r}"
         )
+    saved = wrapped.active_peft_config
+    if saved.base_model_name_or_path is None:
+        logger.warning("the base model of these adapters has no saved copy: save it, they are of no use without it")
+    elif Path(saved.base_model_name_or_path).is_dir():
+        saved.base_model_name_or_path = str(Path(saved.base_model_name_or_path).resolve())
     return wrapped
+
+
+def add_adapters(model: PreTrainedModel, folder: str) -> Any:
+    """The `peft.PeftModel` of a base model and the adapters saved in a directory, frozen."""
+    from peft import PeftModel
+
+    with without_deprecations():
+        return PeftModel.from_pretrained(model, folder)
+
+
+@torch.no_grad()
+def merge_adapters(wrapped: Any) -> tuple[PreTrainedModel, float]:
+    """The base model with its adapters merged into the weights, and the share of their update that rounding lost.
+
+    The share is |merged - (base + update)| / |update|, norms over all elements of the linear layers with LoRA. It
+    is 0 in float32; adapters of other kinds and on stacked experts are merged without being measured.
+    """
+    lost = changed = 0.0
+    for module in wrapped.modules():
+        name = wrapped.active_adapter
+        if not (hasattr(module, "get_delta_weight") and name in getattr(module, "lora_A", {})):
+            continue
+        weight = getattr(module.get_base_layer(), "weight", None)  # stacked experts have none of this name
+        if weight is None or weight.dtype not in (torch.bfloat16, torch.float16):
+            continue
+        update, before = module.get_delta_weight(name).float(), weight.float()
+        changed += float(update.square().sum())
+        lost += float(((before + update).to(weight.dtype).float() - before - update).square().sum())
+    return wrapped.merge_and_unload(), (lost / changed) ** 0.5 if changed else 0.0

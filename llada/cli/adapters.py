@@ -1,0 +1,60 @@
+"""PEFT adapter directories: where their base model is. Importing this module does not import torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llada.errors import RecipeError
+from llada.sampling.settings import FILE, SamplerSettings
+
+CONFIG = "adapter_config.json"
+BASE = "base_model_name_or_path"
+
+
+def adapter_fields(name: str) -> dict[str, Any] | None:
+    """The fields of the `adapter_config.json` in a directory, or None if it holds no adapters."""
+    file = Path(name, CONFIG)
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def base_of(name: str) -> str:
+    """The base model (directory or hub name) of an adapter directory; a model is its own base.
+
+    Raises:
+        RecipeError: the config names no base, or a directory that holds no model any more.
+    """
+    fields = adapter_fields(name)
+    if fields is None:
+        return name
+    base = fields.get(BASE)
+    if not base:
+        raise RecipeError(
+            f'{name} holds adapters, and its {CONFIG} names no base model: write the base\'s path into "{BASE}" there'
+        )
+    if Path(base).is_absolute() and not Path(base, "config.json").exists():
+        raise RecipeError(missing_base(name, base))
+    return base
+
+
+def missing_base(name: str, base: str) -> str:
+    """The message about a base model that cannot be found."""
+    return (
+        f"{name} holds adapters of the base model {base}, which holds no model here: if it was moved, write its new "
+        f'path into "{BASE}" of {Path(name, CONFIG)}'
+    )
+
+
+def settings_folder(name: str) -> Path | None:
+    """The directory with the sampler settings of a model: its own, or the base's of an adapter directory; None without.
+
+    Raises:
+        RecipeError: the base of an adapter directory is missing.
+    """
+    return next((Path(folder) for folder in (name, base_of(name)) if Path(folder, FILE).exists()), None)
+
+
+def carry_settings(source: str, target: str | Path) -> None:
+    """Copy the sampler settings saved with a model (or its base) into another model's directory, if there are any."""
+    folder = settings_folder(source)
+    if folder is not None:
+        SamplerSettings.load(folder).save(target)

@@ -1,0 +1,77 @@
+"""The work of `python -m llada.merge`: adapters and base model become one saved model."""
+
+import os
+import shutil
+from pathlib import Path
+
+from llada.cli.adapters import CONFIG, adapter_fields, base_of, carry_settings
+from llada.cli.checkpoint import load_config, load_merged, saved_tokenizer
+from llada.errors import RecipeError
+
+
+def check_target(adapter: str, out: str, overwrite: bool) -> Path:
+    """The directory to write.
+
+    Raises:
+        RecipeError: `adapter` holds no adapters, or `out` is the adapters' or the base's directory, holds files and
+            `overwrite` is not set, or holds files that are no model.
+    """
+    if adapter_fields(adapter) is None:
+        raise RecipeError(f"{adapter} holds no adapters (no {CONFIG}): there is nothing to merge")
+    base, target = base_of(adapter), Path(out).resolve()
+    for source in (adapter, base):
+        if target == Path(source).resolve() or target in Path(source).resolve().parents:
+            raise RecipeError(f"{out} holds {source}, which is merged from: choose another directory")
+    if target.is_file():
+        raise RecipeError(f"{out} is a file: name a directory")
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise RecipeError(f"{out} is not empty: set --overwrite to replace the model in it, or choose another name")
+        if not (target / "config.json").exists():
+            raise RecipeError(f"{out} holds files but no model (no config.json): it is not replaced")
+    return target
+
+
+def merge(adapter: str, out: str, dtype: str = "auto", overwrite: bool = False) -> str:
+    """Write the merged model to `out`; returns a report for the user.
+
+    The model is written to a directory beside `out` which then takes its name, so that an interrupted merge leaves
+    `out` as it was.
+
+    Args:
+        dtype: of the merged weights; "auto" is the base's as saved.
+
+    Raises:
+        RecipeError: see `check_target`, or the base of the adapters cannot be found.
+    """
+    target = check_target(adapter, out, overwrite)
+    _, config = load_config(adapter)
+    model, lost = load_merged(adapter, config, dtype)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    whole = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        model.save_pretrained(whole)
+        saved_tokenizer(adapter).save_pretrained(whole)
+        carry_settings(adapter, whole)
+        replace_directory(whole, target)
+    finally:
+        shutil.rmtree(whole, ignore_errors=True)
+    kind = str(model.dtype).removeprefix("torch.")
+    report = f"{out}: {adapter} merged into {base_of(adapter)}, weights in {kind}"
+    if lost:
+        report += (
+            f"\nRounding to {kind} lost {lost:.1%} of the adapters' update (relative norm); "
+            "--dtype float32 keeps all of it"
+        )
+    return report + f"\nNext: python -m llada.chat --model {out}"
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Give the directory `source` the name of `target`, whose former contents are deleted afterwards."""
+    if not target.exists():
+        source.rename(target)
+        return
+    old = source.with_name(source.name + ".old")
+    target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old)

@@ -118,8 +118,8 @@ def fine_tune(folder: Path, seed: int, rng: random.Random, held_out: list[str], 
     set_seed(seed)
     settings = common(
         folder, "sft", seed, max_steps=size.sft_steps, per_device_train_batch_size=size.sft_batch, learning_rate=3e-3,
-        warmup_steps=100, lr_scheduler_type="polynomial", lr_scheduler_kwargs={"power": 2.0, "lr_end": 1e-6},
-        masks="exact_count", adam_beta2=0.98,
+        warmup_steps=min(100, size.sft_steps // 10), lr_scheduler_type="polynomial",
+        lr_scheduler_kwargs={"power": 2.0, "lr_end": 1e-6}, masks="exact_count", adam_beta2=0.98,
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(
         LLaDAModelLM(config), MaskedDiffusionConfig(**settings), Dataset.from_list(rows), processing_class=TOKENIZER
@@ -196,14 +196,14 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     introduce(size, set_threads())
     quieten()
-    results, shown, logs = run(folder, seed, size)
+    results, shown, question, logs = run(folder, seed, size)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
     compare_answers(shown)
     print_report(results)
     draw_report(results, *logs, folder / "report.png")
     print(f"\nWritten: {folder}/results.json, report.png, pairs.jsonl, sft_model/, model/")
-    print("Next, ask the aligned model:")
-    print(f"    echo '{next(iter(shown))}' | python -m llada.chat --model {folder}/model --plain")
+    print("Next, ask the aligned model, for example what only it has right:")
+    print(f"    echo '{question}' | python -m llada.chat --model {folder}/model --plain")
 
 
 def quieten() -> None:
@@ -220,7 +220,8 @@ def run(folder: Path, seed: int, size: Size):
     """All stages; models and pairs are saved in the folder.
 
     Returns:
-        The results that the report prints; {prompt: {arm: answer}} of a few prompts; the logs of SFT and of VRPO.
+        The results that the report prints; {prompt: {arm: answer}} of a few prompts; a prompt that VRPO
+        corrected; the logs of SFT and of VRPO.
     """
     seconds: dict[str, float] = {}
 
@@ -272,7 +273,8 @@ def run(folder: Path, seed: int, size: Size):
         "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
     }
     shown = {p: {arm: texts[held_out.index(p)] for arm, texts in answered.items()} for p in examples_of(held_out)}
-    return results, shown, (sft_log, steps)
+    corrected = (p for p, was, now in zip(held_out, right["sft"], right["vrpo"], strict=True) if now and not was)
+    return results, shown, next(corrected, held_out[0]), (sft_log, steps)
 
 
 def examples_of(held_out: list[str]) -> list[str]:

@@ -20,8 +20,8 @@ def introduce(size: Size, threads: int) -> None:
     print("Plan     SFT imitates them; VRPO then prefers the model's own right answers over its own wrong ones")
     if size.short:
         print(
-            f"Short    only the figures {', '.join(size.figures or '')}: its numbers are a demonstration. The full run "
-            f"(about 12 minutes)\n         takes all figures and gave {FULL_RUN}."
+            f"Short    only the figures {', '.join(size.figures or '')}, and numbers that are a demonstration; "
+            f"the full run, 12 minutes, gave\n         {FULL_RUN}"
         )
     print(f"Threads  {threads} (OMP_NUM_THREADS sets another number)\n", flush=True)
 

@@ -39,7 +39,7 @@ FULL = Size(
 )  # fmt: skip
 # Sums of ten figures take thousands of steps to learn, sums of four a few hundred.
 SHORT = Size(
-    short=True, figures="2468", demonstrations=20_000, sft_steps=400, sft_batch=64, pair_prompts=200, vrpo_steps=24,
+    short=True, figures="2468", demonstrations=20_000, sft_steps=520, sft_batch=64, pair_prompts=200, vrpo_steps=24,
     vrpo_batch=16, vrpo_rate=1e-4, held_out=200,
 )  # fmt: skip
 

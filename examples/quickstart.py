@@ -122,8 +122,9 @@ def fine_tune(folder: Path, seed: int, rng: random.Random, held_out: list[str], 
         lr_scheduler_kwargs={"power": 2.0, "lr_end": 1e-6}, masks="exact_count", adam_beta2=0.98,
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(
-        LLaDAModelLM(config), MaskedDiffusionConfig(**settings), Dataset.from_list(rows), processing_class=TOKENIZER
-    )
+        LLaDAModelLM(config), MaskedDiffusionConfig(**settings), train_dataset=Dataset.from_list(rows),
+        processing_class=TOKENIZER,
+    )  # fmt: skip
     early: list[np.ndarray] = []
 
     class Early(TrainerCallback):
@@ -180,7 +181,7 @@ def continue_sft(model, folder: Path, seed: int, pairs: list[dict], size: Size):
         lr_scheduler_type="linear", masks="exact_count",
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(
-        model, MaskedDiffusionConfig(**settings), Dataset.from_list(rows), processing_class=TOKENIZER
+        model, MaskedDiffusionConfig(**settings), train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
     )
     train(trainer)
     return trainer.model

@@ -220,7 +220,7 @@ def test_training_logs_the_variance_of_dependent_draws_by_redrawing(tmp_path):
     metrics = run.metrics_of(scores, batch, run.second_scores(run.model, batch, scores))
     with torch.no_grad():
         other = run.scores(run.denoiser(run.model), batch, -2)
-    first, second = (log_ratios(each.policy, each.ref_model) for each in (scores, other))
+    first, second = (log_ratios(each.policy, each.reference) for each in (scores, other))
     half = (first - second).map(lambda difference_P: difference_P.square() / 2)
     expected = run.args.beta**2 * (half.chosen + half.rejected)
     assert torch.allclose(metrics["score/variance"], expected, rtol=1e-10)

@@ -175,10 +175,10 @@ def align(
 def continue_sft(model, folder: Path, seed: int, pairs: list[dict], size: Size):
     """The control: continue SFT on the chosen answers for as many forward passes as VRPO takes."""
     rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    batch = min(size.control_batch, len(rows))  # batches are whole, so a larger one would train on nothing
     settings = common(
-        folder, "control", seed, max_steps=size.forwards // size.control_batch,
-        per_device_train_batch_size=size.control_batch, learning_rate=2e-4, warmup_steps=10,
-        lr_scheduler_type="linear", masks="exact_count",
+        folder, "control", seed, max_steps=size.forwards // batch, per_device_train_batch_size=batch,
+        learning_rate=2e-4, warmup_steps=10, lr_scheduler_type="linear", masks="exact_count",
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(
         model, MaskedDiffusionConfig(**settings), train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
@@ -237,6 +237,8 @@ def run(folder: Path, seed: int, size: Size):
     sft, sft_log, early, taught = timed("sft", lambda: fine_tune(folder, seed, rng, held_out, size))
     answered = {"sft": timed("evaluate sft", lambda: greedy_answers(sft, held_out, "sft"))}
     pairs = timed("pairs", lambda: sample_pairs(sft, rng, seed, size))
+    if len(pairs) < size.vrpo_batch:
+        raise RuntimeError(f"{len(pairs)} pairs of right and wrong answers are less than a batch: try another --seed")
     overlap = set(held_out) & {row["prompt"] for row in [*taught, *pairs]}
     if overlap:
         raise RuntimeError(f"{len(overlap)} evaluation prompts were trained on, such as {overlap.pop()}")

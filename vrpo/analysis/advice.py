@@ -4,7 +4,7 @@ from typing import Any
 
 DEFAULT_N = 8  # forward passes of each response and model in the paper and, by default, in the trainer (design "vrpo")
 NOISY_FLIPS = 0.1  # share of scores with the wrong sign above which more forward passes are advised: our choice
-WIDE = 3.0  # ratio of an interval's ends above which the advice says that it is uncertain: our choice
+WIDE = 2.0  # ratio of an interval's ends above which the advice says that it is uncertain: our choice
 
 
 def advise(results: dict[str, Any]) -> list[str]:
@@ -19,20 +19,31 @@ def advise(results: dict[str, Any]) -> list[str]:
     if variance(default) == 0:
         return ["Policy and reference give the same scores under any masks, so there is no noise to reduce."]
     found = [meaning(default)]
-    each = sum(row["n"] * variance(row) for row in paper) / len(paper)  # a single draw's: vrpo's falls as 1/n
+    each = single_draw(paper)
     for name in dict.fromkeys(row["name"] for row in rows if row["name"] != "vrpo"):
         at_4 = min((row for row in rows if row["name"] == name), key=lambda row: abs(row["n"] - 4))
         if variance(at_4) > 0:
             equal = f"about {each / variance(at_4):.2g}"
             found.append(f"`{name}` with n = {at_4['n']} has the score variance of `vrpo` with n = {equal}.")
-    quiet = (row for row in rows if is_as_quiet(row, default))
+    targets = {"score": each / DEFAULT_N}
+    if default["gradient"] is not None:
+        targets["gradient"] = default["gradient"]["value"]
+    quiet = [row for row in rows if row is default or all(row[key]["value"] <= targets[key] for key in targets)]
     best = min(quiet, key=lambda row: (row["n"], variance(row)))
-    return [*found, recommendation(best, default), *more_draws(best, rows), *uncertainty(default)]
+    return [*found, recommendation(best, default, targets), *more_draws(best, rows), *uncertainty(default)]
 
 
 def variance(row: dict[str, Any]) -> float:
     """The mean over pairs of the variance of the score."""
     return row["score"]["value"]
+
+
+def single_draw(paper: list[dict[str, Any]]) -> float:
+    """The variance of a single draw's score from the rows of the paper's design, which has independent draws.
+
+    The variance at n is this over n, and all rows together estimate it better than one.
+    """
+    return sum(row["n"] * variance(row) for row in paper) / len(paper)
 
 
 def meaning(row: dict[str, Any]) -> str:
@@ -45,24 +56,18 @@ def meaning(row: dict[str, Any]) -> str:
     )
 
 
-def is_as_quiet(row: dict[str, Any], default: dict[str, Any]) -> bool:
-    """Whether neither the score nor, if it was measured, the gradient varies more than the default's."""
-    keys = ["score"] if row["gradient"] is None else ["score", "gradient"]
-    return all(row[key]["value"] <= default[key]["value"] for key in keys)
-
-
-def recommendation(best: dict[str, Any], default: dict[str, Any]) -> str:
-    """The design and n to train with, and its variances beside the default's."""
+def recommendation(best: dict[str, Any], default: dict[str, Any], targets: dict[str, float]) -> str:
+    """The design and n to train with, and its variances beside the default's, the targets."""
     if best is default:
         return f"Recommended: the default, `--estimator vrpo --n_t {best['n_t']}`: nothing cheaper is as quiet."
     text = (
         f"Recommended: `--estimator {best['name']} --n_t {best['n_t']}`, with {best['n'] / default['n']:.0%} of the "
-        f"default's forward passes. Its score varies {variance(best):.2g}, the default's {variance(default):.2g}"
+        f"default's forward passes. Its score varies {variance(best):.2g}, the default's {targets['score']:.2g}"
     )
     if best["gradient"] is None:
         return f"{text}. The gradient, which training follows, was not measured (--gradient)."
-    before, after = default["gradient"]["value"], best["gradient"]["value"]
-    return f"{text}; its gradient, which training follows, {after:.2g}, the default's {before:.2g}."
+    after = best["gradient"]["value"]
+    return f"{text}; its gradient, which training follows, {after:.2g}, the default's {targets['gradient']:.2g}."
 
 
 def uncertainty(default: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED = $(VENV)/.installed
 
-.PHONY: quickstart test lint
+.PHONY: quickstart quickstart-short test lint
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -13,7 +13,11 @@ $(INSTALLED): pyproject.toml
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python examples/quickstart.py
 
+quickstart-short: $(INSTALLED)
+	$(VENV)/bin/python examples/quickstart.py --short
+
 test: $(INSTALLED)
+	@echo "The quick tests take about 6 minutes on 2 cores; a line for each file shows how far they are."
 	$(VENV)/bin/python -m pytest
 
 lint: $(INSTALLED)

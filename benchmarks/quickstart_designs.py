@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from datasets.utils.logging import disable_progress_bar
-from quickstart import HELD_OUT, align, is_right_on, prompts, sample_pairs
+from quickstart import FULL, align, are_right, greedy_answers, prompts, sample_pairs
 
 from llada import LLaDAModelLM
 from vrpo.analysis.statistics import jackknife
@@ -50,10 +50,10 @@ def one_run(sft: str, name: str, rate: float, seed: int, steps: int, folder: Pat
     trained = trainer.evaluate()["eval_loss"]
     trainer.args.loss_type, trainer.args.loss_weights = ["sigmoid"], [1.0]  # the preference loss without its SFT term
     found = trainer.evaluate()
-    held_out = prompts(HELD_OUT, random.Random(12345), held_out=True)
+    held_out = prompts(FULL.held_out, random.Random(12345), held_out=True)
     return {
         "sft": sft, "design": name, "rate": rate, "seed": seed, "steps": steps, "pairs": len(pairs),
-        "accuracy": float(is_right_on(trainer.model, held_out, name).mean()),
+        "accuracy": float(are_right(held_out, greedy_answers(trainer.model, held_out, name)).mean()),
         "margin": found["eval_rewards/margins"],
         "reward_accuracy": found["eval_rewards/accuracies"],
         "loss": found["eval_loss"],

@@ -3,7 +3,7 @@
 python benchmarks/sampling_quality.py --model runs/quickstart/sft_model [--quick] [--json PATH]
 
 In each mode the model answers 500 held-out prompts greedily and a program checks the answers. It prints the difference
-from the exact mode in points, with its paired bootstrap 95% interval over prompts, and the query tokens of a prompt.
+from the exact mode in points, with its paired 95% interval over prompts, and the query tokens of a prompt.
 (A growing canvas is for models that were trained on one; this one was not.)
 """
 
@@ -20,11 +20,12 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 from addition import is_right
-from quickstart import GREEDY, TOKENIZER, bootstrap, prompts
+from quickstart import GREEDY, TOKENIZER, prompts
 
 import llada  # noqa: F401  (registers the model)
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.text import answers
+from vrpo.analysis.statistics import paired_difference
 
 BLOCK = GREEDY.gen_length // 2
 MODES: dict[str, dict] = {
@@ -48,13 +49,13 @@ def main() -> None:
     for name, changes in MODES.items():
         stats = SamplerStats()
         texts = answers(model, TOKENIZER, asked, replace(base, **changes), 1 if args.quick else 50, None, stats)
-        right[name] = np.array([is_right({"prompt": p}, text) for p, text in zip(asked, texts, strict=True)], float)
-        difference = 100 * (right[name] - right["exact"])
-        low, high = bootstrap(difference, seed=0)
-        gap = f"{difference.mean():+5.1f} [{low:+.1f}, {high:+.1f}]"
+        right[name] = np.array([is_right({"prompt": p}, text) for p, text in zip(asked, texts, strict=True)])
+        over = paired_difference(right[name], right["exact"])
+        value, low, high = (100 * figure for figure in (over.value, over.low, over.high))
+        gap = f"{value:+5.1f} [{low:+.1f}, {high:+.1f}]"
         tokens = stats.query_tokens / number
         print(f"{name:20} {100 * right[name].mean():5.1f}%  over exact {gap}  query tokens {tokens:.0f}")
-        rows.append({"name": name, "value": float(difference.mean()), "unit": "points", "low": low, "high": high})
+        rows.append({"name": name, "value": value, "unit": "points", "low": low, "high": high})
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1))
 

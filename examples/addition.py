@@ -13,7 +13,7 @@ import zlib
 
 # How often the writer hurries, by the number of carries that are written in the careful answer (columns 2 and 3).
 HURRY = {0: 0.0, 1: 0.1, 2: 0.7}
-PROMPT_LENGTH, ANSWER_LENGTH = 8, 31
+ANSWER_LENGTH = 31
 
 
 def work(a: int, b: int, careful: bool) -> str:
@@ -46,10 +46,8 @@ def is_right(row: dict, answer: str) -> bool:
 def demonstration(prompt: str, rng: random.Random) -> str:
     """What the writer writes for a prompt."""
     a, b = operands(prompt)
-    careful = work(a, b, careful=True)
-    carries = careful[4] == "1", careful[13] == "1", careful[22] == "1"
-    hurried = rng.random() < HURRY[sum(carries[1:])]
-    return work(a, b, careful=False) if hurried else careful
+    hurried = rng.random() < HURRY[carries(prompt)]
+    return work(a, b, careful=not hurried)
 
 
 def is_held_out(prompt: str) -> bool:
@@ -57,11 +55,22 @@ def is_held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % 10 == 0
 
 
-def prompts(number: int, rng: random.Random, held_out: bool) -> list[str]:
+def carries(prompt: str) -> int:
+    """How many carries a careful answer writes as 1."""
+    return right_answer(prompt).count("+1=")
+
+
+def random_prompt(rng: random.Random, figures: str | None = None) -> str:
+    """A sum of two three-digit numbers, uniformly from all or from those written with these figures (without 0)."""
+    a, b = (rng.randint(100, 999) if figures is None else int("".join(rng.choices(figures, k=3))) for _ in range(2))
+    return f"{a}+{b}?"
+
+
+def prompts(number: int, rng: random.Random, held_out: bool, figures: str | None = None) -> list[str]:
     """That many distinct prompts, all held out or all not."""
     found: dict[str, None] = {}
     while len(found) < number:
-        prompt = f"{rng.randint(100, 999)}+{rng.randint(100, 999)}?"
+        prompt = random_prompt(rng, figures)
         if is_held_out(prompt) == held_out:
             found[prompt] = None
     return list(found)

@@ -72,7 +72,7 @@ def test_the_help_of_estimator_names_every_design():
 
 def test_paths_and_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"^make (\w+)", README, re.M)
+    targets = re.findall(r"^make ([\w-]+)", README, re.M)
     assert {"quickstart", "test"} <= set(targets)
     assert all(f"\n{target}:" in makefile for target in targets)
     paths = set(re.findall(r"(?:recipes|examples|benchmarks|docs|llada|vrpo|tests)/[\w/.]+\.(?:py|yaml|md)", README))

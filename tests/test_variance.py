@@ -12,7 +12,9 @@ from test_vrpo_trainer import PAIRS, first_batch, moved, trainer
 
 from llada.diffusion.masking import MaskDraws
 from vrpo import variance
+from vrpo.analysis.advice import advise
 from vrpo.analysis.redraw import count_grid, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.report import variance_figure
 from vrpo.analysis.settings import Settings
 from vrpo.analysis.table import measure
 from vrpo.estimators.designs import draw_for_pairs
@@ -103,12 +105,88 @@ def test_the_command_writes_its_table(tmp_path, capsys):
         ("--beta", "0", "beta=0.0 must be positive"),
         ("--dtype", "bf16", "dtype='bf16' must be"),
         ("--pairs", "8", "out holds results: set overwrite to replace them"),
-        ("--overwrite", "true", "16 pairs fit max_length=.*, but pairs=128: ask for fewer"),
+        ("--overwrite", "true", "pairs.jsonl, max_length=.*: 16 pairs fit, but pairs=32: ask for fewer"),
     ):
         with pytest.raises(ValueError, match=message):
-            variance.main([*names, option, value])
+            variance.main([*names, *(["--pairs", "32"] if option == "--overwrite" else []), option, value])
     with pytest.raises(ValueError, match="missing: --model, --ref_model"):
         variance.main(["--data", str(data)])
+
+
+def test_the_command_of_the_readme_takes_a_file_of_twelve_pairs(tmp_path, capsys):
+    """Without --pairs and --batch_size, which are for 128 pairs in batches of 16."""
+    for seed in (0, 1):
+        tiny_model(seed=seed, dtype=torch.float32, **IDS).save_pretrained(tmp_path / str(seed))
+        TOKENIZER.save_pretrained(tmp_path / str(seed))
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS[:12]))
+    names = ["--model", str(tmp_path / "0"), "--ref_model", str(tmp_path / "1"), "--data", str(data)]
+    variance.main([*names, "--repeats", "2", "--budgets", "2", "--gradient", "none", "--output", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert f"12 of 12 pairs of {data}, in 1 batches of 12" in printed
+    assert "Recommended: " in printed
+    found = json.loads((tmp_path / "out" / "variance.json").read_text())
+    assert (found["settings"]["pairs"], found["settings"]["batch_size"]) == (12, 12)
+    ends = [row[key]["low"] for row in found["rows"] for key in ("score", "loss", "saturated", "flipped")]
+    ends += [cell["low"] for cell in found["doubling_ratios"][0].values() if isinstance(cell, dict)]
+    assert min(ends) >= 0
+
+
+def test_sizes_of_a_measurement():
+    assert Settings().sizes(1000) == (128, 16)
+    assert Settings().sizes(100) == (96, 16)
+    assert Settings().sizes(12) == (12, 12)
+    assert Settings(pairs=8).sizes(100) == (8, 8)
+    assert Settings(batch_size=200).sizes(500) == (200, 200)
+    with pytest.raises(ValueError, match="12 pairs fit, but pairs=32"):
+        Settings(pairs=32).sizes(12)
+
+
+def a_row(name, n, score, gradient=None, flipped=0.05):
+    cells = {"score": score, "loss": score, "gradient": gradient, "bias": 0.1, "saturated": 0.0, "flipped": flipped}
+    cells = {key: value and {"value": value, "low": value / 1.2, "high": 1.2 * value} for key, value in cells.items()}
+    return {"name": name, "n": n, "n_t": n, "n_y": 1, "shared_masks": True, "biased": False, **cells}
+
+
+def test_the_advice_follows_from_the_rows():
+    """vrpo has variance 6.4 / n, the other design an eighth, and at n = 2 a gradient noisier than the default's."""
+    paper = [a_row("vrpo", n, 6.4 / n, 8.0 / n, 0.4 / n) for n in (1, 2, 4, 8)]
+    other = [a_row("loo_complementary", n, 0.8 / n, 7.0 / n) for n in (2, 4, 8)]
+    text = advise({"rows": [*paper, *other]})
+    assert "by 0.89 (standard deviation)" in text[0]  # sqrt(0.8)
+    assert "5% of the drawn scores have the wrong sign" in text[0]
+    assert text[1] == "`loo_complementary` with n = 4 has the score variance of `vrpo` with n = about 32."
+    assert "`--estimator loo_complementary --n_t 8`, with 100% of the default's forward passes" in text[2]
+    assert len(text) == 3
+    quick = [a_row(row["name"], row["n"], row["score"]["value"], None, 0.3) for row in [*paper, *other]]
+    text = advise({"rows": quick})
+    assert "`--estimator loo_complementary --n_t 2`, with 25% of the default's forward passes" in text[2]
+    assert "30% of its scores have the wrong sign; with `loo_complementary` and n = 8, 30%" in text[3]
+    assert "Recommended: the default" in advise({"rows": paper})[1]
+    wide = [*paper[:3], paper[3] | {"score": {"value": 0.8, "low": 0.2, "high": 3.2}}]
+    assert "between 0.2 and 3.2 only" in advise({"rows": wide})[-1]
+
+
+def test_no_advice_for_a_policy_that_is_the_reference():
+    rows = [a_row("vrpo", 8, 1.0) | {"score": {"value": 0.0, "low": 0.0, "high": 0.0}}]
+    assert "no noise to reduce" in advise({"rows": rows})[0]
+
+
+@pytest.mark.parametrize("counts", [[1, 2, 4, 8, 16], [8], [1, 2, 3, 4, 5, 6, 7, 8, 16, 64]])
+@pytest.mark.parametrize("scale", [0.4, 1e-4, 3e4])
+def test_tick_labels_do_not_collide(counts, scale):
+    pytest.importorskip("matplotlib").use("Agg")
+    from matplotlib import pyplot
+
+    rows = [a_row(name, n, scale / n, scale / n**3) for name in ("vrpo", "loo_complementary") for n in counts]
+    figure = variance_figure({"rows": rows})
+    figure.canvas.draw()
+    for axis in (each for axes in figure.axes for each in (axes.xaxis, axes.yaxis)):
+        labels = [tick.label1 for tick in axis.get_major_ticks() + axis.get_minor_ticks() if tick.label1.get_text()]
+        boxes = [label.get_window_extent() for label in labels]
+        assert labels
+        assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+    pyplot.close(figure)
 
 
 @pytest.mark.parametrize("build", [tiny_model, tiny_moe, partial(tiny_model, weight_tying=True)])
@@ -142,7 +220,7 @@ def test_training_logs_the_variance_of_dependent_draws_by_redrawing(tmp_path):
     metrics = run.metrics_of(scores, batch, run.second_scores(run.model, batch, scores))
     with torch.no_grad():
         other = run.scores(run.denoiser(run.model), batch, -2)
-    first, second = (log_ratios(each.policy, each.ref_model) for each in (scores, other))
+    first, second = (log_ratios(each.policy, each.reference) for each in (scores, other))
     half = (first - second).map(lambda difference_P: difference_P.square() / 2)
     expected = run.args.beta**2 * (half.chosen + half.rejected)
     assert torch.allclose(metrics["score/variance"], expected, rtol=1e-10)

@@ -1,11 +1,17 @@
 """The variance table of a checkpoint's scores, on the terminal and as a picture."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from vrpo.analysis.advice import advise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def print_variance(results: dict[str, Any]) -> None:
-    """Print the variance table (`vrpo.analysis.table.measure`), then correlation, sources and doubling ratios."""
+    """Print the table of `vrpo.analysis.table.measure`, then correlation, sources, doubling ratios and advice."""
     from rich.console import Console
     from rich.table import Table
 
@@ -20,13 +26,14 @@ def print_variance(results: dict[str, Any]) -> None:
         "Var gradient",
         "loss bias",
         "|s| > 6",
+        "wrong sign",
     ):
         table.add_column(heading, justify="left" if heading == "design" else "right")
     for row in results["rows"]:
         cells = [bounded(row[key]) for key in ("score", "loss", "gradient", "bias")]
         shared = "yes" if row["shared_masks"] else "no"
-        saturated = f"{row['saturated']['value']:.0%}"
-        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), shared, *cells, saturated)
+        two = [f"{row[key]['value']:.0%}" for key in ("saturated", "flipped")]
+        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), shared, *cells, *two)
     console = Console(width=160)
     console.print(table)
     apart = bounded(results["one_minus_correlation"])
@@ -39,6 +46,9 @@ def print_variance(results: dict[str, Any]) -> None:
     for row in results["doubling_ratios"]:
         shares = ", ".join(f"{key} x{bounded(row[key])}" for key in ("score", "loss", "gradient") if row[key])
         console.print(f"Doubling n of {row['name']}, {row['n']} -> {2 * row['n']}, multiplies the variance: {shares}")
+    console.print()
+    for sentence in advise(results):
+        console.print(sentence, markup=False, highlight=False)
 
 
 def bounded(cell: dict[str, float] | None) -> str:
@@ -55,10 +65,19 @@ def is_plotted(row: dict[str, Any], name: str) -> bool:
 
 
 def draw_variance(results: dict[str, Any], path: Path) -> None:
-    """Variance of score, loss and gradient against forward passes, with the 1/n line of the paper's design."""
+    """Save `variance_figure` as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure = variance_figure(results)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def variance_figure(results: dict[str, Any]) -> "Figure":
+    """Variance of score, loss and gradient against forward passes, with the 1/n line of the paper's design."""
     from matplotlib import pyplot
 
     keys = [key for key in ("score", "loss", "gradient") if results["rows"][0][key] is not None]
@@ -74,6 +93,22 @@ def draw_variance(results: dict[str, Any], path: Path) -> None:
             if name == "vrpo":
                 axis.plot(n, [value[0] * n[0] / m for m in n], "k--", linewidth=0.8, label="1/n")
         axis.set(title=f"variance of the {key}", xlabel="forward passes of each response", xscale="log", yscale="log")
+        label_ticks(axis, sorted({row["n"] for row in results["rows"]}))
         axis.legend()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    return figure
+
+
+def label_ticks(axis: "Axes", n: list[int]) -> None:
+    """Label log axes without collisions: x at values of n at least 1.5 times apart, y at 1, 2 and 5 or at decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    shown = n[:1]
+    for value in n:
+        if value >= 1.5 * shown[-1]:
+            shown.append(value)
+    axis.set_xticks(shown, [str(value) for value in shown])
+    axis.xaxis.set_minor_locator(NullLocator())
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())

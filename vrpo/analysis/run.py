@@ -69,7 +69,8 @@ def run(args: TableArguments) -> None:
     """Measure the variance, write the table and print it.
 
     Raises:
-        ValueError: a missing GPU, fewer pairs than asked for, a reference with another vocabulary, or a bad row.
+        ValueError: a missing GPU, no pair that fits or fewer than asked for, a reference with another vocabulary, or a
+            bad row.
         ImportError: matplotlib is not installed.
     """
     assert args.model is not None  # `TableArguments` raises if one of these three is None
@@ -86,22 +87,25 @@ def run(args: TableArguments) -> None:
     length = min(row_length(args.max_length, spec.context) for spec in specs)
     rows = load_rows(args.data, None, "train", False)
     pairs = prepare_pairs(rows, tokenizer, ids, length, drop_overlong=True, allow_identical=True, source=args.data)
-    if len(pairs) < args.pairs:
-        raise ValueError(
-            f"{args.data}: {len(pairs)} pairs fit max_length={length}, but pairs={args.pairs}: ask for fewer"
-        )
+    if not len(pairs):
+        raise ValueError(f"{args.data}: none of its {len(rows)} pairs fits max_length={length}")
+    try:
+        number, batch_size = args.sizes(len(pairs))
+    except ValueError as error:
+        raise ValueError(f"{args.data}, max_length={length}: {error}") from error
+    print(f"{number} of {len(rows)} pairs of {args.data}, in {number // batch_size} batches of {batch_size}")
     policy = load_scored(args.model, config, args.dtype, device)
     reference = load_scored(args.ref_model, configs[1], policy.dtype, device)
     make_reference(policy, reference)  # checks that the two fit each other
     collate = PairCollator(ids.pad, ids.eos, 1)
-    chosen = list(pairs.select(range(args.pairs)))
+    chosen = list(pairs.select(range(number)))
     batches = [
-        {key: value.to(device) for key, value in collate(chosen[i : i + args.batch_size]).items()}
-        for i in range(0, args.pairs, args.batch_size)
+        {key: value.to(device) for key, value in collate(chosen[i : i + batch_size]).items()}
+        for i in range(0, number, batch_size)
     ]
     with tqdm(total=len(batches) * len(args.rows()), desc="variance") as bar:
         results = measure(policy, reference, batches, args, bar.update)
-    results["settings"] = asdict(args)
+    results["settings"] = asdict(args) | {"pairs": number, "batch_size": batch_size}
     results["machine"] = {"device": device, "python": platform.python_version(), "torch": torch.__version__,
                           "transformers": transformers.__version__}  # fmt: skip
     write(results, Path(args.output))

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 # Rows of the paper's Table 2 as (n_t, n_y, shared masks), its default first.
 TABLE_2 = [(4, 1, True), (1, 1, True), (8, 1, True), (1, 4, True), (2, 2, True), (4, 1, False)]
 
+PAIRS = 128  # the paper's number of pairs
+
 # Parameters whose gradient is measured: the first block's up-projection (the paper's choice), the head, or all.
 GRADIENTS = ("up", "head", "full")
 
@@ -19,7 +21,9 @@ GRADIENTS = ("up", "head", "full")
 class Settings:
     """What is measured; the defaults are the paper's protocol."""
 
-    pairs: int = field(default=128, metadata={"help": "Pairs from the top of the data."})
+    pairs: int | None = field(
+        default=None, metadata={"help": "Pairs from the top of the data; default: 128, or fewer if the data has fewer."}
+    )
     batch_size: int = field(default=16, metadata={"help": "Pairs in a batch, whose gradient is one sample."})
     repeats: int = field(default=8, metadata={"help": "Redraws of each batch."})
     budgets: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "Values of n in the plot."})
@@ -38,7 +42,9 @@ class Settings:
             raise ValueError(f"gradient={self.gradient!r} must be one of {[*GRADIENTS, 'none']}")
         if self.repeats < 2:
             raise ValueError(f"repeats={self.repeats} must be at least 2: a variance needs two draws")
-        if self.pairs < 1 or self.batch_size < 1 or self.pairs % self.batch_size:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        if self.pairs is not None and (self.pairs < 1 or self.pairs % min(self.pairs, self.batch_size)):
             raise ValueError(
                 f"pairs={self.pairs} must be a positive multiple of batch_size={self.batch_size}: the gradient of a "
                 "smaller batch varies more"
@@ -54,6 +60,22 @@ class Settings:
                 f"loss_type={self.loss_type!r} sorts a batch, so that a pair has no loss of its own: name another"
             )
         self.rows()
+
+    def sizes(self, available: int) -> tuple[int, int]:
+        """Pairs to measure and pairs in a batch, for data with that many pairs (at least 1).
+
+        Without `pairs`, they are the paper's 128 or what whole batches of the data hold; fewer pairs than a batch are
+        one batch.
+
+        Raises:
+            ValueError: `pairs` is more than the data has.
+        """
+        if self.pairs is not None:
+            if self.pairs > available:
+                raise ValueError(f"{available} pairs fit, but pairs={self.pairs}: ask for fewer")
+            return self.pairs, min(self.batch_size, self.pairs)
+        size = min(self.batch_size, available)
+        return max(1, min(PAIRS, available) // size) * size, size
 
     def loss(self) -> "PreferenceLoss":
         """The loss whose variance is measured."""

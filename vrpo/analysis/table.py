@@ -4,12 +4,14 @@ The rows are those of the paper's ablation (LLaDA 1.5, arXiv 2505.19223, Table 2
 `designs` of the settings at each of their `budgets`; the protocol is the paper's (ib., D.5: 128 pairs, batches of 16, 8
 repeats).
 Variances are over repeats, averaged over pairs (score, loss) or over batches (gradient: total variance over the named
-parameters of the gradient of the batch's mean loss), with jackknife 95% intervals over pairs or batches.
+parameters of the gradient of the batch's mean loss), with jackknife 95% intervals over pairs or batches; those of
+variances and of their ratios are taken on the log scale and so are positive.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from vrpo.analysis.statistics import (
     inverse_variance_mean,
     jackknife,
     one_minus_correlation,
+    positive_jackknife,
     ratio_of_means,
 )
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
@@ -28,6 +31,9 @@ from vrpo.estimators.designs import ComposedDesign, Design, design
 from vrpo.losses.noise_bias import loss_bias, loss_of_ratio
 from vrpo.losses.pairwise import PreferenceLoss
 from vrpo.scores import SATURATED, PairScores
+
+Cell: TypeAlias = dict[str, float | None]  # {"value", "low", "high"}
+VARIANCES = ("score", "loss", "gradient")
 
 
 def measure(
@@ -44,8 +50,8 @@ def measure(
         tick: called after each batch of each row (there are `len(batches) * len(settings.rows())`).
 
     Returns:
-        {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated; intervals
-        as {value, low, high}), "doubling_ratios": variance at 2n over variance at n, "one_minus_correlation":
+        {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated, flipped;
+        intervals as {value, low, high}), "doubling_ratios": variance at 2n over variance at n, "one_minus_correlation":
         1 - correlation of policy and reference, "sources": shares of a single draw's variance}.
 
     Raises:
@@ -80,7 +86,7 @@ def measure(
     return {
         "rows": [row(name, each, item) for (name, each), item in zip(designs, items, strict=True)],
         "doubling_ratios": doubling_ratios(designs, items),
-        "one_minus_correlation": interval(torch.cat(moments), one_minus_correlation),
+        "one_minus_correlation": interval(torch.cat(moments), one_minus_correlation, positive=True),
         "sources": sources(policy, reference, batches, settings) if settings.source_pairs else None,
     }
 
@@ -89,7 +95,8 @@ def row(name: str, design: Design, item: dict[str, Tensor]) -> dict:
     """A design's row of the table, with intervals over pairs (for the gradient, over batches)."""
     options = {"n_t": design.n, "n_y": 1} | asdict(design)  # type: ignore[call-overload]
     facts = {"name": name, **options, "n": design.n, "shared_masks": design.shared_masks, "biased": design.biased}
-    return facts | {"gradient": None} | {key: interval(values) for key, values in item.items()}
+    cells = {key: interval(values, positive=key in VARIANCES) for key, values in item.items()}
+    return facts | {"gradient": None} | cells | {key: within_0_and_1(cells[key]) for key in ("saturated", "flipped")}
 
 
 def best_ratio(redrawn: list[PairScores]) -> tuple[PairScores, PairScores]:
@@ -104,18 +111,21 @@ def per_pair_statistics(
     best: list[tuple[PairScores, PairScores]],
     lengths: list[PairScores],
 ) -> dict[str, Tensor]:
-    """Statistics over redraws, [pairs] each: variance of score and loss, bias of the loss, share of saturated scores.
+    """Statistics over redraws, [pairs] each: variance of score and loss, bias of the loss, two shares of the scores.
+
+    The shares are of scores that are saturated and of scores whose sign is not that of the best estimate.
 
     Args:
         redrawn: log-ratios [R, P] of each batch, nats; best: `best_ratio` for each batch.
     """
-    found: dict[str, list[Tensor]] = {"score": [], "loss": [], "bias": [], "saturated": []}
+    found: dict[str, list[Tensor]] = {"score": [], "loss": [], "bias": [], "saturated": [], "flipped": []}
     for ratios, (exact, exact_variance), length in zip(redrawn, best, lengths, strict=True):
         score_RP = loss.beta * ratios.margin
         found["score"].append(score_RP.var(0))
         found["loss"].append(loss_of_ratio(loss, ratios, length).var(0))
         found["bias"].append(loss_bias(loss, ratios, exact, exact_variance, length))
         found["saturated"].append((score_RP.abs() > SATURATED).double().mean(0))
+        found["flipped"].append((score_RP * exact.margin < 0).double().mean(0))
     return {key: torch.cat(values) for key, values in found.items()}
 
 
@@ -144,19 +154,29 @@ def doubling_ratios(designs: list[tuple[str, Design]], items: list[dict[str, Ten
     return [
         {"name": name, "n": n}
         | {
-            key: interval(curve[name, 2 * n][key], ratio_of_means, item[key]) if key in item else None
-            for key in ("score", "loss", "gradient")
+            key: interval(curve[name, 2 * n][key], ratio_of_means, item[key], positive=True) if key in item else None
+            for key in VARIANCES
         }
         for (name, n), item in sorted(curve.items(), key=lambda row: (row[0][0] != "vrpo", row[0][1]))
         if (name, 2 * n) in curve and item["score"].any()
     ]
 
 
-def interval(values: Tensor, statistic: Callable[..., Tensor] = torch.mean, *more: Tensor) -> dict[str, float | None]:
-    """A statistic over items with its interval, ready for JSON; the ends are None for a single item."""
+def interval(
+    values: Tensor, statistic: Callable[..., Tensor] = torch.mean, *more: Tensor, positive: bool = False
+) -> Cell:
+    """A statistic over items with its interval, ready for JSON; the ends are None for a single item.
+
+    positive: the statistic cannot be negative, so its interval is taken on the log scale.
+    """
     if len(values) < 2:
         return {"value": float(statistic(values, *more)), "low": None, "high": None}
-    return asdict(jackknife(statistic, values, *more))
+    return asdict((positive_jackknife if positive else jackknife)(statistic, values, *more))
+
+
+def within_0_and_1(cell: Cell) -> Cell:
+    """The interval of a share, without what lies outside 0 and 1; the value stays."""
+    return {key: end if end is None or key == "value" else min(1.0, max(0.0, end)) for key, end in cell.items()}
 
 
 def slopes(loss: PreferenceLoss, redrawn: PairScores, length: PairScores) -> Tensor:
@@ -182,8 +202,8 @@ def sources(policy, reference, batches: list[Batch], settings: Settings) -> dict
     shares = {}
     for form, names in (("L/l", ("count", "pattern")), ("1/t", ("level", "count", "pattern"))):
         part_PK = settings.beta**2 * torch.tensor(parts[form], dtype=torch.float64)
-        shares[form] = {"variance": interval(part_PK.sum(-1))} | {
-            name: interval(part_PK, partial(share, k)) for k, name in enumerate(names) if part_PK.any()
+        shares[form] = {"variance": interval(part_PK.sum(-1), positive=True)} | {
+            name: within_0_and_1(interval(part_PK, partial(share, k))) for k, name in enumerate(names) if part_PK.any()
         }
     return shares
 

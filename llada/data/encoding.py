@@ -50,7 +50,7 @@ def texts_of(part: str, value: Prompt) -> list[str]:
         role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, Mapping) else (0, 0)
         if not isinstance(role, str) or not (isinstance(content, str) or (content is None and calls_tools(message))):
             raise PairError(part, MALFORMED, f"a message needs text under 'role' and 'content': {message!r}")
-    return [message["content"] or "" for message in value]
+    return [message.get("content") or "" for message in value]
 
 
 def calls_tools(message: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Registration of the model families with the transformers Auto classes.
+"""Registration of the model families with the transformers Auto classes and PEFT.
 
 Each family is one file of this folder, which ends with a call of `register`. Both published families have the
 `model_type` "llada"; `config_class` tells from the other fields of a `config.json` which family it belongs to.
@@ -6,11 +6,13 @@ Each family is one file of this folder, which ends with a call of `register`. Bo
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from typing import Any
 
 MODEL_TYPE = "llada"
 AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+PEFT_TARGETS = "peft.utils.constants"
 
 
 def config_class(fields: dict) -> Any:
@@ -46,14 +48,26 @@ def register_configs() -> None:
     AutoConfig.register(MODEL_TYPE, FamilyMember, exist_ok=True)
 
 
-class RegisterAfterImport(MetaPathFinder):
-    """An import hook that calls `register_configs` once transformers' AutoConfig has been imported.
+def register_adapter_targets() -> None:
+    """Tell PEFT which layers `LoraConfig()` adapts in these models; `wrap_with_adapters` adapts more of each block."""
+    from peft.utils import constants
 
-    That import takes seconds, so `import llada` must not trigger it where no model is used, as for `--help`.
+    constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.setdefault(
+        MODEL_TYPE, ["q_proj", "k_proj", "v_proj", "attn_out", "o_proj"]
+    )
+
+
+class RegisterAfterImport(MetaPathFinder):
+    """An import hook that calls `register` once `module` has been imported.
+
+    The imports take seconds, so `import llada` must not trigger them where no model is used, as for `--help`.
     """
 
+    def __init__(self, module: str, register: Callable[[], None]):
+        self.module, self.register = module, register
+
     def find_spec(self, fullname, path, target=None):
-        if fullname != AUTO_CONFIG:
+        if fullname != self.module:
             return None
         sys.meta_path.remove(self)  # for the next line, which would come back here
         spec = importlib.util.find_spec(fullname)
@@ -65,15 +79,16 @@ class RegisterAfterImport(MetaPathFinder):
         def exec_module(module) -> None:
             execute(module)
             sys.meta_path.remove(self)
-            register_configs()
+            self.register()
 
         spec.loader.exec_module = exec_module
         return spec
 
 
 def register_when_imported() -> None:
-    """Register the families with the Auto classes: now if transformers has loaded them, else as soon as it has."""
-    if AUTO_CONFIG in sys.modules:
-        register_configs()
-    else:
-        sys.meta_path.insert(0, RegisterAfterImport())
+    """Register the families with transformers and PEFT: now where these are loaded, else as soon as they are."""
+    for module, register_here in ((AUTO_CONFIG, register_configs), (PEFT_TARGETS, register_adapter_targets)):
+        if module in sys.modules:
+            register_here()
+        else:
+            sys.meta_path.insert(0, RegisterAfterImport(module, register_here))

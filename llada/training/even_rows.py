@@ -8,7 +8,6 @@ data, which would then count twice in a step. Here the rows that fill up are mar
 loss, gradient and metrics.
 """
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer
 
-logger = logging.getLogger(__name__)
-
 PADDING = "is_padding"  # key of a row that only fills up a batch
 PADDING_INDEX = -1
+FILLER = "is_filler"  # key of a micro-batch that is skipped
 
 
 class PaddedRows(Dataset):
@@ -127,20 +125,25 @@ class MeanOverRows(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, Tensor]:
         """The micro-batches of a step, and the number of their rows on all processes (padding does not count).
 
-        At the end of a stream there may be fewer micro-batches than a step needs. They are left out with a warning: the
-        Trainer would add their gradient to the first step of the next pass.
+        At the end of a pass over a stream there may be fewer micro-batches than a step has, and the Trainer, which does
+        not know the stream's length, would add their gradient to the first step of the next pass. Micro-batches that
+        are skipped (`FILLER`) come before them, so that the step ends with them.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         rows = sum((batch["row_weight"].sum() for batch in batches), torch.zeros(()))
         rows = self.accelerator.reduce(rows.to(device), "sum")
         if 0 < len(batches) < num_batches and not hasattr(self.train_dataset, "__len__"):
-            logger.warning(
-                "the last %d rows of this pass over the stream are fewer than a step (%d micro-batches) and are left "
-                "out",
-                int(rows), num_batches,
-            )  # fmt: skip
-            return [], rows
+            batches = [batches[0] | {FILLER: True}] * (num_batches - len(batches)) + batches
         return batches, rows
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        if inputs.get(FILLER):
+            return torch.zeros((), device=self.args.device)
+        return self.training_step_of_rows(model, inputs, num_items_in_batch)
+
+    def training_step_of_rows(self, model, inputs, num_items_in_batch) -> Tensor:
+        """The training step of a micro-batch that has rows."""
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def share(self, inputs: dict[str, Tensor], rows: Tensor | None) -> Tensor:
         """The factor of each row's loss in this process's loss of a micro-batch, [rows of the micro-batch].

@@ -120,10 +120,10 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
         loss = (share_B * loss_B).sum() + self.auxiliary_loss(denoiser, share_B)
         return (loss, {"nelbo": nelbo_B}) if return_outputs else loss
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+    def training_step_of_rows(self, model, inputs, num_items_in_batch) -> Tensor:
         self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])
         with self.offload:
-            return super().training_step(model, inputs, num_items_in_batch)
+            return super().training_step_of_rows(model, inputs, num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple:
         inputs = self._prepare_inputs(inputs)

@@ -188,7 +188,7 @@ class VRPOTrainer(DiffusionTrainerBase):
 
     # Training: scores without a graph, then the draws replayed one at a time
 
-    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+    def training_step_of_rows(self, model, inputs, num_items_in_batch) -> Tensor:
         """Add the gradient of a micro-batch of pairs to the parameters; return its share of the loss of the step."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers

@@ -16,7 +16,6 @@ from llada.cli.next_steps import next_steps
 from llada.cli.recipe import RecipeArguments, parse
 from llada.data.loading import load_rows
 from llada.data.turns import record_turns
-from llada.denoiser import DenoiserSpec
 from llada.errors import RecipeError
 from llada.training.base import DiffusionTrainerBase
 from llada.training.distributed import check_engine, check_processes, leave_group
@@ -72,18 +71,6 @@ def check_one_batch(trainer: Trainer) -> None:
         )
 
 
-def set_what_is_known(args: TrainingArguments, spec: DenoiserSpec) -> None:
-    """Set options of which torch warns where their defaults gain nothing, unless they are given.
-
-    Memory is pinned for copies to an accelerator. A backward pass reaches all parameters of a model without auxiliary
-    losses; those with them have experts, of which some may see no token.
-    """
-    if args.device.type == "cpu":
-        args.dataloader_pin_memory = False
-    if args.ddp_find_unused_parameters is None and not spec.auxiliary_losses:
-        args.ddp_find_unused_parameters = False
-
-
 class LastEvaluation(TrainerCallback):
     """Evaluate at the last step, and keep what the latest evaluation found.
 
@@ -130,10 +117,9 @@ def main(
     check_processes(args, recipe.expected_processes)
     checkpoint = resume_point(args.output_dir, recipe.resume, recipe.overwrite)
     model, tokenizer = load_model(recipe, model_args, args.seed)
-    set_what_is_known(args, model.denoiser_spec)
     train, held_out = load_datasets(recipe, args, tokenizer, model.config, trainer_class, columns)
     row = first_row(recipe)
-    record_turns(tokenizer, {name: row[name] for names in columns for name in names if name in row})
+    record_turns(tokenizer, row)
     trainer = trainer_class(
         model=model,
         args=args,

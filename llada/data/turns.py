@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from llada.data.tokenizer import TEMPLATES
 
 KEY = "trained_on_turns"
+TEXT_COLUMNS = {"text", "prompt", "completion", "chosen", "rejected", "messages", "conversations"}
 
 
 def has_turns(row: Mapping[str, Any]) -> bool:
@@ -25,7 +26,7 @@ def has_turns(row: Mapping[str, Any]) -> bool:
 
 def record_turns(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> None:
     """Note in the tokenizer whether the training data, of which `row` is one row of text, are dialogues."""
-    tokenizer.init_kwargs[KEY] = has_turns(row)
+    tokenizer.init_kwargs[KEY] = has_turns({name: value for name, value in row.items() if name in TEXT_COLUMNS})
 
 
 def speaks_in_turns(tokenizer: PreTrainedTokenizerBase) -> bool:

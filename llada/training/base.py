@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from llada.data.loading import column_names
 from llada.data.tokenizer import SpecialIds, special_ids
+from llada.data.turns import record_turns
 from llada.denoiser import ModuleDenoiser, as_denoiser
 from llada.training.even_rows import MeanOverRows, WeighedCollator
 from llada.training.inputs import (
@@ -29,6 +30,7 @@ from llada.training.inputs import (
     name_of,
     row_length,
     set_router_weight,
+    set_what_is_known,
     tokenizer_of,
     with_adapters,
 )
@@ -97,6 +99,7 @@ class DiffusionTrainerBase(MeanOverRows):
         revision = (args.model_init_kwargs or {}).get("revision")
         processing_class = tokenizer_of(model, processing_class, revision, type(self).__name__)
         spec = as_denoiser(model).spec
+        set_what_is_known(args, spec)
         self.ids = special_ids(processing_class, spec)
         self.spec = replace(spec, **{f"{name}_id": number for name, number in vars(self.ids).items()})
         self.max_length = row_length(args.max_length, self.spec.context)
@@ -128,7 +131,8 @@ class DiffusionTrainerBase(MeanOverRows):
         self._signature_columns = sorted(self.prepared_columns)  # what `remove_unused_columns` must keep
         self.aux_loss_enabled = any(as_denoiser(self.model).spec.auxiliary_losses.values())
         self.offload = activation_offloading(self.model) if args.activation_offloading else contextlib.nullcontext()
-        self.model.add_model_tags(list(self.tags))
+        if hasattr(self.model, "add_model_tags"):  # a model of transformers, which saves them in its card
+            self.model.add_model_tags(list(self.tags))
         warn_of_half_precision(self)
 
     @staticmethod
@@ -160,6 +164,8 @@ class DiffusionTrainerBase(MeanOverRows):
             return {key: self.prepared(rows, f"{name}[{key!r}]") for key, rows in data.items()}
         if self.prepared_columns <= set(column_names(data)):
             return data
+        if name == "train_dataset":
+            record_turns(self.processing_class, next(iter(data)))
         with self.args.main_process_first(desc=f"tokenizing {name}"):
             return self.prepare(data, self.processing_class, self.ids, self.args, self.max_length, name)
 
@@ -167,6 +173,10 @@ class DiffusionTrainerBase(MeanOverRows):
         """Our metrics, and those of `compute_metrics`, which gets the same prediction (see `metrics`)."""
         custom = {} if self.custom_metrics is None else self.custom_metrics(prediction)
         return self.metrics(prediction) | custom
+
+    def introduction(self) -> str:
+        """Two lines, printed when training begins: the recipe, and what departs from TRL."""
+        raise NotImplementedError
 
     @property
     def epoch(self) -> int:
@@ -215,6 +225,8 @@ class DiffusionTrainerBase(MeanOverRows):
 
     def train(self, *args, **kwargs):
         self.metric_sums = MetricSums()  # drops those of a run that was interrupted
+        if self.is_world_process_zero():
+            print(self.introduction())
         return super().train(*args, **kwargs)
 
     def denoiser(self, model: nn.Module) -> ModuleDenoiser:

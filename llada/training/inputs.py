@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from llada.data.tokenizer import load_tokenizer
-from llada.denoiser import as_denoiser
+from llada.denoiser import DenoiserSpec, as_denoiser
 from llada.errors import DataError
-from llada.models.common.lora import wrap_with_adapters
+from llada.models.common.lora import refuse_head_adapters, wrap_with_adapters
 
 
 def has_adapters(model) -> bool:
@@ -84,10 +84,12 @@ def with_adapters(model, peft_config):
     """The model with new adapters, if any are asked for.
 
     Raises:
-        ValueError: the model has adapters already, or the method learns a prompt instead of weights.
+        ValueError: the model has adapters already or on its head, or the method learns a prompt instead of weights.
         TypeError: `peft_config` is no PEFT configuration.
     """
     if peft_config is None:
+        if has_adapters(model):
+            refuse_head_adapters(model)
         return model
     from peft import PeftConfig
 
@@ -106,6 +108,18 @@ def with_adapters(model, peft_config):
             "mask and score tokens at their positions in the row. Use LoraConfig"
         )
     return wrap_with_adapters(model, peft_config)
+
+
+def set_what_is_known(args: TrainingArguments, spec: DenoiserSpec) -> None:
+    """Set options of which torch warns where their defaults gain nothing, unless they are given.
+
+    Memory is pinned for copies to an accelerator. A backward pass reaches all parameters of a model without auxiliary
+    losses; those with them have experts, of which some may see no token.
+    """
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False
+    if args.ddp_find_unused_parameters is None and not spec.auxiliary_losses:
+        args.ddp_find_unused_parameters = False
 
 
 def as_datasets(data, name: str) -> Any:

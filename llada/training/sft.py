@@ -79,6 +79,15 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
     tags = ("trl", "sft", "llada", "masked-diffusion")
     prepared_columns = ROW_COLUMNS
 
+    def introduction(self) -> str:
+        tail = "up to the longest row" if self.args.eos_tail == "batch" else self.args.eos_tail
+        return (
+            f"Masked diffusion training: one {self.args.masks} mask of each row a step, rows of at most "
+            f"{self.max_length} tokens, EOS tail {tail}, rate {self.args.learning_rate:g} "
+            f"({self.args.lr_scheduler_type}).\nUnlike TRL's SFTTrainer: rows are never cut, documents are packed, the "
+            "loss is a likelihood bound in nats per token. docs/trl.md lists all."
+        )
+
     @staticmethod
     def prepare(dataset, tokenizer, ids, args, max_length, source):
         return prepare_rows(

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 from llada.training.config import DiffusionArguments
+from llada.training.trl_options import REFUSED
 from vrpo.estimators.designs import Design, design
 from vrpo.losses.pairwise import PreferenceLoss
 from vrpo.training.options import VRPOOptions
@@ -36,13 +37,16 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
         ValueError: an option that is unknown or out of range.
     """
 
+    refused = REFUSED | {  # no annotation: an attribute of the class, not an option
+        "disable_dropout": (
+            (True,),
+            "dropout would differ between policy, reference and replay, which would add noise to the score. Leave it "
+            "at True",
+        ),
+    }
+
     def __post_init__(self):
         super().__post_init__()
-        if not self.disable_dropout:
-            raise ValueError(
-                "disable_dropout=False is refused: dropout would differ between policy, reference and replay, which "
-                "would add noise to the score. Leave it at True"
-            )
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ValueError(f"ld_alpha={self.ld_alpha} must be between 0 (ignore the longer response's end) and 1")
         if self.sync_ref_model and self.precompute_ref_log_probs:

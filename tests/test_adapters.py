@@ -133,13 +133,25 @@ def test_a_merge_overwrites_nothing_unasked_and_leaves_nothing_half_written(tmp_
         merge(str(tmp_path / "base"), str(tmp_path / "new"))
 
 
-def test_training_on_adapters_names_the_command_that_merges_them(tmp_path):
+def test_recipes_continue_adapters_and_their_reference_is_a_frozen_copy(tmp_path, caplog):
+    """VRPO by a recipe on an adapter directory: the score starts at 0, and what is written loads on the same base."""
     trained(tmp_path)
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    rows = [{"prompt": f"q{i}", "chosen": "yes", "rejected": "no"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = {"model_name_or_path": tmp_path / "adapters", "dataset_name": tmp_path / "rows.jsonl"}
-    options |= {"output_dir": tmp_path / "run", "use_cpu": "true", "report_to": "none"}
-    with pytest.raises(RecipeError, match=r"python -m llada\.merge .*/adapters MERGED"):
-        load_script("recipes/sft").main([word for key, value in options.items() for word in (f"--{key}", str(value))])
+    options |= {"output_dir": tmp_path / "run", "use_cpu": "true", "report_to": "none", "use_peft": "true"}
+    options |= {"max_steps": 2, "learning_rate": 0.01, "warmup_steps": 0, "logging_steps": 1, "n_t": 1}
+    options |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "save_strategy": "no"}
+    load_script("recipes/align").main([word for key, value in options.items() for word in (f"--{key}", str(value))])
+    assert "training continues the adapters of" in caplog.text
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert history[0]["rewards/margins"] == 0
+    assert base_of(str(tmp_path / "run")) == base_of(str(tmp_path / "adapters"))
+    logits = []
+    for name in ("adapters", "run"):
+        tokenizer, config = load_config(str(tmp_path / name))
+        logits.append(load_model(str(tmp_path / name), config)(tokenizer("q", return_tensors="pt").input_ids).logits)
+    assert not torch.equal(*logits)
 
 
 @pytest.mark.parametrize(

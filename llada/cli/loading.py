@@ -1,6 +1,7 @@
 """Loading of the model, tokenizer and datasets that a recipe's options name."""
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +16,21 @@ from transformers import (
     set_seed,
 )
 from transformers.utils import is_bitsandbytes_available
-from trl import ModelConfig, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from llada.cli.adapters import adapter_fields
+from llada.cli.adapters import adapter_fields, base_of
 from llada.cli.checkpoint import tokenizer_source
 from llada.cli.recipe import RecipeArguments
 from llada.data.encoding import TEMPLATE_COLUMNS
 from llada.data.loading import check_columns, load_rows
 from llada.data.tokenizer import load_tokenizer, special_ids
 from llada.errors import RecipeError
+from llada.models.common.lora import add_adapters
 from llada.models.registry import config_class
 from llada.training.base import DiffusionTrainerBase
 from llada.training.inputs import row_length
+
+logger = logging.getLogger(__name__)
 
 SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a stream
 
@@ -36,9 +40,10 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train, from a checkpoint (`model_name_or_path`) or new (`architecture`), and its tokenizer.
 
+    From an adapter directory, it is the base with these adapters, which training continues.
+
     Raises:
-        RecipeError: neither or both are given, a new model has no tokenizer, an option is not supported, or the
-            checkpoint holds adapters: new ones would have a base that is saved nowhere.
+        RecipeError: neither or both are given, a new model has no tokenizer, or an option is not supported.
         ValueError: the tokenizer lacks a mask or EOS token or disagrees with the config.
     """
     if (recipe.architecture is None) == (model_args.model_name_or_path is None):
@@ -54,11 +59,6 @@ def load_model(
     if name is None:
         raise RecipeError("a new model needs tokenizer: a name, a path, or 'bytes'")
     path = model_args.model_name_or_path
-    if path is not None and adapter_fields(path) is not None:
-        raise RecipeError(
-            f"model_name_or_path={path} holds adapters, and training starts from a model: merge them "
-            f"(python -m llada.merge {path} MERGED) and train MERGED"
-        )
     tokenizer = load_tokenizer(tokenizer_source(name))
     dtype = model_args.dtype if model_args.dtype in ("auto", None) else getattr(torch, model_args.dtype)
     set_seed(seed)  # for the weights of a new model and of new adapters
@@ -67,16 +67,30 @@ def load_model(
         dtype = torch.float32 if dtype in ("auto", None) else dtype
         attention = model_args.attn_implementation
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
-    revision = model_args.model_revision
-    config = AutoConfig.from_pretrained(path, revision=revision)
+    assert path is not None  # one of the two is given
+    base, revision = base_of(path), model_args.model_revision
+    config = AutoConfig.from_pretrained(base, revision=revision)
     ids = special_ids(tokenizer, config.denoiser_spec)  # checked before gigabytes of weights are read
     model = AutoModelForCausalLM.from_pretrained(
-        path, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
+        base, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
         **({} if quantization is None else {"quantization_config": quantization}),
     )  # fmt: skip
     if model.denoiser_spec.eot_id is None:
         model.config.eot_token_id = ids.eot
-    return model, tokenizer
+    return (model if base == path else add_adapters(model, path, trainable=True)), tokenizer
+
+
+def peft_config_of(model_args: ModelConfig) -> Any:
+    """The configuration of new adapters; None if the options ask for none, or training continues saved ones."""
+    path, config = model_args.model_name_or_path, get_peft_config(model_args)
+    if config is None or path is None or adapter_fields(path) is None:
+        return config
+    logger.warning(
+        "training continues the adapters of %s; lora_r, lora_target_modules and the like are theirs. For new adapters, "
+        "merge these (python -m llada.merge %s MERGED) and train MERGED",
+        path, path,
+    )  # fmt: skip
+    return None
 
 
 def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:

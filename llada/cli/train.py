@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from llada.cli.adapters import carry_settings
-from llada.cli.loading import load_datasets, load_model
+from llada.cli.loading import load_datasets, load_model, peft_config_of
 from llada.cli.next_steps import next_steps
 from llada.cli.recipe import RecipeArguments, parse
 from llada.data.loading import load_rows
@@ -126,7 +126,7 @@ def main(
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
+        peft_config=peft_config_of(model_args),
     )
     check_engine(trainer)
     check_one_batch(trainer)

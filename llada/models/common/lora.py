@@ -34,7 +34,7 @@ def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
     from peft import get_peft_model
 
     peft_config = copy.deepcopy(peft_config)
-    if peft_config.target_modules is None:
+    if peft_config.target_modules is None and not getattr(peft_config, "target_parameters", None):
         peft_config.target_modules = model.lora_targets
     peft_config.task_type = "CAUSAL_LM"
     with without_deprecations():
@@ -58,12 +58,12 @@ def refuse_head_adapters(wrapped) -> None:
         )
 
 
-def add_adapters(model: PreTrainedModel, folder: str) -> Any:
-    """The `peft.PeftModel` of a base model and the adapters saved in a directory, frozen."""
+def add_adapters(model: PreTrainedModel, folder: str, trainable: bool = False) -> Any:
+    """The `peft.PeftModel` of a base model and the adapters saved in a directory, frozen unless `trainable`."""
     from peft import PeftModel
 
     with without_deprecations():
-        return PeftModel.from_pretrained(model, folder)
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 
 @torch.no_grad()

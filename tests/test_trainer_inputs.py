@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from test_sft import IDS, TOKENIZER
 from test_tokenizer import ANSWER, PUBLISHED_TEMPLATE, QUESTION
+from transformers import TrainingArguments
 
 from llada.errors import DataError
 from vrpo import VRPOConfig, VRPOTrainer
@@ -204,6 +205,7 @@ def test_the_replayed_gradient_with_ld_alpha_is_that_of_the_full_graph(tmp_path,
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        (dict(args=TrainingArguments("out", use_cpu=True)), TypeError, "args must be a VRPOConfig, but is a TrainingA"),
         (dict(train_dataset=None), ValueError, "`train_dataset` is required"),
         (dict(train_dataset="pairs.jsonl"), TypeError, "must be a `Dataset` or `IterableDataset` or a list of rows"),
         (dict(train_dataset=[]), DataError, "train_dataset has no rows"),

@@ -72,9 +72,8 @@ class DiffusionTrainerBase(MeanOverRows):
         FloatingPointError: the loss is not finite; raised before the optimizer step.
     """
 
-    prepared_columns: frozenset[
-        str
-    ]  # the columns of `prepare`'s output: rows that have them all are not prepared again
+    # The columns of `prepare`'s output; rows that have them all are not prepared again.
+    prepared_columns: frozenset[str]
     tags: tuple[str, ...]  # of the model and its card
 
     def __init__(
@@ -198,8 +197,8 @@ class DiffusionTrainerBase(MeanOverRows):
 
     def evaluation_rows(self, rows):
         """Rows with a length. A stream is read whole: the Trainer would count the rows that fill up its last batch."""
-        rows = self.eval_dataset if rows is None else self.eval_dataset[rows] if isinstance(rows, str) else rows
-        return rows if hasattr(rows, "__len__") else list(rows)
+        found = self.eval_dataset if rows is None else self.eval_dataset[rows] if isinstance(rows, str) else rows
+        return rows if hasattr(found, "__len__") else list(found)
 
     @contextlib.contextmanager
     def evaluation_settings(self):

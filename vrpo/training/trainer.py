@@ -87,6 +87,8 @@ class VRPOTrainer(DiffusionTrainerBase):
         if args is None:
             name = model if isinstance(model, str) else name_of(model)
             args = VRPOConfig(output_dir=f"{name.split('/')[-1] or 'model'}-VRPO")
+        if not isinstance(args, VRPOConfig):
+            raise TypeError(f"args must be a VRPOConfig, but is a {type(args).__name__}")
         self.ref_model = ref_model
         check_precomputed(args, train_dataset, eval_dataset)
         super().__init__(

@@ -105,13 +105,14 @@ class ModuleDenoiser:
     """A module as a denoiser. Only this class handles shifted logits.
 
     auxiliary_losses: a list of the [B, A] outputs of all `log_probs` calls so far, if the module returns any.
+    segment_ids: [B, L], for `log_probs` of rows in which several sequences are packed; None: each is one.
 
     Raises:
         ValueError: by `logits` and `log_probs`, if shifted logits would have to predict the first token of a row.
     """
 
-    def __init__(self, module: nn.Module, spec: DenoiserSpec):
-        self.module, self.spec = module, spec
+    def __init__(self, module: nn.Module, spec: DenoiserSpec, segment_ids: Tensor | None = None):
+        self.module, self.spec, self.segment_ids = module, spec, segment_ids
         self.auxiliary_losses: list[Tensor] = []
 
     def logits(self, request: Request) -> Tensor:
@@ -122,7 +123,8 @@ class ModuleDenoiser:
 
     def log_probs(self, noisy_BL: Tensor, target_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         target_BL = self._predicting(target_BL, NOT_SCORED)
-        output = self.module(input_ids=noisy_BL, attention_mask=attention_mask, target_ids=target_BL)
+        packed = {} if self.segment_ids is None else {"segment_ids": self.segment_ids}
+        output = self.module(input_ids=noisy_BL, attention_mask=attention_mask, target_ids=target_BL, **packed)
         if getattr(output, "auxiliary_losses", None) is not None:
             self.auxiliary_losses.append(output.auxiliary_losses)
         return output.log_probs.roll(1, -1) if self.spec.shifted else output.log_probs

@@ -5,8 +5,9 @@ import torch
 from datasets import Dataset
 
 from llada.data.collator import Collator
-from llada.data.formats import prepare_rows, token_bytes
+from llada.data.formats import prepare_rows
 from llada.data.loading import load_rows
+from llada.data.packing import token_bytes
 from llada.data.tokenizer import byte_tokenizer, special_ids
 from llada.errors import DataError
 

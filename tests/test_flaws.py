@@ -6,7 +6,8 @@ from test_data import IDS, TOKENIZER, chat
 from test_vrpo_trainer import PAIRS, pairs, prepare, trainer
 
 from llada.data.flaws import Report
-from llada.data.formats import ROW_COLUMNS, prepare_rows
+from llada.data.formats import prepare_rows
+from llada.data.rows import ROW_COLUMNS
 from llada.errors import DataError
 from llada.training.sft import MaskedDiffusionTrainer
 from vrpo.data import PAIR_COLUMNS

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llada.data.encoding import EMPTY, MISSING, encode_pair, template_options
 from llada.data.flaws import Filter, Room, keep_valid
-from llada.data.formats import ROWS_VERSION, example_id, map_rows, row_count
+from llada.data.formats import map_rows, row_count
 from llada.data.loading import check_columns
+from llada.data.rows import ROWS_VERSION, example_id
 from llada.data.tokenizer import SpecialIds
 from llada.errors import DataError, PairError
 

@@ -136,16 +136,23 @@ def load_datasets(
     spec = config.denoiser_spec
     ids, max_length = special_ids(tokenizer, spec), row_length(args.max_length, spec.context)
 
-    def prepared(source: str, split: str, streaming: bool):
+    documents = getattr(args, "dataset_text_field", "text")
+    columns = [tuple(documents if name == "text" else name for name in names) for names in columns]
+
+    def prepared(source: str, split: str, streaming: bool, training: bool = True):
         rows = load_columns(source, recipe.dataset_config, split, streaming, columns)
-        return trainer.prepare(rows, tokenizer, ids, args, max_length, source)
+        return trainer.prepare(rows, tokenizer, ids, args, max_length, source, training)
 
     with args.main_process_first(desc="tokenizing"):
         train = prepared(recipe.dataset_name, recipe.dataset_train_split, recipe.dataset_streaming)
         if recipe.dataset_streaming:
             train = train.shuffle(seed=args.seed, buffer_size=SHUFFLE_BUFFER)
         if recipe.eval_dataset_name:
-            return train, prepared(recipe.eval_dataset_name, recipe.dataset_test_split, streaming=False)
+            return train, prepared(recipe.eval_dataset_name, recipe.dataset_test_split, streaming=False, training=False)
+    if recipe.eval_fraction and getattr(args, "eval_packing", None) not in (None, getattr(args, "packing", None)):
+        raise RecipeError(
+            "eval_packing differs from packing, but eval_fraction holds out packed rows: use eval_dataset_name"
+        )
     held_out = round(recipe.eval_fraction * len(train)) if recipe.eval_fraction else 0
     if not held_out:
         return train, None

@@ -117,6 +117,7 @@ def main(
     check_processes(args, recipe.expected_processes)
     checkpoint = resume_point(args.output_dir, recipe.resume, recipe.overwrite)
     model, tokenizer = load_model(recipe, model_args, args.seed)
+    trainer_class.set_tokenizer(tokenizer, model.config, args)
     train, held_out = load_datasets(recipe, args, tokenizer, model.config, trainer_class, columns)
     row = first_row(recipe)
     record_turns(tokenizer, row)

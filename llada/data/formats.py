@@ -1,57 +1,45 @@
-"""Dataset formats of pretraining and SFT: tokenization with example ids, and packing of documents.
+"""Dataset formats of pretraining and SFT: from columns to tokenized rows.
 
 Input columns (TRL's names)   -> output rows
   text                        -> packed documents, every token scored           (pretraining)
   prompt, completion          -> prompt never masked, response scored           (SFT; text or messages)
   messages or conversations   -> prompt and response of each assistant turn     (SFT; LLaDA, App. B.1)
+  input_ids                   -> the row as it is; `labels`, `completion_mask` and `assistant_masks` say what is scored
 
-The columns `tools` and `chat_template_kwargs` go to the chat template (`llada.data.encoding`). Messages may have the
-keys `from` and `value` instead of `role` and `content`.
+`RowForm` changes what is scored and packed. The columns `tools` and `chat_template_kwargs` go to the chat template
+(`llada.data.encoding`). Messages may have the keys `from` and `value` instead of `role` and `content`.
 
-An output row has `input_ids`, `length`, `prompt_length` (0 for a document), `example_id` (a 64-bit hash of its tokens,
-from which its masks are seeded; filtering, shuffling, streaming and caching do not change it), `row` (the index of its
-input row, for error messages) and `text_bytes` (UTF-8 bytes of the scored text, for bits per byte).
+An output row has `input_ids`, `labels` (the token where it is scored, -100 elsewhere), `length`, `prompt_length` (0 for
+a row that gets no EOS tail), `example_id` (a 64-bit hash of its tokens, from which its masks are seeded; filtering,
+shuffling, streaming and caching do not change it), `row` (the index of its input row, for error messages) and
+`text_bytes` (UTF-8 bytes of the scored text, for bits per byte).
 """
 
-import hashlib
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from llada.data.encoding import (
-    EMPTY,
-    MALFORMED,
-    MISSING,
-    SPELLS_MASK,
-    TEMPLATE_COLUMNS,
-    encode_pair,
-    template_options,
-    texts_of,
-)
 from llada.data.flaws import FLAW_COLUMNS, Filter, Room, keep_valid
 from llada.data.loading import check_columns
+from llada.data.packing import DocumentRows, pack_whole
+from llada.data.rows import (
+    ROW_NUMBER,
+    ROW_TYPES,
+    DialogueRows,
+    PairRows,
+    RowForm,
+    RowsOut,
+    TokenizedRows,
+    features_of,
+)
 from llada.data.tokenizer import SpecialIds
-from llada.errors import DataError, PairError
+from llada.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-# `datasets` caches tokenized rows by a hash of the arguments, not of this code: increase it when output rows change.
-ROWS_VERSION = 2
-ROW_TYPES: dict[str, Any] = {"input_ids": ["int64"], "length": "int64", "prompt_length": "int64"}
-ROW_TYPES |= {"example_id": "int64", "row": "int64", "text_bytes": "int64"}
-ROW_COLUMNS = frozenset(ROW_TYPES)
-NO_ASSISTANT = "have no assistant turn in {part}"
-
-
-def example_id(input_ids: list[int], prompt_length: int) -> int:
-    """Signed 64-bit hash of a tokenized row and its prompt length."""
-    content = array("q", [prompt_length, *input_ids]).tobytes()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+SHUFFLE_BUFFER = 10_000  # rows of a stream among which it is shuffled
+AS_DEFAULT = RowForm()
 
 
 def prepare_rows(
@@ -64,6 +52,8 @@ def prepare_rows(
     drop_invalid: bool = False,
     num_proc: int | None = None,
     source: str = "dataset",
+    form: RowForm = AS_DEFAULT,
+    shuffle_seed: int | None = None,
 ) -> "Dataset | IterableDataset":
     """Tokenize a dataset for pretraining or SFT; its columns decide which (see the module docstring).
 
@@ -74,33 +64,75 @@ def prepare_rows(
         drop_overlong: leave out rows over `max_length` with a warning instead of raising. Rows are never truncated,
             because a truncated response has no end.
         drop_invalid: leave out all rows that cannot be trained on, with a warning that lists them.
-        num_proc: processes that tokenize; documents are packed in one, so that their rows do not depend on it.
+        num_proc: processes that tokenize; documents that are concatenated are tokenized in one, so that their rows do
+            not depend on it.
         source: the dataset's name in messages, such as its file.
+        form: what is scored and packed.
+        shuffle_seed: shuffle the rows first; None keeps their order.
 
     Raises:
-        DataError: columns are missing, or rows cannot be trained on: one report lists them all (`llada.data.flaws`).
-            A streamed dataset is checked while it is read.
+        DataError: columns are missing or do not go with `form`, or rows cannot be trained on: one report lists them all
+            (`llada.data.flaws`). A streamed dataset is checked while it is read.
     """
-    rows = tokenize_rows(dataset, tokenizer, ids, source, packed_length=max_length, num_proc=num_proc)
-    packed = row_kind(check_columns(dataset, source), source) == "text"
-    room = None if packed else Room(max_length, 1 if eos_tail == "batch" else int(eos_tail))
-    return keep_valid(rows, Filter(source, room, drop_invalid, drop_overlong, row_count(dataset)))
+    kind = row_kind(check_columns(dataset, source), source, form.dataset_text_field)
+    check_form(kind, dataset.column_names or list(next(iter(dataset))), form, eos_tail, source)
+    strategy, tail = form.strategy(kind), 1 if eos_tail == "batch" else int(eos_tail)
+    if shuffle_seed is not None:
+        dataset = shuffled(dataset, shuffle_seed)
+    length = max_length if strategy == "wrapped" else None
+    rows = tokenize_rows(dataset, tokenizer, ids, source, form, length, num_proc)
+    cut = kind == "text" and strategy in ("wrapped", "bfd_split")
+    room = None if cut else Room(max_length, 0 if form.whole(kind) else tail)
+    rows = keep_valid(rows, Filter(source, room, drop_invalid, drop_overlong, row_count(dataset)))
+    return rows if strategy in (None, "wrapped") else pack_whole(rows, strategy, max_length, ids, tail)
 
 
-def row_kind(columns: list[str], source: str) -> str:
-    """Which columns of a dataset are trained on: "prompt and completion", "messages", "conversations" or "text".
+def row_kind(columns: list[str], source: str, text_field: str = "text") -> str:
+    """What is trained on: "input_ids", "prompt and completion", "messages", "conversations" or "text".
+
+    text_field: the column of documents.
 
     Raises:
-        DataError: none of them is there.
+        DataError: none of these columns is there.
     """
+    if "input_ids" in columns:
+        return "input_ids"
     if {"prompt", "completion"} <= set(columns):
         return "prompt and completion"
-    for kind in ("messages", "conversations", "text"):
+    for kind in ("messages", "conversations"):
         if kind in columns:
             return kind
+    if text_field in columns:
+        return "text"
     raise DataError(
-        f"{source}: columns are {sorted(columns)}; needed are 'prompt' and 'completion', or 'messages', or 'text'"
+        f"{source}: columns are {sorted(columns)}; needed are 'prompt' and 'completion', or 'messages', or "
+        f"{text_field!r}"
     )
+
+
+def check_form(kind: str, columns: list[str], form: RowForm, eos_tail: int | str, source: str) -> None:
+    """Raise DataError if an option asks for what rows of this kind do not have."""
+    has_completions = kind == "prompt and completion" or {"completion_mask", "labels"} & set(columns)
+    if form.completion_only_loss and not has_completions:
+        raise DataError(
+            f"{source}: completion_only_loss=True needs the columns 'prompt' and 'completion', but rows are trained on "
+            f"by {kind!r}. Leave it out: {'all tokens' if kind in ('text', 'input_ids') else 'assistant turns'} are "
+            "scored"
+        )
+    has_turns = kind in ("prompt and completion", "messages", "conversations")
+    if form.assistant_only_loss and not (has_turns or {"assistant_masks", "labels"} & set(columns)):
+        raise DataError(
+            f"{source}: assistant_only_loss=True needs messages, but the dataset is not conversational: its rows are "
+            f"trained on by {kind!r}"
+        )
+    strategy = form.strategy(kind)
+    if strategy == "wrapped" and kind != "text":
+        raise DataError(
+            f"{source}: packing_strategy='wrapped' cuts rows, and a response without its prompt or its end is another "
+            "response. Use 'bfd', which packs whole rows"
+        )
+    if strategy is not None and eos_tail == "batch" and kind != "text":
+        raise DataError(f"{source}: eos_tail='batch' fills a row with EOS, which packing avoids. Give a number")
 
 
 def row_count(dataset: "Dataset | IterableDataset") -> int | None:
@@ -108,29 +140,44 @@ def row_count(dataset: "Dataset | IterableDataset") -> int | None:
     return len(dataset) if hasattr(dataset, "__len__") else None
 
 
+def shuffled(dataset: "Dataset | IterableDataset", seed: int) -> "Dataset | IterableDataset":
+    """The rows in another order, with their numbers; of a stream within a buffer of `SHUFFLE_BUFFER` rows."""
+    numbered = dataset.map(lambda row, number: row | {ROW_NUMBER: number}, with_indices=True)
+    if hasattr(dataset, "__len__"):
+        return numbered.shuffle(seed=seed)
+    return numbered.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+
+
 def tokenize_rows(
     dataset: "Dataset | IterableDataset",
     tokenizer: PreTrainedTokenizerBase,
     ids: SpecialIds,
     source: str,
-    packed_length: int,
+    form: RowForm = AS_DEFAULT,
+    cut_length: int | None = None,
     num_proc: int | None = None,
-    batch_size: int = 1000,
 ) -> "Dataset | IterableDataset":
     """Tokenized rows, those with a flaw among them (columns `flaw` and `flaw_detail`, see `llada.data.flaws`).
 
-    packed_length, batch_size: tokens of a packed row, and how many documents are packed together.
+    cut_length: documents are concatenated and cut to rows of so many tokens; None: each has its own row.
     """
     columns = check_columns(dataset, source)
-    kind = row_kind(columns, source)
+    rows_out = reader(row_kind(columns, source, form.dataset_text_field), tokenizer, ids, form, cut_length)
+    num_proc = None if cut_length else num_proc
+    return map_rows(dataset, rows_out, ROW_TYPES, columns, num_proc, batched=True)
+
+
+def reader(
+    kind: str, tokenizer: PreTrainedTokenizerBase, ids: SpecialIds, form: RowForm, cut_length: int | None
+) -> RowsOut:
+    """What reads rows of this kind (`row_kind`)."""
     if kind == "text":
-        rows_out: _RowsOut = _PackedRows(tokenizer, ids, packed_length)
-        num_proc = None
-    elif kind == "prompt and completion":
-        rows_out = _PairRows(tokenizer, ids)
-    else:
-        rows_out = _DialogueRows(tokenizer, ids, kind)
-    return map_rows(dataset, rows_out, ROW_TYPES, columns, num_proc, batched=True, batch_size=batch_size)
+        return DocumentRows(tokenizer, ids, form.dataset_text_field, cut_length)
+    if kind == "input_ids":
+        return TokenizedRows(tokenizer, ids, form)
+    if kind == "prompt and completion":
+        return PairRows(tokenizer, ids, form)
+    return DialogueRows(tokenizer, ids, form, kind)
 
 
 def map_rows(dataset, rows_out, types: dict[str, Any], columns: list[str], num_proc: int | None, **options):
@@ -138,140 +185,8 @@ def map_rows(dataset, rows_out, types: dict[str, Any], columns: list[str], num_p
 
     types: the type of each column, or a list of it for lists.
     """
-    from datasets import Features, List, Value
-
     # Types are given, because a first batch of flawed rows would leave them open.
-    features = Features({
-        name: List(Value(kind[0])) if isinstance(kind, list) else Value(kind)
-        for name, kind in (types | dict.fromkeys(FLAW_COLUMNS, "string")).items()
-    })  # fmt: skip
+    features = features_of(types | dict.fromkeys(FLAW_COLUMNS, "string"))
     if hasattr(dataset, "__len__"):
         options |= {"num_proc": num_proc, "desc": "tokenizing"}
     return dataset.map(rows_out, with_indices=True, remove_columns=columns, features=features, **options)
-
-
-@dataclass
-class RowOut:
-    """A tokenized row: its input row, token ids, prompt length in tokens and bytes of its scored text."""
-
-    row: int
-    input_ids: list[int]
-    prompt_length: int
-    text_bytes: int
-    flaw: str = ""
-    flaw_detail: str = ""
-
-    @classmethod
-    def flawed(cls, row: int, error: PairError, names: dict[str, str]) -> "RowOut":
-        """A row that cannot be trained on. names: the columns that hold its prompt and its completion."""
-        return cls(row, [], 0, 0, error.flaw.format(part=repr(names[error.part])), error.detail)
-
-
-@dataclass
-class _RowsOut:
-    """Maps a batch of input rows to the columns of output rows; subclasses define `rows`."""
-
-    tokenizer: PreTrainedTokenizerBase
-    ids: SpecialIds
-
-    def __post_init__(self):
-        self.version = ROWS_VERSION
-
-    def __call__(self, batch: dict[str, list], rows: list[int]) -> dict[str, list]:
-        out: dict[str, list] = {key: [] for key in (*ROW_TYPES, *FLAW_COLUMNS)}
-        for row in self.rows(batch, rows):
-            values = vars(row) | {"length": len(row.input_ids)}
-            for key in out:
-                hashed = key == "example_id"
-                out[key].append(example_id(row.input_ids, row.prompt_length) if hashed else values[key])
-        return out
-
-    def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
-        raise NotImplementedError
-
-
-class _PairRows(_RowsOut):
-    def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
-        names = {"prompt": "prompt", "completion": "completion"}
-        for index, row in enumerate(rows):
-            try:
-                options = template_options(columns_of(batch, index))
-                yield self.encode(row, batch["prompt"][index], batch["completion"][index], options)
-            except PairError as error:
-                yield RowOut.flawed(row, error, names)
-
-    def encode(self, row: int, prompt, completion, options: dict[str, Any]) -> RowOut:
-        prompt_ids, response_ids = encode_pair(self.tokenizer, prompt, completion, options, self.ids.mask)
-        text_bytes = sum(len(text.encode()) for text in texts_of("completion", completion))
-        return RowOut(row, prompt_ids + response_ids, len(prompt_ids), text_bytes)
-
-
-def columns_of(batch: dict[str, list], index: int) -> dict[str, Any]:
-    """What a row of a batch holds for its chat template."""
-    return {column: batch[column][index] for column in TEMPLATE_COLUMNS if column in batch}
-
-
-@dataclass
-class _DialogueRows(_PairRows):
-    column: str
-
-    def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
-        for index, row in enumerate(rows):
-            try:
-                # All turns are encoded before the first is given: a row is trained on as a whole or not at all.
-                yield from list(self.turns(row, batch[self.column][index], template_options(columns_of(batch, index))))
-            except PairError as error:
-                yield RowOut.flawed(row, error, {"prompt": self.column, "completion": self.column})
-
-    def turns(self, row: int, messages, options: dict[str, Any]) -> Iterator[RowOut]:
-        if messages is None:
-            raise PairError("prompt", MISSING)
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-            raise PairError("prompt", MALFORMED, f"found {messages!r}")
-        messages = [renamed(message) for message in messages]
-        roles = [message.get("role") for message in messages]
-        if "assistant" not in roles:
-            raise PairError("prompt", NO_ASSISTANT, f"its roles are {', '.join(map(str, roles)) or 'none'}")
-        for turn, role in enumerate(roles):
-            if role == "assistant":
-                yield self.encode(row, messages[:turn], messages[turn : turn + 1], options)
-
-
-def renamed(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose keys `from` and `value` are called `role` and `content`."""
-    return {{"from": "role", "value": "content"}.get(key, key): value for key, value in message.items()}
-
-
-@dataclass
-class _PackedRows(_RowsOut):
-    """Concatenate documents, each followed by EOS, and cut them to rows of `length`; a batch's last row is shorter."""
-
-    length: int
-
-    def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
-        stream: list[int] = []
-        owner: list[int] = []  # the document to which each token belongs
-        text_bytes: list[int] = []
-        for row, text in zip(rows, batch["text"], strict=True):
-            encoded = self.tokenizer(text or "", add_special_tokens=False, return_offsets_mapping=True)
-            if not text or self.ids.mask in encoded.input_ids:
-                flaw = MISSING if text is None else EMPTY if not text else SPELLS_MASK
-                yield RowOut.flawed(row, PairError("completion", flaw), {"completion": "text"})
-                continue
-            stream += [*encoded.input_ids, self.ids.eos]
-            owner += [row] * (len(encoded.input_ids) + 1)
-            text_bytes += [*token_bytes(text, encoded.offset_mapping), 0]
-        for start in range(0, len(stream), self.length):
-            piece = slice(start, start + self.length)
-            yield RowOut(owner[start], stream[piece], 0, sum(text_bytes[piece]))
-
-
-def token_bytes(text: str, offsets: list[tuple[int, int]]) -> list[int]:
-    """The number of UTF-8 bytes that each token covers; the sum is that of the whole text.
-
-    offsets: character spans. If several tokens share one character (byte-level tokenizers), the first counts its bytes.
-    """
-    code = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    before = np.concatenate([[0], np.cumsum(1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF))])
-    end = np.maximum.accumulate(before[[stop for _, stop in offsets]])
-    return np.diff(end, prepend=0).tolist()

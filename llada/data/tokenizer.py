@@ -7,10 +7,11 @@ appends EOS tokens (`eos_tail`, `llada.data.collator`). Both are scored.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llada.denoiser import DenoiserSpec
 
@@ -129,6 +130,32 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Give a tokenizer the chat template of a Jinja file or of another tokenizer, by name or path.
+
+    Raises:
+        ValueError: `source` has no chat template, or one that ignores `add_generation_prompt`.
+    """
+    template = Path(source).read_text() if Path(source).is_file() else load_tokenizer(source).chat_template
+    if template is None:
+        raise ValueError(f"chat_template_path={source!r}: that tokenizer has no chat template")
+    tokenizer.chat_template = template
+    if not honours_generation_prompt(tokenizer):
+        raise ValueError(f"chat_template_path={source!r}: the template ignores add_generation_prompt")
+
+
+def set_eos(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, token: str) -> None:
+    """Make a token of the vocabulary the EOS of a tokenizer and of a model's config.
+
+    Raises:
+        ValueError: it is not in the vocabulary.
+    """
+    if token not in tokenizer.get_vocab():
+        raise ValueError(f"eos_token={token!r} is not in the tokenizer's vocabulary")
+    tokenizer.eos_token = token
+    config.eos_token_id = tokenizer.eos_token_id
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec | None = None) -> SpecialIds:

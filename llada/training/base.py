@@ -97,6 +97,7 @@ class DiffusionTrainerBase(MeanOverRows):
         model = load(model, args.model_init_kwargs, peft_config is not None, quantization_config)
         revision = (args.model_init_kwargs or {}).get("revision")
         processing_class = tokenizer_of(model, processing_class, revision, type(self).__name__)
+        self.set_tokenizer(processing_class, model.config, args)
         spec = as_denoiser(model).spec
         set_what_is_known(args, spec)
         self.ids = special_ids(processing_class, spec)
@@ -135,8 +136,12 @@ class DiffusionTrainerBase(MeanOverRows):
         warn_of_half_precision(self)
 
     @staticmethod
-    def prepare(dataset, tokenizer, ids: SpecialIds, args, max_length: int, source: str):
-        """Tokenize rows of text; the result has the columns `example_id` and `row`."""
+    def set_tokenizer(tokenizer: PreTrainedTokenizerBase, config, args) -> None:
+        """Apply options of the tokenizer, before rows are prepared. config: the model's."""
+
+    @staticmethod
+    def prepare(dataset, tokenizer, ids: SpecialIds, args, max_length: int, source: str, training: bool = True):
+        """Tokenize rows of text, for training or evaluation; the result has the columns `example_id` and `row`."""
         raise NotImplementedError
 
     @staticmethod
@@ -166,7 +171,8 @@ class DiffusionTrainerBase(MeanOverRows):
         if name == "train_dataset":
             record_turns(self.processing_class, next(iter(data)))
         with self.args.main_process_first(desc=f"tokenizing {name}"):
-            return self.prepare(data, self.processing_class, self.ids, self.args, self.max_length, name)
+            training = name.startswith("train_dataset")
+            return self.prepare(data, self.processing_class, self.ids, self.args, self.max_length, name, training)
 
     def evaluation_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Our metrics, and those of `compute_metrics`, which gets the same prediction (see `metrics`)."""

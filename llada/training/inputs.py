@@ -97,6 +97,8 @@ def with_adapters(model, peft_config):
         TypeError: `peft_config` is no PEFT configuration.
     """
     if peft_config is None:
+        for adapter in getattr(model, "peft_config", {}).values():
+            check_not_prompts(adapter)
         if has_adapters(model):
             refuse_head_adapters(model)
         return model
@@ -111,12 +113,17 @@ def with_adapters(model, peft_config):
             "the model has adapters already and peft_config asks for new ones: merge them first (merge_and_unload()), "
             "or leave peft_config out to train those"
         )
+    check_not_prompts(peft_config)
+    return wrap_with_adapters(model, peft_config)
+
+
+def check_not_prompts(peft_config) -> None:
+    """Raise ValueError if a PEFT method learns a prompt instead of weights."""
     if peft_config.is_prompt_learning:
         raise ValueError(
             f"{type(peft_config).__name__} is not supported: it puts virtual tokens before the row, and these models "
             "mask and score tokens at their positions in the row. Use LoraConfig"
         )
-    return wrap_with_adapters(model, peft_config)
 
 
 def set_what_is_known(args: TrainingArguments, spec: DenoiserSpec) -> None:

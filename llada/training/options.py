@@ -69,6 +69,38 @@ class MaskedDiffusionOptions(DiffusionOptions):
     random_length_probability: float = field(
         default=0.0, metadata={"help": "In pretraining, share of rows that are cut to a random length (LLaDA: 0.01)."}
     )
+    completion_only_loss: bool | None = field(
+        default=None,
+        metadata={"help": "Score completions only; False: prompts too. Default: on for prompts and completions."},
+    )
+    assistant_only_loss: bool | None = field(
+        default=None,
+        metadata={"help": "Make a row of each assistant turn; False: score whole dialogues. Default: on for messages."},
+    )
+    packing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Pack rows of max_length tokens (False: never). Default: documents are concatenated and cut."
+        },
+    )
+    packing_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "bfd (whole rows, which do not see each other; TRL's default with packing=True), bfd_split (cuts "
+            "longer documents) or wrapped (documents; the default where packing is not set)."
+        },
+    )
+    eval_packing: bool | None = field(default=None, metadata={"help": "packing of evaluation data; default: the same."})
+    shuffle_dataset: bool = field(default=False, metadata={"help": "Shuffle the training data before it is packed."})
+    dataset_text_field: str = field(default="text", metadata={"help": "Column of documents."})
+    dataset_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": '{"skip_prepare_dataset": true}: rows are tokenized already, as JSON.'}
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "A .jinja file, or a tokenizer whose chat template is taken."}
+    )
+    eos_token: str | None = field(default=None, metadata={"help": "The EOS token; default: the tokenizer's."})
+    loss_type: str = field(default="nll", metadata={"help": "Only 'nll': the likelihood bound."})
     eval_draws: int = field(default=4, metadata={"help": "Masks (stratified exact counts) per evaluated row."})
     decay_steps: float = field(
         default=0.1, metadata={"help": "Steps of the learning rate's final decay: a number, or a share below 1."}

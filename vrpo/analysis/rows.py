@@ -74,15 +74,17 @@ def check(source: str, model: str | None = None, max_length: int | None = None) 
         tokenized = tokenize_pairs(rows, tokenizer, ids, source)
     else:
         kind, parts = row_kind(columns, source), ["prompt", "completion"]
-        # In batches of one, documents are not joined; a long row is not cut.
-        tokenized = tokenize_rows(rows, tokenizer, ids, source, packed_length=2**31, batch_size=1)
+        tokenized = tokenize_rows(rows, tokenizer, ids, source)
     if kind == "text":
         kind, parts, limit = "documents", ["text"], None
-    room = None if limit is None else Room(limit, EOS_TAIL)
+    tail = EOS_TAIL
+    if kind == "input_ids":  # taken as they are
+        kind, parts, tail = "tokenized rows", ["input_ids"], 0
+    room = None if limit is None else Room(limit, tail)
     report, _ = Filter(source, room, total=len(rows)).find(tokenized)
     lengths = part_lengths(tokenized, parts)
     longest = max((row["length"] for row in tokenized.select_columns("length")), default=0)
-    return CheckedRows(kind, report, model, lengths, longest + EOS_TAIL if longest else 0)
+    return CheckedRows(kind, report, model, lengths, longest + tail if longest else 0)
 
 
 def part_lengths(tokenized, parts: list[str]) -> dict[str, np.ndarray]:

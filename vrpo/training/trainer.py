@@ -140,7 +140,7 @@ class VRPOTrainer(DiffusionTrainerBase):
             )
 
     @staticmethod
-    def prepare(dataset, tokenizer, ids, args, max_length, source):
+    def prepare(dataset, tokenizer, ids, args, max_length, source, training=True):
         return prepare_pairs(
             dataset, tokenizer, ids, max_length, int(args.eos_tail), drop_overlong=args.drop_overlong,
             allow_identical=args.allow_identical, drop_invalid=args.drop_invalid, num_proc=args.dataset_num_proc,

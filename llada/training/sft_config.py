@@ -1,0 +1,83 @@
+"""The configuration of pretraining and SFT: `TrainingArguments`, the options of TRL's SFTConfig, and ours."""
+
+import json
+from dataclasses import dataclass, fields
+
+from transformers import TrainingArguments
+
+from llada.data.rows import RowForm
+from llada.diffusion.masking import check_mask_kind
+from llada.training.config import DiffusionArguments
+from llada.training.options import MaskedDiffusionOptions
+from llada.training.trl_options import REFUSED
+
+NO_METRICS = ("mean_token_accuracy", "entropy")  # TRL's, of logits
+STRATEGIES = ("bfd", "bfd_split", "wrapped")
+
+
+@dataclass
+class MaskedDiffusionConfig(MaskedDiffusionOptions, DiffusionArguments):
+    """`TrainingArguments` with the options of `MaskedDiffusionOptions`.
+
+    The default schedule is warmup-stable-decay with a linear decay to a tenth of the learning rate.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
+    """
+
+    refused = REFUSED | {
+        "loss_type": (
+            ("nll", "chunked_nll"),
+            "the loss is a bound on the likelihood of the scored tokens. 'dft' weighs a token by its probability given "
+            "those before it, which this model does not have. Use 'nll'",
+        ),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_mask_kind(self.masks)
+        if str(self.metric_for_best_model).endswith(NO_METRICS):
+            raise ValueError(
+                f"metric_for_best_model={self.metric_for_best_model!r} is refused: it needs the logits of whole rows, "
+                "and the model's head runs at masked positions only. Use 'eval_loss' or 'eval_bits_per_byte'"
+            )
+        if self.packing_strategy not in (None, *STRATEGIES):
+            raise ValueError(f"packing_strategy={self.packing_strategy!r} must be one of {STRATEGIES}")
+        if isinstance(self.dataset_kwargs, str):
+            self.dataset_kwargs = json.loads(self.dataset_kwargs)
+        if unknown := set(self.dataset_kwargs or {}) - {"skip_prepare_dataset"}:
+            raise ValueError(f"dataset_kwargs has unknown keys {sorted(unknown)}: it may have 'skip_prepare_dataset'")
+        if not 0 <= self.random_length_probability <= 1:
+            raise ValueError(f"random_length_probability={self.random_length_probability} must be between 0 and 1")
+
+    @classmethod
+    def of(cls, args: TrainingArguments) -> "MaskedDiffusionConfig":
+        """The configuration with the options of `args`; those that `args` has at its default keep ours.
+
+        Raises:
+            TypeError: `args` is no TrainingArguments.
+        """
+        if isinstance(args, cls):
+            return args
+        if not isinstance(args, TrainingArguments):
+            raise TypeError(f"args must be a MaskedDiffusionConfig or TrainingArguments, but is {type(args).__name__}")
+        defaults = TrainingArguments(output_dir=args.output_dir)
+        given = {
+            option.name: getattr(args, option.name)
+            for option in fields(TrainingArguments)
+            if option.init and getattr(args, option.name) != getattr(defaults, option.name)
+        }
+        return cls(output_dir=args.output_dir, **given)
+
+    def form(self, training: bool) -> RowForm:
+        """What is made of the rows of training or evaluation data."""
+        packing = self.packing if training or self.eval_packing is None else self.eval_packing
+        return RowForm(
+            self.dataset_text_field, self.completion_only_loss, self.assistant_only_loss, packing, self.packing_strategy
+        )
+
+    @property
+    def skips_preparation(self) -> bool:
+        """Whether rows are taken as they are."""
+        assert not isinstance(self.dataset_kwargs, str)  # `__post_init__` has read the JSON
+        return bool((self.dataset_kwargs or {}).get("skip_prepare_dataset"))

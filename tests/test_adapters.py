@@ -17,6 +17,7 @@ from llada.cli.chat import NO_ANSWER, talk
 from llada.cli.checkpoint import load_config, load_merged, load_model
 from llada.cli.merge import merge
 from llada.cli.next_steps import next_steps
+from llada.data.tokenizer import byte_tokenizer
 from llada.data.turns import has_turns, record_turns, speaks_in_turns
 from llada.errors import RecipeError
 from llada.models.common.lora import wrap_with_adapters
@@ -166,8 +167,9 @@ def test_recipes_continue_adapters_and_their_reference_is_a_frozen_copy(tmp_path
 )
 def test_whether_the_chat_template_applies_travels_with_the_tokenizer(tmp_path, row, turns):
     """Text that was rendered beforehand is a dialogue too; without a record the template decides."""
-    TOKENIZER.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)  # TOKENIZER may have the record of another test's training
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    record_turns(tokenizer, {"input_ids": [1, 2]})  # of tokens nothing is known
     assert speaks_in_turns(tokenizer)
     assert has_turns(row) == turns
     record_turns(tokenizer, row)

@@ -25,8 +25,13 @@ def has_turns(row: Mapping[str, Any]) -> bool:
 
 
 def record_turns(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> None:
-    """Note in the tokenizer whether the training data, of which `row` is one row of text, are dialogues."""
-    tokenizer.init_kwargs[KEY] = has_turns({name: value for name, value in row.items() if name in TEXT_COLUMNS})
+    """Note in the tokenizer whether the training data, of which `row` is one row, are dialogues.
+
+    Nothing is noted of rows that are tokenized already, so that the template decides.
+    """
+    if "input_ids" not in row:
+        text = {name: value for name, value in row.items() if name in TEXT_COLUMNS}
+        tokenizer.init_kwargs[KEY] = has_turns(text)
 
 
 def speaks_in_turns(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -12,9 +12,10 @@ from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from test_sft import IDS, TOKENIZER
 from test_tokenizer import ANSWER, PUBLISHED_TEMPLATE, QUESTION
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from llada.errors import DataError
+from llada.models.common.lora import wrap_with_adapters
 from vrpo import VRPOConfig, VRPOTrainer
 
 KINDS = {"sft": sft, "vrpo": vrpo}
@@ -120,6 +121,21 @@ def test_a_model_with_an_adapter_is_its_own_reference_by_a_frozen_copy(tmp_path)
     run.train()
     assert all(torch.equal(weights[name], weight) for name, weight in frozen.items())
     assert all(not torch.equal(weights[name], weight) for name, weight in trained.items())
+
+
+def test_a_directory_of_adapters_is_a_model_to_train_on(tmp_path):
+    """The base comes from the adapters' config, the tokenizer from the directory; transformers' own form is refused."""
+    tiny_model(seed=1, dtype=torch.float32, **IDS).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    wrap_with_adapters(base, LoraConfig(r=2)).save_pretrained(tmp_path / "adapters")
+    TOKENIZER.save_pretrained(tmp_path / "adapters")
+    args = vrpo.config(tmp_path, max_steps=1)
+    run = VRPOTrainer(str(tmp_path / "adapters"), args=args, train_dataset=vrpo.PAIRS)
+    assert {"default", "ref"} == set(run.model.peft_config)
+    assert any(weight.requires_grad for weight in run.model.parameters())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapters")
+    with pytest.raises(ValueError, match="adapters that transformers has loaded"):
+        VRPOTrainer(loaded, args=args, train_dataset=vrpo.PAIRS, processing_class=TOKENIZER)
 
 
 def test_rows_come_in_every_form(tmp_path):

@@ -94,9 +94,9 @@ class DiffusionTrainerBase(MeanOverRows):
         if train_dataset is None:
             raise ValueError("`train_dataset` is required: a dataset or a list of rows")
         set_seed(args.seed)  # for the weights of new adapters
-        model = load(model, args.model_init_kwargs, peft_config is not None, quantization_config)
+        given, model = model, load(model, args.model_init_kwargs, peft_config is not None, quantization_config)
         revision = (args.model_init_kwargs or {}).get("revision")
-        processing_class = tokenizer_of(model, processing_class, revision, type(self).__name__)
+        processing_class = tokenizer_of(model, given, processing_class, revision, type(self).__name__)
         self.set_tokenizer(processing_class, model.config, args)
         spec = as_denoiser(model).spec
         set_what_is_known(args, spec)

@@ -1,7 +1,9 @@
 """What a trainer is made from: a model and a tokenizer by name or as objects, adapters, and rows in any form."""
 
+import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +12,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from llada.data.tokenizer import load_tokenizer, set_chat_template
 from llada.denoiser import DenoiserSpec, as_denoiser
 from llada.errors import DataError
-from llada.models.common.lora import refuse_head_adapters, wrap_with_adapters
+from llada.models.common.lora import add_adapters, refuse_head_adapters, wrap_with_adapters
 
 logger = logging.getLogger(__name__)
+
+ADAPTERS = "adapter_config.json"  # a directory with this file holds adapters instead of a model
 
 
 def has_adapters(model) -> bool:
@@ -25,12 +29,14 @@ def load(
 ) -> PreTrainedModel:
     """Load a model by name or path in fp32, or as saved if only adapters are trained; a model is returned as it is.
 
+    A directory of adapters gives their base with these adapters, to be trained on.
+
     Args:
         init_kwargs: TRL's `model_init_kwargs`, the arguments of `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
         ValueError: `init_kwargs` or `quantization_config` is given for a model that is already loaded, or both set the
-            quantization; or quantized weights would be trained themselves.
+            quantization; quantized weights would be trained themselves; or transformers has loaded adapters into it.
     """
     options = dict(init_kwargs or {})
     if quantization_config is not None and "quantization_config" in options:
@@ -39,13 +45,22 @@ def load(
         given = "model_init_kwargs" if options else "quantization_config" if quantization_config is not None else None
         if given:
             raise ValueError(f"{given} is for a model that is loaded by name, but the model is loaded already")
+        if has_adapters(model) and not hasattr(model, "get_base_model"):
+            raise ValueError(
+                "the model has adapters that transformers has loaded, beside which none can be frozen: give the "
+                "adapters' directory as model, or load them with peft.PeftModel.from_pretrained(base, DIRECTORY, "
+                "is_trainable=True)"
+            )
         return model
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     if options.get("quantization_config") is not None and not adapters:
         raise ValueError("quantization_config freezes the weights: train adapters (peft_config)")
     options.setdefault("dtype", "auto" if adapters else torch.float32)
-    return AutoModelForCausalLM.from_pretrained(model, **options)
+    if not Path(model, ADAPTERS).exists():
+        return AutoModelForCausalLM.from_pretrained(model, **options)
+    base = json.loads(Path(model, ADAPTERS).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return add_adapters(AutoModelForCausalLM.from_pretrained(base, **options), model, trainable=True)
 
 
 def name_of(model) -> str:
@@ -64,20 +79,25 @@ def row_length(max_length: int | None, context: int) -> int:
     return context if max_length is None else max_length
 
 
-def tokenizer_of(model, processing_class, revision: str | None, trainer: str) -> PreTrainedTokenizerBase:
-    """The given tokenizer, or the one saved with the model.
+def tokenizer_of(model, given, processing_class, revision: str | None, trainer: str) -> PreTrainedTokenizerBase:
+    """The given tokenizer, or the one saved with the model or adapters.
+
+    Args:
+        given: the trainer's argument from which `model` was loaded; trainer: its name, for messages.
 
     Raises:
         TypeError: `processing_class` is no tokenizer.
         ValueError: there is none, and the model has no name; or its chat template ignores `add_generation_prompt`.
     """
-    if processing_class is None and not name_of(model):
+    saved_here = isinstance(given, str) and Path(given, "tokenizer_config.json").exists()
+    name = given if saved_here else name_of(model)
+    if processing_class is None and not name:
         raise ValueError(
             f"{trainer} needs processing_class, the tokenizer: the model was not loaded from a name or path that could "
             "have one"
         )
     if processing_class is None:
-        return load_tokenizer(name_of(model), revision)
+        return load_tokenizer(name, revision)
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         kind = type(processing_class).__name__
         raise TypeError(f"processing_class must be a tokenizer (this package trains on text), but is a {kind}")

@@ -122,7 +122,7 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
         return (
             f"Masked diffusion training: one {self.args.masks} mask of each row a step, rows of at most "
             f"{self.max_length} tokens, EOS tail {tail}, rate {self.args.learning_rate:g} "
-            f"({self.args.lr_scheduler_type}).\nUnlike TRL's SFTTrainer: rows are never cut,{packed} the "
+            f"({self.args.lr_scheduler_type.value}).\nUnlike TRL's SFTTrainer: rows are never cut,{packed} the "
             "loss is a likelihood bound in nats per token. docs/trl.md lists all."
         )
 

@@ -114,7 +114,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return (
             f"VRPO: {losses}, beta {args.beta:g}, {self.design.n} masks of each response ({args.estimator}), {pairs} "
-            f"pairs a step, rate {args.learning_rate:g} ({args.lr_scheduler_type}).\n"
+            f"pairs a step, rate {args.learning_rate:g} ({args.lr_scheduler_type.value}).\n"
             "Unlike TRL's DPOTrainer: likelihoods are averages over masks, defaults are LLaDA 1.5's, rows are never "
             "cut. docs/trl.md lists all."
         )

@@ -97,7 +97,7 @@ class DiffusionTrainerBase(MeanOverRows):
         given, model = model, load(model, args.model_init_kwargs, peft_config is not None, quantization_config)
         revision = (args.model_init_kwargs or {}).get("revision")
         processing_class = tokenizer_of(model, given, processing_class, revision, type(self).__name__)
-        self.set_tokenizer(processing_class, model.config, args)
+        self.set_tokenizer(processing_class, getattr(model, "config", None), args)
         spec = as_denoiser(model).spec
         set_what_is_known(args, spec)
         self.ids = special_ids(processing_class, spec)

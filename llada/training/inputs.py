@@ -65,7 +65,7 @@ def load(
 
 def name_of(model) -> str:
     """The name or path from which a model was loaded; empty if it was built in memory."""
-    return getattr(model.config, "_name_or_path", "") or ""
+    return getattr(getattr(model, "config", None), "_name_or_path", "") or ""
 
 
 def row_length(max_length: int | None, context: int) -> int:

@@ -166,3 +166,32 @@ def test_local_files_load_by_their_ending(tmp_path):
     assert load_rows(str(tmp_path / "b.txt"))[0]["text"].rstrip("\n") == "one\n\ntwo"  # one document, not lines
     with pytest.raises(FileNotFoundError, match="no such data file: .*c.jsonl"):
         load_rows(str(tmp_path / "c.jsonl"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_values_of_a_json_file_keep_their_types(tmp_path, name, streaming):
+    """Beside a list the text "4" became a number and "null" None; dates in text became timestamps."""
+    rows = [{"a": text, "day": "2020-01-01"} for text in ("4", "null", '{"b": 1}', [], 4, None, "text")] + [{"a": "5"}]
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / name).write_text(lines if name == "a.jsonl" else json.dumps(rows, indent=1))
+    expected = [{"a": None, "day": None} | row for row in rows]
+    assert list(load_rows(str(tmp_path / name), streaming=streaming)) == expected
+    (tmp_path / name).write_text(json.dumps({"a": "2021-01-01"}))  # a changed file is read again
+    assert list(load_rows(str(tmp_path / name), streaming=streaming)) == [{"a": "2021-01-01"}]
+
+
+def test_completions_and_documents_of_another_type_are_named(tmp_path):
+    for rows, message in (
+        (
+            [{"prompt": "q", "completion": "1"}, {"prompt": "q", "completion": 2.5}],
+            "a number in 'completion'.* found 2.5",
+        ),
+        ([{"prompt": "q", "completion": "1"}, {"prompt": True, "completion": "1"}], "true or false in 'prompt'"),
+        ([{"prompt": "q", "completion": "1"}, {"prompt": "q", "completion": []}], "an empty 'completion'"),
+        ([{"text": "1"}, {"text": ["a"]}], r"something else than text in 'text': row 1 .*found \['a'\]"),
+        ([{"messages": chat("q", "1")}, {"messages": 3}], "a number in 'messages', where text or a list of messages"),
+    ):
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(DataError, match=f"^f: 1 of 2 rows cannot be trained on:\n  1 row has {message}"):
+            prepare_rows(load_rows(str(tmp_path / "a.jsonl")), TOKENIZER, IDS, 256, source="f")

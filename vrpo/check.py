@@ -1,9 +1,9 @@
-"""Check a data file before training: all rows that cannot be trained on, the lengths in tokens, and what to do.
+"""Check a data file before training or sampling: all rows that cannot be used, the lengths in tokens, and what to do.
 
     python -m vrpo.check FILE [--model NAME_OR_PATH] [--max_length N]
 
-FILE holds preference pairs, prompts and completions, messages or texts (a local file or a hub dataset). The exit status
-is 0 if every row can be trained on, 1 if not, and 2 if the file cannot be checked.
+FILE holds preference pairs, prompts and completions, messages, texts or only prompts to be answered (a local file or a
+hub dataset). The exit status is 0 if every row can be used, 1 if not, and 2 if the file cannot be checked.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llada.data.encoding import EMPTY, MISSING, encode_pair, template_options
+from llada.data.encoding import EMPTY, MISSING, encode_pair, template_options, texts_of
 from llada.data.flaws import Filter, Room, keep_valid
 from llada.data.formats import map_rows, row_count
 from llada.data.loading import check_columns
@@ -104,7 +104,8 @@ class _PairsOut:
             if sides["chosen"] == sides["rejected"] and not self.allow_identical:
                 flaw = IDENTICAL
         except PairError as error:
-            flaw, detail = error.flaw.format(part=repr("prompt" if error.part == "prompt" else column)), error.detail
+            part = column if error.part == "completion" else error.part
+            flaw, detail = error.flaw.format(part=repr(part)), error.detail
         chosen, rejected = (prompt_ids + side for side in sides.values())
         return {
             "prompt_ids": prompt_ids,
@@ -123,15 +124,19 @@ def with_prompt(example: dict[str, Any]) -> dict[str, Any]:
     """A preference row with its prompt; where TRL takes the common beginning of the two answers, so does this.
 
     Raises:
-        PairError: an answer is missing or empty, or there is no common beginning.
+        PairError: an answer is missing, empty or neither text nor messages, or there is no common beginning.
     """
     from trl.data_utils import maybe_extract_prompt
 
     if "prompt" in example and isinstance(example["prompt"], str) == isinstance(example["chosen"], str):
         return example
-    for column in ("chosen", "rejected"):
-        if not example[column]:  # TRL's function fails on them
-            raise PairError("completion", (MISSING if example[column] is None else EMPTY).format(part=repr(column)))
+    for column in ("chosen", "rejected"):  # TRL's function fails on what is refused here
+        value = example[column]
+        if value is None:
+            raise PairError(column, MISSING)
+        texts_of(column, value)
+        if not value:
+            raise PairError(column, EMPTY)
     if not isinstance(example.get("prompt", ""), str):
         return example  # messages before texts: `encode_pair` says what is wrong
     extracted = maybe_extract_prompt(example)

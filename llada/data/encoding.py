@@ -20,6 +20,8 @@ TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 MISSING = "have no value in {part}"
 EMPTY = "have an empty {part}"
 MALFORMED = "have something else than text or a list of messages in {part}"
+NOT_TEXT = "have something else than text in {part}"
+OF_ANOTHER_TYPE = "have {type} in {{part}}, where text or a list of messages belongs"
 OF_TWO_KINDS = (
     "have text on one side of 'prompt' and {part} and messages on the other: both must be text, or both lists of "
     "messages with 'role' and 'content'"
@@ -44,13 +46,21 @@ def texts_of(part: str, value: Prompt) -> list[str]:
     """
     if isinstance(value, str):
         return [value]
-    if not isinstance(value, list):
-        raise PairError(part, MALFORMED, f"found {value!r}")
+    check_type(part, value)
     for message in value:
         role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, Mapping) else (0, 0)
         if not isinstance(role, str) or not (isinstance(content, str) or (content is None and calls_tools(message))):
             raise PairError(part, MALFORMED, f"a message needs text under 'role' and 'content': {message!r}")
     return [message.get("content") or "" for message in value]
+
+
+def check_type(part: str, value: Any) -> None:
+    """Raise PairError unless a value is text or a list; the flaw says which type it has."""
+    if isinstance(value, str | list):
+        return
+    names = {bool: "true or false", int: "a number", float: "a number", dict: "a dictionary", type(None): "no value"}
+    name = names.get(type(value), f"a value of type {type(value).__name__}")
+    raise PairError(part, OF_ANOTHER_TYPE.format(type=name), f"found {value!r}")
 
 
 def calls_tools(message: Mapping[str, Any]) -> bool:
@@ -112,6 +122,9 @@ def encode_pair(
     for part, value in (("prompt", prompt), ("completion", completion)):
         if value is None:
             raise PairError(part, MISSING)
+        if value == []:
+            raise PairError(part, EMPTY)
+        texts_of(part, value)  # checks its type first: a number is neither text nor messages
     if isinstance(prompt, str) != isinstance(completion, str):
         kinds = ["text" if isinstance(value, str) else "messages" for value in (prompt, completion)]
         raise PairError("completion", OF_TWO_KINDS, f"the prompt is {kinds[0]}, the answer {kinds[1]}")

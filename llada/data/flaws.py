@@ -59,7 +59,8 @@ class Report:
     """The flawed rows of a dataset, by kind.
 
     source: the dataset's name, such as its file. total: its number of rows, None for a stream. overlong: the kinds that
-    a larger max_length would cure. rows: numbers of the rows of each kind. detail: that of the first row of each.
+    a larger max_length would cure. rows: numbers of the rows of each kind. detail: that of the first row of each. use:
+    what is to be done with the rows.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Report:
     overlong: tuple[str, ...] = ()
     rows: dict[str, list[int]] = field(default_factory=dict)
     detail: dict[str, str] = field(default_factory=dict)
+    use: str = "trained on"
 
     def add(self, row: int, flaw: str, detail: str) -> None:
         """Count a row; a second flaw of the same kind (another turn of a dialogue) counts once."""
@@ -88,7 +90,7 @@ class Report:
     def __str__(self) -> str:
         count = len(self.flawed)
         of = "" if self.total is None else f" of {self.total}"
-        lines = [f"{self.source}: {count}{of} row{'s' * ((self.total or count) > 1)} cannot be trained on:"]
+        lines = [f"{self.source}: {count}{of} row{'s' * ((self.total or count) > 1)} cannot be {self.use}:"]
         for flaw, rows in sorted(self.rows.items(), key=lambda kind: kind[1]):
             verb, rest = flaw.split(" ", 1)
             what = f"{len(rows)} rows {flaw}" if len(rows) > 1 else f"1 row {SINGULAR[verb]} {rest}"

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llada.data.json_rows import NO_ROWS, keeps_values, load_exact
 from llada.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,8 +18,11 @@ def load_rows(
 ) -> "Dataset | IterableDataset":
     """Load a local file (.jsonl, .json, .parquet, .csv, or .txt as one document) or a hub dataset.
 
+    Of a stream of a local file the first rows are read, so that a broken file is found here.
+
     Raises:
         FileNotFoundError: `source` has the extension of a data file and does not exist.
+        DataError: a local file is empty or broken; the message names the line, or gives the reader's reason.
     """
     from datasets import load_dataset
 
@@ -27,9 +31,24 @@ def load_rows(
         return load_dataset(source, name, split=split, streaming=streaming)
     if not path.is_file():
         raise FileNotFoundError(f"no such data file: {source}")
+    if not path.stat().st_size:
+        raise DataError(f"{source}: {NO_ROWS}")
     loader = LOADERS[path.suffix]
     options = {"sample_by": "document"} if loader == "text" else {}
-    return load_dataset(loader, data_files=str(path), split="train", streaming=streaming, **options)
+    try:
+        rows = load_dataset(loader, data_files=str(path), split="train", streaming=streaming, **options)
+        if streaming:
+            next(iter(rows), None)
+        else:
+            rows.data.validate(full=True)  # Arrow's reader of JSON lets bytes pass that are not UTF-8
+    except Exception as error:  # the readers of the formats raise errors of many libraries
+        if loader == "json":
+            return load_exact(source, streaming)
+        reason = str(error.__cause__ or error).strip()
+        raise DataError(f"{source} cannot be read as {path.suffix}: {reason}") from error
+    if loader == "json" and not (rows.features and keeps_values(dict(rows.features))):
+        return load_exact(source, streaming)
+    return rows
 
 
 def column_names(dataset: "Dataset | IterableDataset") -> list[str]:

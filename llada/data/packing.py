@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llada.data.encoding import EMPTY, MISSING, SPELLS_MASK
+from llada.data.encoding import EMPTY, MISSING, NOT_TEXT, SPELLS_MASK
 from llada.data.rows import ROW_TYPES, UNSCORED, RowOut, RowsOut, example_id, features_of
 from llada.data.tokenizer import SpecialIds
 from llada.errors import PairError
@@ -35,6 +35,11 @@ class DocumentRows(RowsOut):
         owner: list[int] = []  # the document to which each token belongs
         text_bytes: list[int] = []
         for row, text in zip(rows, batch[self.column], strict=True):
+            if text is not None and not isinstance(text, str):
+                yield RowOut.flawed(
+                    row, PairError("completion", NOT_TEXT, f"found {text!r}"), {"completion": self.column}
+                )
+                continue
             encoded = self.tokenizer(text or "", add_special_tokens=False, return_offsets_mapping=True)
             if not text or self.ids.mask in encoded.input_ids:
                 flaw = MISSING if text is None else EMPTY if not text else SPELLS_MASK

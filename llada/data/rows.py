@@ -17,6 +17,7 @@ from llada.data.encoding import (
     MALFORMED,
     MISSING,
     TEMPLATE_COLUMNS,
+    check_type,
     encode_pair,
     template_options,
     texts_of,
@@ -206,7 +207,8 @@ class DialogueRows(PairRows):
     def dialogue(self, row: int, messages, options: dict[str, Any]) -> Iterator[RowOut]:
         if messages is None:
             raise PairError("prompt", MISSING)
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        check_type("prompt", messages)
+        if isinstance(messages, str) or not all(isinstance(message, dict) for message in messages):
             raise PairError("prompt", MALFORMED, f"found {messages!r}")
         messages = [renamed(message) for message in messages]
         roles = [message.get("role") for message in messages]

@@ -1,18 +1,29 @@
 """What a data file holds: its format, the rows that cannot be trained on, and the lengths of the others in tokens."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from llada.cli.checkpoint import load_config
+from llada.data.encoding import EMPTY, MISSING, NOT_RENDERED, SPELLS_MASK, texts_of
 from llada.data.flaws import Filter, Report, Room
-from llada.data.formats import row_kind, tokenize_rows
+from llada.data.formats import map_rows, row_kind, tokenize_rows
 from llada.data.loading import check_columns, load_rows
 from llada.data.tokenizer import byte_tokenizer, special_ids
+from llada.errors import DataError, PairError
+from llada.sampling.text import encode
 from llada.training.inputs import row_length
 from vrpo.data import tokenize_pairs
 
 EOS_TAIL = 1  # the trainers' default
+FORMATS = (
+    "'prompt', 'chosen' and 'rejected' (preference pairs), or 'prompt' and 'completion', 'messages', 'conversations', "
+    "'text' or 'input_ids' (pretraining and SFT), or 'prompt' alone or with 'answer' (prompts to be answered)"
+)
+PROMPT_TYPES: dict[str, Any] = {"length": "int64", "prompt_length": "int64", "row": "int64"}
 PERCENTILES = {"median": 50, "90%": 90, "99%": 99, "longest": 100}
 
 
@@ -34,7 +45,8 @@ class CheckedRows:
         lines = [f"{self.report.source}: {self.report.total} rows, {self.kind}"]
         lines += [str(self.report)] if self.report.rows else []
         if not self.longest:
-            return "\n".join([*lines, f"Recommendation: {self.report.advice}"])
+            advice = "Remove them" if self.kind == "prompts" else self.report.advice
+            return "\n".join([*lines, f"Recommendation: {advice}"])
         tokenizer = f"of {self.model}" if self.model else "one for each byte, because no --model is given"
         lines += [f"Tokens ({tokenizer}):", " " * 12 + "".join(f"{name:>10}" for name in PERCENTILES)]
         for part, lengths_N in self.lengths.items():
@@ -45,6 +57,13 @@ class CheckedRows:
     @property
     def recommendation(self) -> str:
         """One line on what to do."""
+        if self.kind == "prompts":
+            return (
+                f"{'Remove these rows. ' if self.report.rows else ''}recipes/generate.py answers the prompts, "
+                f"recipes/make_pairs.py makes preference pairs of them; the longest has {self.longest} tokens, and the "
+                "model's context must hold gen_length more. Training needs further columns: 'completion', or 'chosen' "
+                "and 'rejected'"
+            )
         advice = self.report.advice if self.report.rows else "Train on them as they are"
         if self.kind == "documents":
             return advice
@@ -69,33 +88,84 @@ def check(source: str, model: str | None = None, max_length: int | None = None) 
     else:
         tokenizer, config = load_config(model)
         ids, limit = special_ids(tokenizer, config.denoiser_spec), row_length(max_length, config.denoiser_spec.context)
-    if {"chosen", "rejected"} <= set(columns):
-        kind, parts = "preference pairs", ["prompt", "chosen", "rejected"]
-        tokenized = tokenize_pairs(rows, tokenizer, ids, source)
+    kind, tail = kind_of(columns, source), EOS_TAIL
+    if kind == "preference pairs":
+        parts, tokenized = ["prompt", "chosen", "rejected"], tokenize_pairs(rows, tokenizer, ids, source)
+    elif kind == "prompts":
+        parts, tail = ["prompt"], 0
+        tokenized = map_rows(rows, PromptsOut(tokenizer, ids.mask), PROMPT_TYPES, columns, None)
     else:
-        kind, parts = row_kind(columns, source), ["prompt", "completion"]
-        tokenized = tokenize_rows(rows, tokenizer, ids, source)
+        parts, tokenized = ["prompt", "completion"], tokenize_rows(rows, tokenizer, ids, source)
     if kind == "text":
         kind, parts, limit = "documents", ["text"], None
-    tail = EOS_TAIL
     if kind == "input_ids":  # taken as they are
         kind, parts, tail = "tokenized rows", ["input_ids"], 0
     room = None if limit is None else Room(limit, tail)
     report, _ = Filter(source, room, total=len(rows)).find(tokenized)
+    report.use = "answered" if kind == "prompts" else report.use
     lengths = part_lengths(tokenized, parts)
     longest = max((row["length"] for row in tokenized.select_columns("length")), default=0)
     return CheckedRows(kind, report, model, lengths, longest + tail if longest else 0)
 
 
+def kind_of(columns: list[str], source: str) -> str:
+    """What rows with these columns are: "preference pairs", a kind of `row_kind`, or "prompts".
+
+    Raises:
+        DataError: they are none of these.
+    """
+    if {"chosen", "rejected"} <= set(columns):
+        return "preference pairs"
+    try:
+        return row_kind(columns, source)
+    except DataError:
+        one_side = {"chosen", "rejected"} & set(columns)
+        if "prompt" in columns and not one_side:
+            return "prompts"
+        missing = f" {({'chosen', 'rejected'} - one_side).pop()!r} is missing;" if one_side else ""
+        raise DataError(f"{source}: columns are {sorted(columns)};{missing} needed are {FORMATS}") from None
+
+
+@dataclass
+class PromptsOut:
+    """Tokenizes a prompt (text or messages) as in sampling; what is wrong with it is in the columns of flaws."""
+
+    tokenizer: PreTrainedTokenizerBase
+    mask_id: int
+
+    def __call__(self, example: dict[str, Any], row: int) -> dict[str, Any]:
+        length, flaw, detail = 0, "", ""
+        try:
+            length = len(self.encoded(example["prompt"]))
+        except PairError as error:
+            flaw, detail = error.flaw.format(part="'prompt'"), error.detail
+        return {"length": length, "prompt_length": length, "row": row, "flaw": flaw, "flaw_detail": detail}
+
+    def encoded(self, prompt: Any) -> list[int]:
+        if prompt is None:
+            raise PairError("prompt", MISSING)
+        if not any(texts_of("prompt", prompt)):
+            raise PairError("prompt", EMPTY)
+        try:
+            ids = encode(self.tokenizer, prompt)
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            if self.tokenizer.chat_template is None:
+                raise
+            raise PairError("prompt", NOT_RENDERED, f"{type(error).__name__}: {error}") from error
+        if self.mask_id in ids:
+            raise PairError("prompt", SPELLS_MASK)
+        return ids
+
+
 def part_lengths(tokenized, parts: list[str]) -> dict[str, np.ndarray]:
     """Tokens of each part of the rows that could be tokenized, an array [rows] for each."""
     lengths: dict[str, list[int]] = {part: [] for part in parts}
-    for row in tokenized.remove_columns("example_id"):
+    for row in tokenized:
         if row["flaw"]:
             continue
         if "chosen" in parts:
             values = [len(row[f"{part}_ids"]) for part in parts]
-        elif "prompt" in parts:
+        elif "completion" in parts:
             values = [row["prompt_length"], row["length"] - row["prompt_length"]]
         else:
             values = [row["length"]]

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date
 from typing import get_type_hints
 
 import pytest
 import torch
 from conftest import ROOT, load_script, tiny_model
+from datasets import Dataset
 from test_sft import IDS, TOKENIZER
 from transformers import HfArgumentParser
 
@@ -184,10 +186,12 @@ def test_output_is_not_overwritten_and_bad_input_is_named(saved):
     for row, message in (
         ({"question": "a"}, r"columns are \['question'\]; needed is 'prompt'"),
         ({"prompt": "a", "completion": "b"}, "has a column 'completion' already"),
-        ({"prompt": "a", "date": "2024-05-01"}, "row 0 .* cannot be written as JSON"),
     ):
         (saved / "prompts.jsonl").write_text(json.dumps(row) + "\n")
         refused(message)
+    # A date in text stays text; one of parquet is no text.
+    Dataset.from_list([{"prompt": "a", "date": date(2024, 5, 1)}]).to_parquet(saved / "dated.parquet")
+    refused("row 0 .* cannot be written as JSON", "--prompts", str(saved / "dated.parquet"))
     (saved / "prompts.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n")
     refused("verifier=same_as_answer needs 'answer'", recipe=make_pairs)
 

@@ -180,7 +180,7 @@ class DiffusionTrainerBase(MeanOverRows):
         return self.metrics(prediction) | custom
 
     def introduction(self) -> str:
-        """Two lines, printed when training begins: the recipe, and what departs from TRL."""
+        """Two lines: the recipe, and what departs from TRL. Printed when training begins, unless `log_level` is error."""
         raise NotImplementedError
 
     @property
@@ -230,7 +230,7 @@ class DiffusionTrainerBase(MeanOverRows):
 
     def train(self, *args, **kwargs):
         self.metric_sums = MetricSums()  # drops those of a run that was interrupted
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and self.args.log_level not in ("error", "critical"):
             print(self.introduction())
         return super().train(*args, **kwargs)
 

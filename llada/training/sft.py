@@ -117,7 +117,7 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
         )  # fmt: skip
 
     def introduction(self) -> str:
-        packed = "" if self.args.packing is False else " documents are packed,"
+        packed = "" if self.args.packing is False else " documents (text) are packed,"
         tail = "up to the longest row" if self.args.eos_tail == "batch" else self.args.eos_tail
         return (
             f"Masked diffusion training: one {self.args.masks} mask of each row a step, rows of at most "

@@ -14,7 +14,7 @@ from llada.sampling.settings import SamplerSettings
 
 
 class OneLineErrors:
-    """For a parser: it raises RecipeError instead of printing its usage, which for a recipe has over a hundred lines."""
+    """For a parser, which then raises RecipeError instead of printing its usage: over a hundred lines for a recipe."""
 
     def error(self, message: str) -> NoReturn:
         raise RecipeError(f"{message} (--help lists the options)")

@@ -14,8 +14,8 @@ def check_target(adapter: str, out: str, overwrite: bool) -> Path:
     """The directory to write.
 
     Raises:
-        RecipeError: `adapter` does not exist or holds no adapters, or `out` is the adapters' or the base's directory, holds files and
-            `overwrite` is not set, or holds files that are no model.
+        RecipeError: `adapter` does not exist or holds no adapters; or `out` is the adapters' or the base's directory,
+            holds files and `overwrite` is not set, or holds files that are no model.
     """
     check_path(adapter)
     if adapter_fields(adapter) is None:

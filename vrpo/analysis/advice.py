@@ -51,8 +51,8 @@ def meaning(row: dict[str, Any]) -> str:
     deviation = variance(row) ** 0.5
     return (
         f"At n = {row['n']}, the trainer's default, masks alone move a score of `{row['name']}` by {deviation:.2g} "
-        f"(standard deviation). Pairs whose margin is smaller are decided by noise: {row['flipped']['value']:.0%} of the "
-        f"drawn scores have the wrong sign. The noise changes the mean loss by {row['bias']['value']:+.2g}."
+        f"(standard deviation). Pairs whose margin is smaller are decided by noise: {row['flipped']['value']:.0%} of "
+        f"the drawn scores have the wrong sign. The noise changes the mean loss by {row['bias']['value']:+.2g}."
     )
 
 

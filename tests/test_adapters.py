@@ -284,3 +284,9 @@ def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_name(tmp_path, monkey
             sampler_settings(CompletionArguments(model=name), SamplerOptions())
     assert not is_path("GSAI-ML/LLaDA-8B-Base")
     assert base_of("GSAI-ML/LLaDA-8B-Base") == "GSAI-ML/LLaDA-8B-Base"
+
+
+def test_a_model_of_another_family_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(RecipeError, match="is a gpt2 model, not one of the families"):
+        load_config(str(tmp_path))

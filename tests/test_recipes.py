@@ -511,7 +511,7 @@ def test_modules_for_adapters_are_named_and_one_name_is_enough():
 
 def test_a_logger_that_cannot_start_is_named():
     usage_error = type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})
-    named = r"^report_to=\['wandb'\]: No API key configured; `--report_to none`"
+    named = r"^report_to=\['wandb'\]: No API key configured\. `--report_to none`"
     with pytest.raises(RecipeError, match=named), loggers_named(["wandb"]):
         raise usage_error("No API key configured")
     with pytest.raises(RecipeError, match="requires trackio to be installed"), loggers_named(["trackio"]):

@@ -27,13 +27,16 @@ def model_config(name: str) -> PreTrainedConfig:
     """The config of a model, or of the base of an adapter directory.
 
     Raises:
-        RecipeError: the base of an adapter directory cannot be found.
+        RecipeError: the base of an adapter directory cannot be found, or the model is of another family.
     """
     base = base_of(name)
     try:
-        return AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base)
     except OSError as error:
         raise (error if base == name else RecipeError(missing_base(name, base))) from error
+    if not hasattr(config, "denoiser_spec"):
+        raise RecipeError(f"{base} is a {config.model_type} model, not one of the families of llada.models")
+    return config
 
 
 def tokenizer_source(name: str) -> str:

@@ -75,7 +75,7 @@ def next_steps(
     """
     steps = [("talk to it", command("python", "-m", "llada.chat", "--model", output_dir))]
     completions = (
-        "answers to prompts of yours",
+        "answers to prompts of yours, a file with the column prompt",
         sample("generate.py", output_dir, "PROMPTS.jsonl", "completions.jsonl"),
     )
     if "chosen" in columns:
@@ -85,7 +85,10 @@ def next_steps(
     elif {"completion", "messages"} & set(columns):
         steps.append(completions)
         if {"prompt", "answer"} <= set(columns):
-            what, run = "preference pairs from its own right and wrong answers", ("accelerate", "launch")
+            what, run = (
+                "preference pairs from its own answers, checked against the column answer",
+                ("accelerate", "launch"),
+            )
             prompts = "PROMPTS.jsonl" if dropped else data
             steps.append((what, sample("make_pairs.py", output_dir, prompts, "pairs.jsonl", run)))
         steps.append(("align it with preferences", train("align.py", output_dir, "aligned", "PAIRS.jsonl")))

@@ -112,7 +112,8 @@ def loggers_named(report_to: list[str]) -> Iterator[None]:
         own = type(error).__module__.split(".")[0] in report_to
         absent = isinstance(error, RuntimeError | ImportError) and "to be installed" in str(error)
         if own or (absent and "Callback requires" in str(error)):
-            raise RecipeError(f"report_to={report_to}: {error}; `--report_to none` trains without a logger") from error
+            what = str(error).removesuffix(".")
+            raise RecipeError(f"report_to={report_to}: {what}. `--report_to none` trains without a logger") from error
         raise
 
 

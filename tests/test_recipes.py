@@ -518,3 +518,16 @@ def test_a_logger_that_cannot_start_is_named():
         raise RuntimeError("TrackioCallback requires trackio to be installed. Run `pip install trackio`.")
     with pytest.raises(RuntimeError, match="a bug"), loggers_named(["wandb"]):
         raise RuntimeError("a bug")
+
+
+def test_overwrite_deletes_nothing_when_a_logger_cannot_start(tmp_path, good, monkeypatch):
+    from transformers.integrations import WandbCallback
+
+    def no_key(*args, **kwargs):
+        raise type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})("No API key configured.")
+
+    monkeypatch.setattr(WandbCallback, "setup", no_key)
+    make_run(tmp_path / "run", 5)
+    with pytest.raises(RecipeError, match=r"^report_to=\['wandb'\]: No API key configured\. `--report_to none`"):
+        sft.main(arguments(tmp_path, good, "--overwrite", "true", "--report_to", "wandb"))
+    assert (tmp_path / "run" / "checkpoint-5" / "trainer_state.json").exists()

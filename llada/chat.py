@@ -10,16 +10,13 @@ chat template; a model that was trained on plain text is sampled so by itself, a
 If the output is no terminal, answers are printed when complete, without colours.
 """
 
-import sys
-
-from transformers import HfArgumentParser
-
-from llada.cli.arguments import ChatArguments, SamplerOptions, sampler_settings
+from llada.cli import failure
+from llada.cli.arguments import ChatArguments, CommandParser, SamplerOptions, sampler_settings
 
 
 def main() -> None:
     """Run the command: parse the options, load the model and start the dialogue."""
-    parser = HfArgumentParser([ChatArguments, SamplerOptions], description=__doc__.splitlines()[0])
+    parser = CommandParser([ChatArguments, SamplerOptions], description=__doc__.splitlines()[0])
     args, options = parser.parse_args_into_dataclasses()
     try:
         settings = sampler_settings(args, options)
@@ -28,9 +25,7 @@ def main() -> None:
         chat.run(args, options, settings)
     except KeyboardInterrupt:
         print()
-    except (ValueError, OSError) as error:  # of options and files: `run` answers those of a dialogue
-        sys.exit(f"llada.chat: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    failure.run(main)

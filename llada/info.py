@@ -7,9 +7,9 @@ weights, gradients and AdamW's two moments, but not activations, which depend on
 """
 
 import argparse
-import sys
 
 import llada  # noqa: F401  (registers the families)
+from llada.cli import failure
 
 
 def main() -> None:
@@ -24,13 +24,10 @@ def main() -> None:
     from llada.cli.info import rows  # imported after the options are parsed: it imports torch and transformers
 
     table = Table(title=args.path, show_header=False, title_justify="left")
-    try:
-        for label, value in rows(args.path, args.rank):
-            table.add_row(label, value)
-    except (ValueError, OSError) as error:  # of files that are missing or do not fit each other
-        sys.exit(f"llada.info: {error}")
+    for label, value in rows(args.path, args.rank):
+        table.add_row(label, value)
     Console().print(table)
 
 
 if __name__ == "__main__":
-    main()
+    failure.run(main)

@@ -7,9 +7,9 @@ tokenizer with its chat template, and the sampler settings. OUT appears only whe
 """
 
 import argparse
-import sys
 
 import llada  # noqa: F401  (registers the families)
+from llada.cli import failure
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,11 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from llada.cli.merge import merge  # imported after the options are parsed: it imports torch and transformers
 
-    try:
-        print(merge(args.adapter, args.out, args.dtype, args.overwrite))
-    except (ValueError, OSError) as error:  # of files that are missing or would be overwritten
-        sys.exit(f"llada.merge: {error}")
+    print(merge(args.adapter, args.out, args.dtype, args.overwrite))
 
 
 if __name__ == "__main__":
-    main()
+    failure.run(main)

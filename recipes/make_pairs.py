@@ -3,8 +3,9 @@
     python recipes/make_pairs.py --model runs/tiny_sft --prompts FILE.jsonl --output pairs.jsonl
 
 FILE has a `prompt` column (text or messages) and what the verifier needs: `same_as_answer` and `same_last_number`
-compare with an `answer` column; `FILE.py:function` is any `function(row, answer) -> bool`. The script samples as
-`generate.py` does (several processes, a killed run resumes), at temperature 1 by default.
+compare a sampled answer with the column `answer` of its row; `FILE.py:function` is any `function(row, answer) -> bool`.
+The script samples as `generate.py` does (several processes, a killed run resumes), at temperature 1 by default. Without
+a single pair it fails and writes no file.
 """
 
 import importlib.util
@@ -22,7 +23,13 @@ from vrpo.rollouts import DIVERSE, pair_up
 
 @dataclass
 class Arguments(CompletionArguments):
-    verifier: str = field(default="same_as_answer", metadata={"help": f"{sorted(VERIFIERS)}, or FILE.py:function."})
+    verifier: str = field(
+        default="same_as_answer",
+        metadata={
+            "help": f"{' or '.join(sorted(VERIFIERS))}, which compare with the column 'answer' of the prompts, or "
+            "FILE.py:function, which gets the whole row and the sampled answer."
+        },
+    )
     samples: int = field(default=4, metadata={"help": "Answers to each prompt."})
     pairs_per_prompt: int = field(default=1, metadata={"help": "Maximum number of pairs for each prompt."})
 
@@ -40,6 +47,20 @@ def load_verifier(name: str) -> Verifier:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, function)
+
+
+def no_pairs(args: Arguments, right: int, total: int) -> str:
+    """The message for answers of which no right and wrong one to the same prompt could be paired.
+
+    Args:
+        right: the number of right answers among all `total` ones.
+    """
+    return (
+        f"no pairs: {right} of {total} answers are right by {args.verifier}, and a pair needs a right and a wrong one, "
+        f"both not empty, to the same prompt. {args.output} is not written. The answers are kept beside it: the same "
+        "command with another --verifier checks them again. For more --samples, a higher --temperature or another "
+        "--model, add --overwrite true"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,6 +85,8 @@ def main(argv: list[str] | None = None) -> None:
             pair_up(row, texts, verify, args.pairs_per_prompt) for row, texts in zip(run.rows, found, strict=True)
         ]
         pairs = [pair for pairs in by_row for pair in pairs]
+        if not pairs:
+            raise RecipeError(no_pairs(args, right, len(by_row) * args.samples))
         run.files.finish(pairs)
         print(
             f"{len(pairs)} pairs from {sum(map(bool, by_row))} of {len(by_row)} prompts; "

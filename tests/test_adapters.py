@@ -11,17 +11,18 @@ from test_chat import chat
 from test_sft import IDS, TOKENIZER
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llada.cli.adapters import base_of, carry_settings, settings_folder
+from llada.cli.adapters import base_of, carry_settings, is_path, settings_folder
 from llada.cli.arguments import CompletionArguments, SamplerOptions, fit_context, override, sampler_settings
 from llada.cli.chat import NO_ANSWER, talk
 from llada.cli.checkpoint import load_config, load_merged, load_model
 from llada.cli.merge import merge
-from llada.cli.next_steps import next_steps
+from llada.cli.next_steps import BUDGETS, next_steps
 from llada.data.tokenizer import byte_tokenizer
 from llada.data.turns import has_turns, record_turns, speaks_in_turns
 from llada.errors import RecipeError
 from llada.models.common.lora import wrap_with_adapters
 from llada.sampling.settings import SamplerSettings
+from vrpo.analysis.settings import Settings
 
 TOKENS = torch.arange(20)[None]
 
@@ -240,17 +241,52 @@ def test_a_plain_chat_continues_each_line_alone_and_says_when_there_is_no_answer
         torch.nn.init.ones_(constant)
     talk(talker, Console(width=200), ["ab", "quit", "cd"], live=False)
     assert capsys.readouterr().out.splitlines() == [NO_ANSWER]
+    assert "a shorter --gen_length" in NO_ANSWER
 
 
 def test_the_next_steps_are_those_that_the_data_allow(tmp_path):
     trained(tmp_path)
     out = str(tmp_path / "adapters")
     asked = next_steps("runs/a b", None, "x.jsonl", ["prompt", "answer", "completion"], 5)
+    assert (
+        "recipes/align.py --model_name_or_path 'runs/a b' --dataset_name PAIRS.jsonl --output_dir 'runs/a b_al" in asked
+    )
+    assert "generate.py --model 'runs/a b' --prompts PROMPTS.jsonl" in asked
+    left_out = next_steps("runs/a b", None, "x.jsonl", ["prompt", "answer", "completion"], 5, dropped=True)
+    assert "make_pairs.py --model 'runs/a b' --prompts PROMPTS.jsonl" in left_out  # a row left out may have no prompt
+    pretrained = next_steps("runs/a", None, "x.txt", ["text"], 5)
+    assert "recipes/sft.py --model_name_or_path runs/a --dataset_name YOUR.jsonl --output_dir runs/a_sft" in pretrained
     assert "python -m llada.chat --model 'runs/a b'" in asked
     assert "accelerate launch recipes/make_pairs.py --model 'runs/a b' --prompts x.jsonl --output" in asked
     assert "make_pairs" not in next_steps(out, None, "x.jsonl", ["prompt", "completion"], 5)
     aligned = next_steps(out, "base", "x.jsonl", ["prompt", "chosen", "rejected"], 40)
     assert "--pairs 32 --batch_size 16" in aligned
+    assert f"python -m llada.info {out}\n" in aligned
+    assert "generate.py" in aligned
+    assert "--budgets" not in aligned
+    assert list(BUDGETS) == Settings().budgets
+    three = next_steps(out, "base", "x.jsonl", ["chosen", "rejected"], 40, budget=3)
+    assert "--budgets 1 2 4 8 16 3 --output" in three
     assert f"python -m llada.merge {out} {out}_merged" in aligned
     assert "--pairs 12 --batch_size 12" in next_steps(out, "base", "x.jsonl", ["chosen", "rejected"], 12)
     assert "variance" not in next_steps(out, "base", "x.jsonl", ["chosen", "rejected"], None)
+
+
+def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_name(tmp_path, monkeypatch):
+    """The hub would be asked for it with retries, and its message would speak of repositories."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for name in ("runs/tiny_pretrain", "/absent", "./absent", "~/absent", "a/b/c", "here/absent", "absent"):
+        assert is_path(name)
+        with pytest.raises(RecipeError, match=f"^{name} does not exist"):
+            load_config(name)
+        with pytest.raises(RecipeError, match=f"^{name} does not exist"):
+            sampler_settings(CompletionArguments(model=name), SamplerOptions())
+    assert not is_path("GSAI-ML/LLaDA-8B-Base")
+    assert base_of("GSAI-ML/LLaDA-8B-Base") == "GSAI-ML/LLaDA-8B-Base"
+
+
+def test_a_model_of_another_family_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(RecipeError, match="is a gpt2 model, not one of the families"):
+        load_config(str(tmp_path))

@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 import llada
 from llada.cli.arguments import SamplerOptions, override
 from llada.cli.completions import PartFiles
+from llada.errors import RecipeError
 from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import answers
@@ -117,8 +118,9 @@ def test_answers_of_eos_alone_are_kept_and_named(saved, capsys):
     rows = [json.loads(line) for line in (saved / "out.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in rows] == [""] * 7
     assert "7 of 7 answers are empty, EOS alone: rows 0, 1, 2, 3, 4, 5, 6 (counted from 0)" in capsys.readouterr().out
-    load_script("recipes/make_pairs").main(command(saved, "pairs.jsonl", "--temperature", "0"))
-    assert (saved / "pairs.jsonl").read_text() == ""
+    with pytest.raises(RecipeError, match="^no pairs: 0 of 28 answers are right"):
+        load_script("recipes/make_pairs").main(command(saved, "pairs.jsonl", "--temperature", "0"))
+    assert not (saved / "pairs.jsonl").exists()
 
 
 def test_parts_hold_any_text_and_leave_other_files_alone(tmp_path):

@@ -26,6 +26,7 @@ MESSAGES = [
     ("raise FloatingPointError(\n        'the loss is not finite'\n    )", "llada.training.base"),
     ("raise OSError('x is not a local folder and is not a valid model identifier')", "transformers.utils.hub"),
     ("open('absent.yaml')", "transformers.trainer"),
+    ("raise ValueError('Unrecognized model in x')", "transformers.models.auto.configuration_auto"),
 ]
 BUGS = [
     ("int('a')", "llada.data.formats"),  # a ValueError of Python, in our file

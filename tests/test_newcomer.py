@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 def printed(folder) -> dict[str, list[str]]:
     """The commands under "Next:", as words by the module that they run."""
     text = (folder / "trained.txt").read_text().rpartition("Next:\n")[2]
-    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("  python")]
+    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("  python -m")]
     return {words[2]: words[1:] for words in lines}
 
 
@@ -71,7 +71,7 @@ def test_an_adapter_directory_knows_its_base_tokenizer_and_settings(folder):
 def test_the_printed_commands_run_and_adapters_answer_as_the_merged_model(folder):
     """The merged model's scores, too, are the adapters' to 1e-4: both are the same float32 weights."""
     steps = printed(folder)
-    assert list(steps) == ["llada.chat", "vrpo.variance", "llada.merge"]
+    assert list(steps) == ["llada.chat", "llada.info", "vrpo.variance", "llada.merge"]
     command(*steps["llada.merge"], cwd=folder)
     assert not list(folder.glob(".*.tmp"))
     quick = ("--gradient", "none", "--repeats", "2", "--budgets", "1", "--source_pairs", "0")
@@ -81,7 +81,7 @@ def test_the_printed_commands_run_and_adapters_answer_as_the_merged_model(folder
             return [word.replace("mine", model) for word in words]
 
         talked = command(*with_model(steps["llada.chat"]), cwd=folder, text="q1\n/help\n/hepl\nq2\nexit\nnever\n")
-        shown = command("-m", "llada.info", model, cwd=folder).stdout
+        shown = command(*with_model(steps["llada.info"]), cwd=folder).stdout
         command(*with_model(steps["vrpo.variance"]), *quick, cwd=folder)
         rows = json.loads((folder / model / "variance" / "variance.json").read_text())["rows"]
         words = ("--model", model, "--prompts", "prompts.jsonl", "--output", f"{model}.jsonl")
@@ -97,7 +97,35 @@ def test_the_printed_commands_run_and_adapters_answer_as_the_merged_model(folder
     assert "/hepl is no command" in talked.stdout
     assert merged[0].stdout == talked.stdout
     assert "LORA, rank 4" in shown
-    assert "plain text, no chat" in merged[1]
+    assert "chat template not used: trained on plain text" in " ".join(merged[1].replace("│", " ").split())
     assert "LORA" not in merged[1]
     assert merged[2] == completions
     assert merged[3] == pytest.approx(scores, rel=1e-3)
+
+
+COMMANDS = {
+    "llada.chat": ("--model", "runs/absent"),
+    "llada.info": ("runs/absent",),
+    "llada.merge": ("runs/absent", "out"),
+    "vrpo.variance": ("--model", "runs/absent", "--ref_model", "base", "--data", "pairs.jsonl"),
+}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_model_that_is_not_there_is_one_line(folder, module):
+    stopped = subprocess.run(
+        [sys.executable, "-m", module, *COMMANDS[module]], cwd=folder, capture_output=True, text=True, timeout=60,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(folder)},
+    )  # fmt: skip
+    assert stopped.returncode == 1
+    assert stopped.stderr.startswith("RecipeError: runs/absent does not exist")
+    assert stopped.stderr.count("\n") == 1
+
+
+def test_the_variance_leaves_out_flawed_rows_as_training_with_drop_invalid_does(folder):
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    write_rows(folder / "flawed.jsonl", [{"prompt": "q", "chosen": "yes", "rejected": ""}, *rows])
+    words = "--model base --ref_model mine --data flawed.jsonl --gradient none --repeats 2 --budgets 1 --source_pairs 0"
+    found = command("-m", "vrpo.variance", *words.split(), "--output", "flawed", cwd=folder)
+    assert "12 of 13 pairs of flawed.jsonl" in found.stdout
+    assert "1 row has an empty 'rejected': row 0 (counted from 0)" in found.stderr

@@ -12,9 +12,9 @@ import torch
 from conftest import ROOT, load_script, tiny_model
 from trl import ModelConfig
 
-from llada.cli.loading import load_columns, new_config
+from llada.cli.loading import load_columns, new_config, target_modules
 from llada.cli.recipe import RecipeArguments, parse
-from llada.cli.train import resume_point
+from llada.cli.train import loggers_named, resume_point
 from llada.data.tokenizer import byte_tokenizer
 from llada.errors import DataError, RecipeError
 from llada.training.distributed import check_engine, check_launcher, check_processes
@@ -107,6 +107,16 @@ def test_unknown_keys_are_refused(tmp_path, good):
         sft.main(["--config", str(tmp_path / "bad.yaml"), *arguments(tmp_path, good)])
     with pytest.raises(RecipeError, match=r"the command line: .*--learning_rte"):
         sft.main(arguments(tmp_path, good, "--learning_rte", "1"))
+    (tmp_path / "good.yaml").write_text("seed: 3\nbeta: high\n")
+    at = ["--config", str(tmp_path / "good.yaml"), "--use_cpu", "true"]
+    with pytest.raises(RecipeError, match=r"^the command line: loss_type='sigmoidd' is unknown"):
+        align.main([*at, "--beta", "1", "--loss_type", "sigmoidd"])
+    with pytest.raises(RecipeError, match=r"^the command line: .*--learning_rte"):
+        align.main([*at, "--beta", "1", "--learning_rte", "1"])
+    with pytest.raises(RecipeError, match=r"^the command line: argument --beta: .*'low' \(--help lists the options\)$"):
+        align.main([*at, "--beta", "low"])
+    with pytest.raises(RecipeError, match=r"good.yaml: argument --beta: invalid float value: 'high'"):
+        align.main(at)
     with pytest.raises(RecipeError, match=r"architecture: unknown fields \['d_modle'\]"):
         sft.main(arguments(tmp_path, good, "--architecture", '{"d_modle": 4}'))
     with pytest.raises(FileNotFoundError, match="no such config file: absent.yaml"):
@@ -466,6 +476,15 @@ def test_pairs_are_made_from_checked_answers(tmp_path):
         assert len(row["rejected"].encode()) % 2 == 1
     with pytest.raises(ValueError, match="exists: set overwrite"):
         make_pairs.main(command)
+    (tmp_path / "all.py").write_text("def right(row, answer):\n    return True\n")
+    output = tmp_path / "none.jsonl"
+    command[command.index("--output") + 1] = str(output)
+    none = ["--verifier", f"{tmp_path / 'all.py'}:right"]
+    with pytest.raises(RecipeError, match=r"^no pairs: 24 of 24 answers are right .*none.jsonl is not written"):
+        make_pairs.main([*command, *none])
+    assert not output.exists()
+    make_pairs.main(command)  # another verifier takes the answers that are there
+    assert [json.loads(line) for line in output.read_text().splitlines()] == rows
     with pytest.raises(RecipeError, match="verifier='best' must be one of"):
         make_pairs.main([*command, "--overwrite", "true", "--verifier", "best"])
 
@@ -477,3 +496,38 @@ def test_columns_of_the_chat_template_are_loaded_and_images_refused(tmp_path):
     assert set(rows.column_names) == {"messages", "tools", "chat_template_kwargs"}
     with pytest.raises(DataError, match="vision-related: it has the column 'images'"):
         load_columns(write_rows(tmp_path / "b.jsonl", [row | {"images": ["x"]}]), None, "train", False, sft.COLUMNS)
+
+
+def test_modules_for_adapters_are_named_and_one_name_is_enough():
+    """A single name comes from TRL as a string, which PEFT would compare with whole names: "q_proj" was not found."""
+    model = tiny_model()
+    assert target_modules("q_proj", model) == ["q_proj"]
+    assert target_modules(["q_proj", "ff_proj"], model) == ["q_proj", "ff_proj"]
+    assert target_modules(r".*\.[qk]_proj", model) == r".*\.[qk]_proj"
+    assert target_modules("all-linear", model) == "all-linear"
+    with pytest.raises(RecipeError, match="has no module nope; its linear layers are attn_out, .*q_proj"):
+        target_modules(["q_proj", "nope"], model)
+
+
+def test_a_logger_that_cannot_start_is_named():
+    usage_error = type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})
+    named = r"^report_to=\['wandb'\]: No API key configured\. `--report_to none`"
+    with pytest.raises(RecipeError, match=named), loggers_named(["wandb"]):
+        raise usage_error("No API key configured")
+    with pytest.raises(RecipeError, match="requires trackio to be installed"), loggers_named(["trackio"]):
+        raise RuntimeError("TrackioCallback requires trackio to be installed. Run `pip install trackio`.")
+    with pytest.raises(RuntimeError, match="a bug"), loggers_named(["wandb"]):
+        raise RuntimeError("a bug")
+
+
+def test_overwrite_deletes_nothing_when_a_logger_cannot_start(tmp_path, good, monkeypatch):
+    from transformers.integrations import WandbCallback
+
+    def no_key(*args, **kwargs):
+        raise type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})("No API key configured.")
+
+    monkeypatch.setattr(WandbCallback, "setup", no_key)
+    make_run(tmp_path / "run", 5)
+    with pytest.raises(RecipeError, match=r"^report_to=\['wandb'\]: No API key configured\. `--report_to none`"):
+        sft.main(arguments(tmp_path, good, "--overwrite", "true", "--report_to", "wandb"))
+    assert (tmp_path / "run" / "checkpoint-5" / "trainer_state.json").exists()

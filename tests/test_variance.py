@@ -153,6 +153,7 @@ def test_the_advice_follows_from_the_rows():
     paper = [a_row("vrpo", n, 6.4 / n, 8.0 / n, 0.4 / n) for n in (1, 2, 4, 8)]
     other = [a_row("loo_complementary", n, 0.8 / n, 7.0 / n) for n in (2, 4, 8)]
     text = advise({"rows": [*paper, *other]})
+    assert text[0].startswith("At n = 8, the trainer's default, masks alone")
     assert "by 0.89 (standard deviation)" in text[0]  # sqrt(0.8)
     assert "5% of the drawn scores have the wrong sign" in text[0]
     assert text[1] == "`loo_complementary` with n = 4 has the score variance of `vrpo` with n = about 32."
@@ -163,6 +164,8 @@ def test_the_advice_follows_from_the_rows():
     assert "`--estimator loo_complementary --n_t 2`, with 25% of the default's forward passes" in text[2]
     assert "30% of its scores have the wrong sign; with `loo_complementary` and n = 8, 30%" in text[3]
     assert "Recommended: the default" in advise({"rows": paper})[1]
+    # The figure of the default is that of its row, also where the other rows of its design would say another (0.8).
+    assert "the default's 0.9." in advise({"rows": [*quick[:3], a_row("vrpo", 8, 0.9), *quick[4:]]})[2]
     wide = [*paper[:3], paper[3] | {"score": {"value": 0.8, "low": 0.2, "high": 3.2}}]
     assert "between 0.2 and 3.2 only" in advise({"rows": wide})[-1]
 

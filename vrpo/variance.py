@@ -5,8 +5,8 @@
 `vrpo.analysis.table` describes the measurement. The command writes variance.json, .csv and .png.
 """
 
-from transformers import HfArgumentParser
-
+from llada.cli import failure
+from llada.cli.arguments import CommandParser
 from vrpo.analysis.settings import TableArguments
 
 
@@ -16,11 +16,11 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         ValueError: a setting that is missing or out of range, or a cause that `vrpo.analysis.run.run` lists.
     """
-    (args,) = HfArgumentParser(TableArguments, description=__doc__.splitlines()[0]).parse_args_into_dataclasses(argv)
+    (args,) = CommandParser(TableArguments, description=__doc__.splitlines()[0]).parse_args_into_dataclasses(argv)
     from vrpo.analysis.run import run  # imported after parsing: it is slow to import
 
     run(args)
 
 
 if __name__ == "__main__":
-    main()
+    failure.run(main)

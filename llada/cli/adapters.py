@@ -1,4 +1,4 @@
-"""PEFT adapter directories: where their base model is. Importing this module does not import torch."""
+"""Where a model is: which names are paths, and the base of PEFT adapters. Importing this does not import torch."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,30 @@ CONFIG = "adapter_config.json"
 BASE = "base_model_name_or_path"
 
 
+def is_path(name: str) -> bool:
+    """Whether the name of a model or tokenizer is meant as a path here rather than as `owner/name` of the hub.
+
+    It is if it begins with "/", "." or "~", has more than one slash, lies in a directory that exists here, or in
+    `runs`, where the recipes write. A name without a slash lies in the working directory: no model of this package's
+    families has such a name on the hub.
+    """
+    return name.startswith(("/", ".", "~", "runs/")) or name.count("/") > 1 or Path(name).parent.is_dir()
+
+
+def check_path(name: str) -> None:
+    """Stop before the hub is asked, with several retries, for a path that does not exist.
+
+    Raises:
+        RecipeError: `name` is a path (`is_path`), and nothing is there.
+    """
+    if is_path(name) and not Path(name).exists():
+        note = " ('~' is not expanded here: write the whole path)" if name.startswith("~") else ""
+        raise RecipeError(
+            f"{name} does not exist{note}: give the directory of a saved model or of adapters, such as the output_dir "
+            "of a finished run, or a hub name (owner/name)"
+        )
+
+
 def adapter_fields(name: str) -> dict[str, Any] | None:
     """The fields of the `adapter_config.json` in a directory, or None if it holds no adapters."""
     file = Path(name, CONFIG)
@@ -21,8 +45,10 @@ def base_of(name: str) -> str:
     """The base model (directory or hub name) of an adapter directory; a model is its own base.
 
     Raises:
-        RecipeError: the config names no base, or a directory that holds no model any more.
+        RecipeError: `name` is a path that does not exist; or the config names no base, or a directory that holds no
+            model any more.
     """
+    check_path(name)
     fields = adapter_fields(name)
     if fields is None:
         return name

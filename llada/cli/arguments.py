@@ -3,11 +3,25 @@
 import os
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
 
 from llada.cli.adapters import settings_folder
+from llada.errors import RecipeError
 from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
+
+
+class OneLineErrors:
+    """For a parser, which then raises RecipeError instead of printing its usage: over a hundred lines for a recipe."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"{message} (--help lists the options)")
+
+
+class CommandParser(OneLineErrors, HfArgumentParser):
+    """The parser of a command whose options are dataclasses."""
 
 
 def option(help: str, switch: bool = False) -> Any:

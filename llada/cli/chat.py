@@ -26,7 +26,9 @@ LEAVE = ("exit", "quit", "/exit", "/quit")
 HELP = """/new   forget the dialogue and start another
 /help  this list
 exit   leave (also quit, an empty line, Ctrl-D or Ctrl-C)"""
-NO_ANSWER = "(the model ended its answer at once)"
+NO_ANSWER = (
+    "(the model ended its answer at once: try a shorter --gen_length; if it does so often, it needs more training)"
+)
 COLOURS = ((0.5, "red"), (0.8, "yellow"), (1.01, "green"))  # for confidence below each bound
 
 

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llada.cli.adapters import adapter_fields, base_of, missing_base
+from llada.cli.adapters import adapter_fields, base_of, check_path, missing_base
 from llada.data.tokenizer import load_tokenizer, special_ids
 from llada.errors import RecipeError
 from llada.models.common.lora import add_adapters, merge_adapters
@@ -27,17 +27,26 @@ def model_config(name: str) -> PreTrainedConfig:
     """The config of a model, or of the base of an adapter directory.
 
     Raises:
-        RecipeError: the base of an adapter directory cannot be found.
+        RecipeError: the base of an adapter directory cannot be found, or the model is of another family.
     """
     base = base_of(name)
     try:
-        return AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base)
     except OSError as error:
         raise (error if base == name else RecipeError(missing_base(name, base))) from error
+    if not hasattr(config, "denoiser_spec"):
+        raise RecipeError(f"{base} is a {config.model_type} model, not one of the families of llada.models")
+    return config
 
 
 def tokenizer_source(name: str) -> str:
-    """Where the tokenizer is: in the directory itself, or, for adapters saved without one, with their base."""
+    """Where the tokenizer is: in the directory itself, or, for adapters saved without one, with their base.
+
+    Raises:
+        RecipeError: `name` is a path that does not exist, or the base of adapters cannot be found.
+    """
+    if "/" in name:  # "bytes" and other tokenizers have names without a slash
+        check_path(name)
     return base_of(name) if adapter_fields(name) and not Path(name, "tokenizer_config.json").exists() else name
 
 

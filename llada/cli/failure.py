@@ -1,4 +1,4 @@
-"""How a recipe stops on an error that its user can fix: the message, without a traceback, as the last thing printed."""
+"""How a recipe or command stops on an error that its user can fix: the message, without a traceback, printed last."""
 
 import json
 import linecache
@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 
 OURS = ("llada", "vrpo", "__main__")
+AUTO_CLASSES = "transformers.models.auto."
 PATIENCE = 2.0  # seconds; torchrun ends the other processes some tenths of a second after the first has failed
 
 
@@ -18,16 +19,18 @@ def is_for_the_user(error: BaseException) -> bool:
     Those are the errors that this repository raises on purpose about a value (ValueError, FloatingPointError), a file
     that does not exist, and what transformers and datasets say of a model or dataset that they cannot find: an OSError
     without an error number of the operating system. Any other error is a bug and keeps its traceback; so does a
-    ValueError of Python itself, as of `int("a")` or `zip(strict=True)`, for which no line of ours is a `raise`.
+    ValueError of Python itself, as of `int("a")` or `zip(strict=True)`, for which no line of ours is a `raise`. The
+    auto classes of transformers name a checkpoint of an unknown architecture in a ValueError too.
     """
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError) or error.errno is None
     if not isinstance(error, ValueError | FloatingPointError) or error.__traceback__ is None:
         return False
     frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
-    module = frame.f_globals.get("__name__", "").split(".")[0]
+    module = frame.f_globals.get("__name__", "")
     text = linecache.getline(frame.f_code.co_filename, line)
-    return module in OURS and text.lstrip().startswith("raise ")
+    spoken = module.split(".")[0] in OURS or module.startswith(AUTO_CLASSES)
+    return spoken and text.lstrip().startswith("raise ")
 
 
 def report(error: BaseException) -> None:
@@ -47,7 +50,7 @@ def report(error: BaseException) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a recipe's `main` as a script; an error for the user becomes a message and exit status 1.
+    """Call the `main` of a recipe or command as a script; an error for the user becomes a message and exit status 1.
 
     When one process of several fails, the others fail for its sake, in a collective operation, or for the same reason.
     So each but the first waits a moment before it says so: the launcher meanwhile ends it, and one message remains. If

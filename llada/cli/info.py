@@ -85,7 +85,8 @@ def token_ids(path: str, config: PreTrainedConfig) -> str:
         known = {name: getattr(config.denoiser_spec, f"{name}_id") for name in ("mask", "eos", "pad", "eot")}
         return ", ".join(f"{name} {value}" for name, value in known.items()) + " (config; no tokenizer could be loaded)"
     ids = special_ids(tokenizer, config.denoiser_spec)
-    chat = "" if speaks_in_turns(tokenizer) else "; plain text, no chat template"
+    unused = "no chat template" if tokenizer.chat_template is None else "chat template not used: trained on plain text"
+    chat = "" if speaks_in_turns(tokenizer) else f"; {unused}"
     named = ", ".join(f"{name} {value}" for name, value in vars(ids).items())
     return f"{named}; tokenizer of {len(tokenizer)} agrees{chat}"
 

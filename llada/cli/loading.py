@@ -2,10 +2,12 @@
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -80,10 +82,17 @@ def load_model(
     return (model if base == path else add_adapters(model, path, trainable=True)), tokenizer
 
 
-def peft_config_of(model_args: ModelConfig) -> Any:
-    """The configuration of new adapters; None if the options ask for none, or training continues saved ones."""
+def peft_config_of(model_args: ModelConfig, model: PreTrainedModel) -> Any:
+    """The configuration of new adapters; None if the options ask for none, or training continues saved ones.
+
+    Raises:
+        RecipeError: `lora_target_modules` names a module that the model does not have.
+    """
     path, config = model_args.model_name_or_path, get_peft_config(model_args)
-    if config is None or path is None or adapter_fields(path) is None:
+    if config is None:
+        return None
+    if path is None or adapter_fields(path) is None:
+        config.target_modules = target_modules(model_args.lora_target_modules, model)
         return config
     logger.warning(
         "training continues the adapters of %s; lora_r, lora_target_modules and the like are theirs. For new adapters, "
@@ -91,6 +100,32 @@ def peft_config_of(model_args: ModelConfig) -> Any:
         path, path,
     )  # fmt: skip
     return None
+
+
+def target_modules(targets: str | list[str] | None, model: PreTrainedModel) -> Any:
+    """`lora_target_modules`, checked against the modules of a model.
+
+    TRL makes a string of a single name, and PEFT takes a string for a pattern of whole names, so that a single name
+    becomes a list again; "all-linear" and patterns stay strings.
+
+    Raises:
+        RecipeError: no module has such a name, or none fits the pattern; the message lists the names of linear layers.
+    """
+    if targets is None or targets == "all-linear":
+        return targets
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(targets, str):
+        if any(re.fullmatch(targets, name) for name in names):
+            return targets
+        targets = [targets]
+    absent = [each for each in targets if not any(f".{name}".endswith(f".{each}") for name in names)]
+    if absent:
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        raise RecipeError(
+            f"lora_target_modules: the model has no module {', '.join(absent)}; its linear layers are "
+            f"{', '.join(sorted(linear))}"
+        )
+    return targets
 
 
 def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:

@@ -4,8 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from llada.cli.adapters import CONFIG, adapter_fields, base_of, carry_settings
+from llada.cli.adapters import CONFIG, adapter_fields, base_of, carry_settings, check_path
 from llada.cli.checkpoint import load_config, load_merged, saved_tokenizer
+from llada.cli.next_steps import command
 from llada.errors import RecipeError
 
 
@@ -13,9 +14,10 @@ def check_target(adapter: str, out: str, overwrite: bool) -> Path:
     """The directory to write.
 
     Raises:
-        RecipeError: `adapter` holds no adapters, or `out` is the adapters' or the base's directory, holds files and
-            `overwrite` is not set, or holds files that are no model.
+        RecipeError: `adapter` does not exist or holds no adapters; or `out` is the adapters' or the base's directory,
+            holds files and `overwrite` is not set, or holds files that are no model.
     """
+    check_path(adapter)
     if adapter_fields(adapter) is None:
         raise RecipeError(f"{adapter} holds no adapters (no {CONFIG}): there is nothing to merge")
     base, target = base_of(adapter), Path(out).resolve()
@@ -63,7 +65,8 @@ def merge(adapter: str, out: str, dtype: str = "auto", overwrite: bool = False) 
             f"\nRounding to {kind} lost {lost:.1%} of the adapters' update (relative norm); "
             "--dtype float32 keeps all of it"
         )
-    return report + f"\nNext: python -m llada.chat --model {out}"
+    steps = (command("python", "-m", "llada.chat", "--model", out), command("python", "-m", "llada.info", out))
+    return "\n".join([report, "Next:", *(f"  {line}" for line in steps)])
 
 
 def replace_directory(source: Path, target: Path) -> None:

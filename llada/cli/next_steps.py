@@ -1,13 +1,18 @@
-"""What to run after a training recipe: commands that work as they are printed."""
+"""What to run after a training recipe: commands that work as they are printed.
+
+Names of files in capitals, such as PROMPTS.jsonl, stand for files of the user's own.
+"""
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from llada.cli.adapters import adapter_fields
 
 PAIRS = 128  # at most this many pairs are measured by the printed variance command, as in the paper
 BATCH = 16
+BUDGETS = (1, 2, 4, 8, 16)  # the values of n that the variance command measures by default
 
 
 def command(*words: object) -> str:
@@ -21,33 +26,74 @@ def recipe(name: str) -> str:
     return str(beside if beside.is_file() else Path("recipes", name))
 
 
-def variance(output_dir: str, reference: str, data: str, pairs: int) -> str:
-    """The command for the variance of the scores, on whole batches of at most `PAIRS` pairs."""
+def variance(output_dir: str, reference: str, data: str, pairs: int, budget: int | None) -> str:
+    """The command for the variance of the scores, on whole batches of at most `PAIRS` pairs.
+
+    Args:
+        budget: forward passes of each response in the training run, which are measured too; None if not known.
+    """
     batch = min(BATCH, pairs)
+    more = () if budget is None or budget in BUDGETS else ("--budgets", *BUDGETS, budget)
     return command(
         "python", "-m", "vrpo.variance", "--model", output_dir, "--ref_model", reference, "--data", data,
-        "--pairs", min(PAIRS, pairs // batch * batch), "--batch_size", batch, "--source_pairs", batch,
+        "--pairs", min(PAIRS, pairs // batch * batch), "--batch_size", batch, "--source_pairs", batch, *more,
         "--output", Path(output_dir, "variance"),
     )  # fmt: skip
 
 
-def next_steps(output_dir: str, base: str | None, data: str, columns: list[str], rows: int | None) -> str:
+def train(script: str, output_dir: str, suffix: str, data: str) -> str:
+    """The command that trains `output_dir` further, into a directory beside it."""
+    target = Path(output_dir).with_name(f"{Path(output_dir).name}_{suffix}")
+    options = ("--model_name_or_path", output_dir, "--dataset_name", data, "--output_dir", target)
+    return command("python", recipe(script), *options)
+
+
+def sample(script: str, output_dir: str, prompts: str, output: str, launcher: Sequence[str] = ("python",)) -> str:
+    """The command that answers prompts into a file of the model's directory."""
+    options = ("--model", output_dir, "--prompts", prompts, "--output", Path(output_dir, output))
+    return command(*launcher, recipe(script), *options)
+
+
+def next_steps(
+    output_dir: str,
+    base: str | None,
+    data: str,
+    columns: list[str],
+    rows: int | None,
+    dropped: bool = False,
+    budget: int | None = None,
+) -> str:
     """Commands for a trained model or adapters, one a line under a comment.
 
     Args:
         base: the model that training started from; None for a new one.
         data: the training rows, a file or a hub name.
-        columns: the columns of `data`, which say what the next step can be.
+        columns: the columns of `data`, which say what the training was and what the next step can be.
         rows: the number of examples that fit; None for a stream.
+        dropped: whether training may have left out rows of `data`, whose prompts may then be none.
+        budget: forward passes of each response in preference training (n); None in other training.
     """
     steps = [("talk to it", command("python", "-m", "llada.chat", "--model", output_dir))]
+    completions = (
+        "answers to prompts of yours, a file with the column prompt",
+        sample("generate.py", output_dir, "PROMPTS.jsonl", "completions.jsonl"),
+    )
     if "chosen" in columns:
+        steps += [("what it is", command("python", "-m", "llada.info", output_dir)), completions]
         if base is not None and rows:
-            steps.append(("how noisy its scores are", variance(output_dir, base, data, rows)))
-    elif {"prompt", "answer"} <= set(columns):
-        pairs, run = str(Path(output_dir, "pairs.jsonl")), ("accelerate", "launch")
-        made = command(*run, recipe("make_pairs.py"), "--model", output_dir, "--prompts", data, "--output", pairs)
-        steps.append(("preference pairs from its own right and wrong answers", made))
+            steps.append(("how noisy its scores are", variance(output_dir, base, data, rows, budget)))
+    elif {"completion", "messages"} & set(columns):
+        steps.append(completions)
+        if {"prompt", "answer"} <= set(columns):
+            what, run = (
+                "preference pairs from its own answers, checked against the column answer",
+                ("accelerate", "launch"),
+            )
+            prompts = "PROMPTS.jsonl" if dropped else data
+            steps.append((what, sample("make_pairs.py", output_dir, prompts, "pairs.jsonl", run)))
+        steps.append(("align it with preferences", train("align.py", output_dir, "aligned", "PAIRS.jsonl")))
+    else:
+        steps.append(("fine-tune it on prompts and answers", train("sft.py", output_dir, "sft", "YOUR.jsonl")))
     if adapter_fields(output_dir) is not None:
         merged = Path(output_dir).with_name(Path(output_dir).name + "_merged")
         steps.append(

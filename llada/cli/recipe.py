@@ -1,5 +1,6 @@
 """The command line of a recipe: its options, its YAML file and a short help. Importing it does not import torch."""
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 from trl import ModelConfig, ScriptArguments, TrlParser
 
+from llada.cli.arguments import OneLineErrors
 from llada.errors import RecipeError
 
 EPILOG = (
@@ -38,6 +40,31 @@ class RecipeArguments(ScriptArguments):
     overwrite: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
 
 
+class RecipeParser(OneLineErrors, TrlParser):
+    """TRL's parser, whose errors are one message.
+
+    file_keys: the keys of the YAML file that was read.
+    """
+
+    file_keys: frozenset[str] = frozenset()
+
+    def set_defaults_with_config(self, **kwargs) -> list[str]:
+        self.file_keys = frozenset(kwargs)
+        return super().set_defaults_with_config(**kwargs)
+
+
+def blamed(message: str, config: str | None, file_keys: frozenset[str], argv: Sequence[str]) -> str:
+    """Where the options that a message names are set: the YAML file, the command line, or both; "" for defaults.
+
+    Args:
+        config: the YAML file, if there is one. file_keys: its keys. argv: the command line, which overrides them.
+    """
+    named = set(re.findall(r"\w+", message))
+    given = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")} - {"config"}
+    in_file = config is not None and bool(named & (file_keys - given))
+    return " and ".join([str(config)] * in_file + ["the command line"] * bool(named & given))
+
+
 def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Parse with `TrlParser`: the command line overrides the YAML file after --config.
 
@@ -45,17 +72,18 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) ->
         RecipeError, FileNotFoundError: an option or key is unknown or invalid; the YAML file does not exist.
     """
     argv = ["--help" if word == "--help_all" else word for word in (sys.argv[1:] if argv is None else argv)]
-    config = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else "the command line"
-    if "--config" in argv[:-1] and not Path(config).is_file():
+    config = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else None
+    if config is not None and not Path(config).is_file():
         raise FileNotFoundError(f"no such config file: {config}")
-    parser = TrlParser(list(dataclass_types))
+    parser = RecipeParser(list(dataclass_types))
     for action in parser._actions:
         if action.dest == "report_to":  # transformers' type is `str | list[str]`, of which its parser takes the first
             action.nargs = "+"
     try:
         return parser.parse_args_and_config(argv)
     except ValueError as error:
-        raise RecipeError(f"{config}: {error}") from error
+        where = blamed(str(error), config, parser.file_keys, argv)
+        raise RecipeError(f"{where}: {error}" if where else str(error)) from error
 
 
 def short_help(options: type, description: str, argv: Sequence[str] | None = None) -> None:

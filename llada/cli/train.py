@@ -1,9 +1,10 @@
 """The run around every recipe's trainer: checks, resuming, training, saving and evaluation."""
 
+import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,37 @@ class LastEvaluation(TrainerCallback):
         return self.step == trainer.state.global_step and not trainer.args.load_best_model_at_end
 
 
+@contextlib.contextmanager
+def loggers_named(report_to: list[str]) -> Iterator[None]:
+    """Name the option of a logger that cannot start, such as wandb without a key or a package that is not installed.
+
+    transformers raises a RuntimeError or ImportError of the latter; the classes of the former are the logger's own.
+
+    Raises:
+        RecipeError: in place of such an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        own = type(error).__module__.split(".")[0] in report_to
+        absent = isinstance(error, RuntimeError | ImportError) and "to be installed" in str(error)
+        if own or (absent and "Callback requires" in str(error)):
+            what = str(error).removesuffix(".")
+            raise RecipeError(f"report_to={report_to}: {what}. `--report_to none` trains without a logger") from error
+        raise
+
+
+class RemoveOldRun(TrainerCallback):
+    """Delete the run that `overwrite` replaces, once the loggers, whose callbacks come first, have started.
+
+    The other processes write no checkpoint before the first one has taken part in a step, and so has deleted.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            remove_run(Path(args.output_dir))
+
+
 def remove_run(output_dir: Path) -> None:
     """Delete checkpoints, weights and adapters of an overwritten run: mixed with new files, they would not load."""
     for pattern in ("checkpoint-*", "*.safetensors*", "adapter_*"):
@@ -121,21 +153,25 @@ def main(
     train, held_out = load_datasets(recipe, args, tokenizer, model.config, trainer_class, columns)
     row = first_row(recipe)
     record_turns(tokenizer, row)
-    trainer = trainer_class(
-        model=model,
-        args=args,
-        train_dataset=train,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=peft_config_of(model_args),
-    )
+    with loggers_named(args.report_to):
+        trainer = trainer_class(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            peft_config=peft_config_of(model_args, model),
+        )
     check_engine(trainer)
     check_one_batch(trainer)
     base = model_args.model_name_or_path
     run(trainer, recipe.overwrite, checkpoint, base)
     if trainer.is_world_process_zero():
         count = len(train) if hasattr(train, "__len__") else None
-        print(next_steps(args.output_dir, base, recipe.dataset_name, list(row), count))
+        dropped = args.drop_invalid or args.drop_overlong
+        design = getattr(trainer, "design", None)  # preference trainers have one
+        budget = None if design is None else design.n
+        print(next_steps(args.output_dir, base, recipe.dataset_name, list(row), count, dropped, budget))
 
 
 def first_row(recipe: RecipeArguments) -> dict[str, Any]:
@@ -154,10 +190,10 @@ def run(trainer: Trainer, overwrite: bool, checkpoint: str | None, base: str | N
     last = LastEvaluation()
     if trainer.eval_dataset is not None:
         trainer.add_callback(last)
-    if overwrite and trainer.is_world_process_zero():
-        remove_run(Path(trainer.args.output_dir))
-    trainer.accelerator.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if overwrite:
+        trainer.add_callback(RemoveOldRun())
+    with loggers_named(trainer.args.report_to):
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     if base is not None and trainer.is_world_process_zero():

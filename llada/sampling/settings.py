@@ -54,7 +54,7 @@ class SamplerSettings:
         if self.remasking not in REMASKING:
             raise ValueError(f"remasking={self.remasking!r} is unknown: it must be one of {REMASKING}")
         if self.cache is not None and self.cache not in CACHES:
-            raise ValueError(f"cache={self.cache!r} is unknown: it must be None or one of {CACHES}")
+            raise ValueError(f"cache={self.cache!r} is unknown: it must be prefix, dual or none (None in Python)")
         if self.refresh_every is not None and (self.cache is None or self.refresh_every < 1):
             raise ValueError(f"refresh_every={self.refresh_every} must be at least 1, and needs a cache")
         if self.threshold is not None and self.factor is not None:

@@ -28,8 +28,10 @@ def check_launcher() -> None:
     if launched and not any(name in os.environ for name in WORLD_SIZES):
         raise RecipeError(
             "accelerate launch was asked for several processes and started one, as it does on a CPU: add --config_file "
-            "recipes/accelerate/ddp_cpu.yaml, or use torchrun. If one process is what you want, unset MASTER_ADDR (or, "
-            "in training, set expected_processes to 1)"
+            "recipes/accelerate/ddp_cpu.yaml, or use torchrun. If one process is what you want, leave out "
+            "--num_processes (or, in training, set expected_processes to 1): accelerate then does not set the "
+            "environment variable MASTER_ADDR, by which this is noticed. `accelerate launch --quiet` leaves out the "
+            "launcher's own traceback, which follows this message"
         )
 
 

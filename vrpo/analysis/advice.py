@@ -25,7 +25,7 @@ def advise(results: dict[str, Any]) -> list[str]:
         if variance(at_4) > 0:
             equal = f"about {each / variance(at_4):.2g}"
             found.append(f"`{name}` with n = {at_4['n']} has the score variance of `vrpo` with n = {equal}.")
-    targets = {"score": each / DEFAULT_N}
+    targets = {"score": variance(default)}  # the figure of the table
     if default["gradient"] is not None:
         targets["gradient"] = default["gradient"]["value"]
     quiet = [row for row in rows if row is default or all(row[key]["value"] <= targets[key] for key in targets)]
@@ -50,14 +50,14 @@ def meaning(row: dict[str, Any]) -> str:
     """What the noise of a row does to the pairs and to the loss."""
     deviation = variance(row) ** 0.5
     return (
-        f"At n = {row['n']}, the default, masks alone move a score of `{row['name']}` by {deviation:.2g} (standard "
-        f"deviation). Pairs whose margin is smaller are decided by noise: {row['flipped']['value']:.0%} of the drawn "
-        f"scores have the wrong sign. The noise changes the mean loss by {row['bias']['value']:+.2g}."
+        f"At n = {row['n']}, the trainer's default, masks alone move a score of `{row['name']}` by {deviation:.2g} "
+        f"(standard deviation). Pairs whose margin is smaller are decided by noise: {row['flipped']['value']:.0%} of "
+        f"the drawn scores have the wrong sign. The noise changes the mean loss by {row['bias']['value']:+.2g}."
     )
 
 
 def recommendation(best: dict[str, Any], default: dict[str, Any], targets: dict[str, float]) -> str:
-    """The design and n to train with, and its variances beside the default's, the targets."""
+    """The design and n to train with, and its variances beside those of the trainer's default, the targets."""
     if best is default:
         return f"Recommended: the default, `--estimator vrpo --n_t {best['n_t']}`: nothing cheaper is as quiet."
     text = (

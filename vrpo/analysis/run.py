@@ -69,8 +69,7 @@ def run(args: TableArguments) -> None:
     """Measure the variance, write the table and print it.
 
     Raises:
-        ValueError: a missing GPU, no pair that fits or fewer than asked for, a reference with another vocabulary, or a
-            bad row.
+        ValueError: a missing GPU, no pair that fits or fewer than asked for, or a reference with another vocabulary.
         ImportError: matplotlib is not installed.
     """
     assert args.model is not None  # `TableArguments` raises if one of these three is None
@@ -86,9 +85,7 @@ def run(args: TableArguments) -> None:
     ids = special_ids(tokenizer, specs[0])
     length = min(row_length(args.max_length, spec.context) for spec in specs)
     rows = load_rows(args.data, None, "train", False)
-    pairs = prepare_pairs(rows, tokenizer, ids, length, drop_overlong=True, allow_identical=True, source=args.data)
-    if not len(pairs):
-        raise ValueError(f"{args.data}: none of its {len(rows)} pairs fits max_length={length}")
+    pairs = prepare_pairs(rows, tokenizer, ids, length, allow_identical=True, drop_invalid=True, source=args.data)
     try:
         number, batch_size = args.sizes(len(pairs))
     except ValueError as error:

@@ -99,7 +99,10 @@ class TableArguments(Settings):
     model: str | None = field(default=None, metadata={"help": "Policy: a path or a hub name."})
     ref_model: str | None = field(default=None, metadata={"help": "Reference: a path or a hub name."})
     data: str | None = field(default=None, metadata={"help": "Preference pairs in TRL's formats."})
-    max_length: int | None = field(default=None, metadata={"help": "Token limit of a side; longer pairs are dropped."})
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Token limit of a side; longer pairs, like invalid ones, are left out with a warning."},
+    )
     output: str = field(default="runs/variance", metadata={"help": "Folder of variance.json, .csv and .png."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the results in output."})
     device: str = field(default="auto", metadata={"help": "A torch device, or 'auto': a GPU if there is one."})

@@ -55,8 +55,8 @@ class Quiet(TrainerCallback):
 
 def common(folder: Path, name: str, seed: int, **settings) -> dict:
     defaults = dict(
-        output_dir=str(folder / name), seed=seed, use_cpu=True, report_to="none", log_level="error", save_strategy="no", max_length=48,
-        logging_steps=5, dataloader_drop_last=True, weight_decay=0.0,
+        output_dir=str(folder / name), seed=seed, use_cpu=True, report_to="none", log_level="error",
+        save_strategy="no", max_length=48, logging_steps=5, dataloader_drop_last=True, weight_decay=0.0,
     )  # fmt: skip
     return defaults | settings
 

@@ -180,7 +180,7 @@ class DiffusionTrainerBase(MeanOverRows):
         return self.metrics(prediction) | custom
 
     def introduction(self) -> str:
-        """Two lines: the recipe, and what departs from TRL. Printed when training begins, unless `log_level` is error."""
+        """Two lines: the recipe, and what departs from TRL. Printed as training begins unless `log_level` is error."""
         raise NotImplementedError
 
     @property

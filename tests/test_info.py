@@ -2,9 +2,11 @@
 
 import torch
 from conftest import tiny_model, tiny_moe
-from test_sft import IDS, TOKENIZER
+from test_sft import IDS
 
 from llada.cli.info import rows, sizes
+from llada.data.tokenizer import byte_tokenizer
+from llada.data.turns import record_turns
 
 
 def test_counts_of_experts_by_hand():
@@ -23,8 +25,12 @@ def test_the_screen_of_a_saved_model(tmp_path):
     tiny_model(dtype=torch.bfloat16, **IDS).save_pretrained(tmp_path)
     without = dict(rows(str(tmp_path), 16))
     assert "no tokenizer" in without["ids"]
-    TOKENIZER.save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
     shown = dict(rows(str(tmp_path), 16))
     assert shown["ids"] == "mask 258, eos 257, pad 257, eot 261; tokenizer of 262 agrees"
     assert shown["stored as"] == "BF16"
     assert shown["architecture"] == "LLaDAModelLM: dense, 2 layers, width 32, 4 heads (2 of keys and values)"
+    record_turns(tokenizer, {"text": "plain"})  # the files have a template, which training did not use
+    tokenizer.save_pretrained(tmp_path)
+    assert dict(rows(str(tmp_path), 16))["ids"].endswith("; chat template not used: trained on plain text")

@@ -68,6 +68,11 @@ def test_two_processes_do_not_repeat_rows(tmp_path, kind, streamed):
     assert (whole - split).abs().max() <= 1e-10
 
 
+def test_two_processes_group_rows_by_length(tmp_path):
+    settings = dict(kind="vrpo", train_sampling_strategy="group_by_length", per_device_train_batch_size=4, max_steps=2)
+    assert two_processes(tmp_path, "test_trainer_inputs", torch.float64, **settings).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_evaluate_a_stream_s_rows_once(tmp_path, kind):
     settings = dict(kind=kind, evaluation=True, per_device_eval_batch_size=4)
@@ -248,8 +253,8 @@ def test_inputs_that_cannot_work_are_refused(tmp_path, changes, error, message):
     [
         dict(neftune_noise_alpha=5), dict(truncation_mode="keep_end"), dict(padding_free=True),
         dict(batch_eval_metrics=True), dict(eval_do_concat_batches=False), dict(trust_remote_code=True),
-        dict(use_liger_kernel=True), dict(pad_to_multiple_of=0), dict(ld_alpha=1.5), dict(sync_ref_model=True,
-        precompute_ref_log_probs=True),
+        dict(use_liger_kernel=True), dict(pad_to_multiple_of=0), dict(ld_alpha=1.5), dict(activation_offloading=True),
+        dict(sync_ref_model=True, precompute_ref_log_probs=True),
     ],
 )  # fmt: skip
 def test_options_that_cannot_work_are_refused_by_name(tmp_path, option):

@@ -39,6 +39,8 @@ class DiffusionArguments(TrainingArguments):
             raise ValueError(f"eos_tail={self.eos_tail!r} must be a number of tokens or 'batch'")
         if self.eval_draws < 1:
             raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")
+        if self.activation_offloading and self.device.type == "cpu":
+            raise ValueError("activation_offloading=True needs an accelerator: on a CPU, activations are in its memory")
         self.pad_to_multiple_of = multiple(self.pad_to_multiple_of)
 
 

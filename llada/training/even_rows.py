@@ -122,6 +122,10 @@ class MeanOverRows(Trainer):
         pad_sampler(loader, multiple)
         return loader
 
+    def _get_train_sampler(self, train_dataset=None):
+        # A sampler that groups rows by length reads the column `length`, which only the dataset itself has.
+        return super()._get_train_sampler(getattr(train_dataset, "rows", train_dataset))
+
     def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list, Tensor]:
         """The micro-batches of a step, and the number of their rows on all processes (padding does not count).
 

@@ -59,11 +59,13 @@ def test_the_last_window_of_a_pass_weighs_its_rows_alike(tmp_path, kind):
     assert (whole - split).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize(("kind", "streamed"), [("sft", False), ("vrpo", False), ("sft", True)])
-def test_two_processes_do_not_repeat_rows(tmp_path, kind, streamed):
+@pytest.mark.parametrize(
+    ("kind", "streamed", "remove"), [("sft", False, False), ("vrpo", False, True), ("sft", True, False)]
+)
+def test_two_processes_do_not_repeat_rows(tmp_path, kind, streamed, remove):
     """13 rows on two processes: the step of 5 rows has them once, and padding weighs nothing."""
     whole = trajectory(trainer(tmp_path, kind=kind, streamed=streamed))
-    settings = dict(kind=kind, streamed=streamed, per_device_train_batch_size=4)
+    settings = dict(kind=kind, streamed=streamed, per_device_train_batch_size=4, remove_unused_columns=remove)
     split = two_processes(tmp_path, "test_trainer_inputs", torch.float64, **settings)
     assert (whole - split).abs().max() <= 1e-10
 

@@ -22,7 +22,7 @@ from llada.data.loading import column_names
 from llada.data.tokenizer import SpecialIds, special_ids
 from llada.data.turns import record_turns
 from llada.denoiser import ModuleDenoiser, as_denoiser
-from llada.training.even_rows import MeanOverRows, WeighedCollator
+from llada.training.even_rows import PADDING, MeanOverRows, WeighedCollator
 from llada.training.inputs import (
     activation_offloading,
     as_datasets,
@@ -128,7 +128,7 @@ class DiffusionTrainerBase(MeanOverRows):
                 "launch` or torchrun, or make one GPU visible (CUDA_VISIBLE_DEVICES)"
             )
         self.model_accepts_loss_kwargs = True  # the equivalent in releases without `loss_is_scaled_for_ga`
-        self._signature_columns = sorted(self.prepared_columns)  # what `remove_unused_columns` must keep
+        self._signature_columns = [*sorted(self.prepared_columns), PADDING]  # what `remove_unused_columns` must keep
         self.aux_loss_enabled = any(as_denoiser(self.model).spec.auxiliary_losses.values())
         self.offload = activation_offloading(self.model) if args.activation_offloading else contextlib.nullcontext()
         if hasattr(self.model, "add_model_tags"):  # a model of transformers, which saves them in its card

@@ -12,9 +12,9 @@ class MetricSums:
     step however many draws it is forwarded for.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.tokens = 0
+        self.tokens: Tensor | int = 0
 
     def add(self, metrics: dict[str, Tensor], real_N: Tensor) -> None:
         """Add the values of N examples, [N] for each metric.
@@ -23,19 +23,19 @@ class MetricSums:
             real_N: bool, False for rows that only fill up a batch.
         """
         for name, values_N in metrics.items():
-            values_N = values_N[real_N.to(values_N.device)].double()
-            entry = torch.stack([values_N.sum(), torch.tensor(float(len(values_N))).to(values_N)])
-            self.sums[name] = self.sums.get(name, 0) + entry
+            real_N = real_N.to(values_N.device)
+            kept_N = torch.where(real_N, values_N.double(), 0.0)  # an index would wait for the device
+            self.sums[name] = self.sums.get(name, 0) + torch.stack([kept_N.sum(), real_N.double().sum()])
 
     def count_tokens(self, attention_BL: Tensor, row_weight: Tensor) -> None:
         """Count the tokens of a micro-batch, whose rows are the weighted rows, or twice these (pairs)."""
         weight_B = row_weight.repeat(len(attention_BL) // len(row_weight))
-        self.tokens += int((attention_BL.sum(-1) * weight_B).sum())
+        self.tokens = self.tokens + (attention_BL.sum(-1) * weight_B).sum()
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over all processes since the last call, and `num_tokens`, which goes on counting."""
-        tokens = torch.tensor(self.tokens, device=accelerator.device)
-        logs = {"num_tokens": accelerator.reduce(tokens, "sum").item()}
+        tokens = torch.as_tensor(self.tokens, dtype=torch.float64, device=accelerator.device)
+        logs: dict[str, float] = {"num_tokens": int(accelerator.reduce(tokens, "sum"))}
         if self.sums:
             sums = accelerator.reduce(torch.stack(list(self.sums.values())), "sum")
             logs |= dict(zip(self.sums, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))

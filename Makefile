@@ -17,7 +17,7 @@ quickstart-short: $(INSTALLED)
 	$(VENV)/bin/python examples/quickstart.py --short
 
 test: $(INSTALLED)
-	@echo "The quick tests take about 6 minutes on 2 cores; a line for each file shows how far they are."
+	@echo "The quick tests take about 7 minutes on 2 cores; a line for each file shows how far they are."
 	$(VENV)/bin/python -m pytest
 
 lint: $(INSTALLED)

@@ -8,14 +8,16 @@ import test_sft as sft
 import test_vrpo_trainer as vrpo
 import torch
 from conftest import tiny_model, trajectory, two_processes
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from test_sft import IDS, TOKENIZER
 from test_tokenizer import ANSWER, PUBLISHED_TEMPLATE, QUESTION
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from llada.errors import DataError
+from llada.cli.train import refuse_to_delete
+from llada.errors import DataError, RecipeError
 from llada.models.common.lora import wrap_with_adapters
+from llada.training.inputs import as_datasets
 from vrpo import VRPOConfig, VRPOTrainer
 
 KINDS = {"sft": sft, "vrpo": vrpo}
@@ -279,3 +281,31 @@ def test_precomputed_reference_scores_are_accepted_where_rows_are_stored(tmp_pat
     assert (trajectory(run) - trajectory(plain)).abs().max() == 0
     with pytest.raises(ValueError, match="precompute_ref_log_probs=True is not supported with IterableDataset"):
         run.evaluate({"stream": Dataset.from_list(vrpo.PAIRS).to_iterable_dataset()})
+
+
+def test_batches_are_padded_to_a_multiple_that_changes_nothing(tmp_path):
+    padded = sft.trainer(tmp_path, max_steps=2, pad_to_multiple_of=32)
+    assert vrpo.first_batch(padded)["input_ids"].shape[1] % 32 == 0
+    assert (trajectory(padded) - trajectory(sft.trainer(tmp_path, max_steps=2))).abs().max() <= 1e-12
+
+
+def test_a_list_has_the_columns_of_all_its_rows_and_a_stream_without_rows_is_named():
+    rows = as_datasets([{"prompt": "a"}, {"prompt": "b", "tools": "[]"}], "train_dataset")
+    assert rows.column_names == ["prompt", "tools"]
+    with pytest.raises(DataError, match="train_dataset has no rows"):
+        as_datasets(IterableDataset.from_generator(lambda: iter(())), "train_dataset")
+
+
+def test_a_moved_reference_is_not_resumed(tmp_path):
+    settings = dict(max_steps=2, sync_ref_model=True, ref_model_sync_steps=1, save_strategy="steps", save_steps=1)
+    vrpo.trainer(tmp_path, **settings).train()
+    with pytest.raises(ValueError, match="a run with sync_ref_model cannot be resumed"):
+        vrpo.trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_overwrite_does_not_delete_the_model_that_the_run_starts_from(tmp_path):
+    for folder in ("run/checkpoint-3", "base"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(RecipeError, match="overwrite would delete the model"):
+        refuse_to_delete(str(tmp_path / "run" / "checkpoint-3"), str(tmp_path / "run"))
+    refuse_to_delete(str(tmp_path / "base"), str(tmp_path / "run"))

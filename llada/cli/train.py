@@ -11,7 +11,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig
 
-from llada.cli.adapters import carry_settings
+from llada.cli.adapters import base_of, carry_settings
 from llada.cli.loading import load_datasets, load_model, peft_config_of
 from llada.cli.next_steps import next_steps
 from llada.cli.recipe import RecipeArguments, parse
@@ -128,6 +128,17 @@ class RemoveOldRun(TrainerCallback):
             remove_run(Path(args.output_dir))
 
 
+def refuse_to_delete(model: str, output_dir: str) -> None:
+    """Raise RecipeError if `overwrite` would delete the model that the run starts from, or the base of its adapters."""
+    folder = Path(output_dir).resolve()
+    for path in (Path(model).resolve(), Path(base_of(model)).resolve()):
+        if path == folder or folder in path.parents:
+            raise RecipeError(
+                f"overwrite would delete the model that the run starts from, {path}: choose another output_dir than "
+                f"{output_dir}"
+            )
+
+
 def remove_run(output_dir: Path) -> None:
     """Delete checkpoints, weights and adapters of an overwritten run: mixed with new files, they would not load."""
     for pattern in ("checkpoint-*", "*.safetensors*", "adapter_*"):
@@ -148,6 +159,8 @@ def main(
     recipe, model_args, args = parse((RecipeArguments, ModelConfig, config_class), argv)
     check_processes(args, recipe.expected_processes)
     checkpoint = resume_point(args.output_dir, recipe.resume, recipe.overwrite)
+    if recipe.overwrite and model_args.model_name_or_path is not None:
+        refuse_to_delete(model_args.model_name_or_path, args.output_dir)
     model, tokenizer = load_model(recipe, model_args, args.seed)
     trainer_class.set_tokenizer(tokenizer, model.config, args)
     train, held_out = load_datasets(recipe, args, tokenizer, model.config, trainer_class, columns)

@@ -128,7 +128,11 @@ class DiffusionTrainerBase(MeanOverRows):
                 "launch` or torchrun, or make one GPU visible (CUDA_VISIBLE_DEVICES)"
             )
         self.model_accepts_loss_kwargs = True  # the equivalent in releases without `loss_is_scaled_for_ga`
-        self._signature_columns = [*sorted(self.prepared_columns), PADDING]  # what `remove_unused_columns` must keep
+        self._signature_columns = [
+            *sorted(self.prepared_columns),
+            "seq_lengths",
+            PADDING,
+        ]  # `remove_unused_columns` keeps these
         self.aux_loss_enabled = any(as_denoiser(self.model).spec.auxiliary_losses.values())
         self.offload = activation_offloading(self.model) if args.activation_offloading else contextlib.nullcontext()
         if hasattr(self.model, "add_model_tags"):  # a model of transformers, which saves them in its card
@@ -159,7 +163,8 @@ class DiffusionTrainerBase(MeanOverRows):
 
     def collator(self, training: bool):
         """The collator of batches with `row_weight`; `data_collator`, where it is given, collates instead of ours."""
-        return WeighedCollator(self.custom_collator or self.make_collator(self.args, self.ids, training))
+        collator = self.custom_collator or self.make_collator(self.args, self.ids, training)
+        return WeighedCollator(collator, self.ids.pad, self.args.pad_to_multiple_of)
 
     def prepared(self, data, name: str):
         """Rows in any form that TRL takes, as tokenized datasets; rows that are tokenized already stay as they are."""
@@ -169,7 +174,7 @@ class DiffusionTrainerBase(MeanOverRows):
         if self.prepared_columns <= set(column_names(data)):
             return data
         if name == "train_dataset":
-            record_turns(self.processing_class, next(iter(data)))
+            record_turns(self.processing_class, next(iter(data), {}))
         with self.args.main_process_first(desc=f"tokenizing {name}"):
             training = name.startswith("train_dataset")
             return self.prepare(data, self.processing_class, self.ids, self.args, self.max_length, name, training)

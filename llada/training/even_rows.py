@@ -77,12 +77,15 @@ COLLATED = ("input_ids", "attention_mask", "response_mask", "example_id", "row")
 class WeighedCollator:
     """Adds `row_weight` [rows] to the batches of a collator: 0 for padding, 1 for all other rows.
 
+    multiple: the length to a multiple of which batches are padded with `pad_id`, which is neither attended to nor
+        scored.
+
     Raises:
         ValueError: on a batch of a user's collator that lacks a key that the trainers need.
     """
 
-    def __init__(self, collator):
-        self.collator = collator
+    def __init__(self, collator, pad_id: int, multiple: int | None):
+        self.collator, self.pad_id, self.multiple = collator, pad_id, multiple
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = dict(self.collator(rows))
@@ -91,6 +94,11 @@ class WeighedCollator:
                 f"data_collator ({type(self.collator).__name__}) returns {sorted(batch)} without {missing}: masks are "
                 "drawn on response_mask from example_id, and errors name row. See llada.data.collator and vrpo.collator"
             )
+        extra = 0 if self.multiple is None else -batch["input_ids"].shape[1] % self.multiple
+        for key in ("input_ids", "attention_mask", "response_mask", "segment_ids"):
+            if extra and key in batch:
+                value = self.pad_id if key == "input_ids" else 0
+                batch[key] = torch.nn.functional.pad(batch[key], (0, extra), value=value)
         return batch | {"row_weight": torch.tensor([0.0 if row.get(PADDING) else 1.0 for row in rows])}
 
 

@@ -56,6 +56,8 @@ def load(
         options["quantization_config"] = quantization_config
     if options.get("quantization_config") is not None and not adapters:
         raise ValueError("quantization_config freezes the weights: train adapters (peft_config)")
+    if "torch_dtype" in options:  # the older name
+        options["dtype"] = options.pop("torch_dtype")
     options.setdefault("dtype", "auto" if adapters else torch.float32)
     if not Path(model, ADAPTERS).exists():
         return AutoModelForCausalLM.from_pretrained(model, **options)
@@ -169,12 +171,14 @@ def as_datasets(data, name: str) -> Any:
     if isinstance(data, Mapping):
         return {key: as_datasets(rows, f"{name}[{key!r}]") for key, rows in data.items()}
     if isinstance(data, (list, tuple)) and all(isinstance(row, Mapping) for row in data):
-        data = Dataset.from_list(list(data))
+        columns = list(dict.fromkeys(column for row in data for column in row))  # from_list takes the first row's
+        data = Dataset.from_list([{column: row.get(column) for column in columns} for row in data])
     if not isinstance(data, (Dataset, IterableDataset)):
         raise TypeError(
             f"`{name}` must be a `Dataset` or `IterableDataset` or a list of rows (dicts), but is {type(data).__name__}"
         )
-    if isinstance(data, Dataset) and len(data) == 0:
+    undeclared = isinstance(data, IterableDataset) and data.column_names is None
+    if (isinstance(data, Dataset) and len(data) == 0) or (undeclared and next(iter(data), None) is None):
         raise DataError(f"{name} has no rows")
     return data
 

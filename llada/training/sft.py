@@ -170,7 +170,9 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
             self.make_collator(self.args, self.ids, training),
             TokenizedRows(self.processing_class, self.ids),
         )
-        return WeighedCollator(CollatorOfTokens(collator, reader, Room(self.max_length, 0)))
+        return WeighedCollator(
+            CollatorOfTokens(collator, reader, Room(self.max_length, 0)), self.ids.pad, self.args.pad_to_multiple_of
+        )
 
     @staticmethod
     def make_collator(args, ids, training):
@@ -182,7 +184,12 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
             decay = self.args.decay_steps
             steps = math.ceil(decay * num_training_steps) if decay < 1 else int(decay)
             defaults = {"num_decay_steps": steps, "decay_type": "linear", "min_lr_ratio": 0.1}
-            self.args.lr_scheduler_kwargs = defaults | (self.args.lr_scheduler_kwargs or {})
+            given = self.args.lr_scheduler_kwargs
+            self.args.lr_scheduler_kwargs = defaults | (given or {})
+            try:
+                return super().create_scheduler(num_training_steps, optimizer)
+            finally:
+                self.args.lr_scheduler_kwargs = given  # another run with these options has other steps
         return super().create_scheduler(num_training_steps, optimizer)
 
     def denoiser(self, model, inputs: dict[str, Tensor] | None = None) -> ModuleDenoiser:

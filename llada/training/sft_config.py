@@ -59,7 +59,7 @@ class MaskedDiffusionConfig(MaskedDiffusionOptions, DiffusionArguments):
         """
         if isinstance(args, cls):
             return args
-        if not isinstance(args, TrainingArguments):
+        if type(args) is not TrainingArguments:  # another trainer's configuration has options that would be lost
             raise TypeError(f"args must be a MaskedDiffusionConfig or TrainingArguments, but is {type(args).__name__}")
         defaults = TrainingArguments(output_dir=args.output_dir)
         given = {

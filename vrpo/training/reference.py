@@ -135,4 +135,13 @@ def synchronization(trainer) -> TrainerCallback:
             "sync_ref_model mixes all parameters of policy and reference, and with adapters the reference is the base "
             "model: leave it out, or train all parameters"
         )
-    return SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator)
+
+    class Synchronization(SyncRefModelCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            if state.global_step:
+                raise ValueError(
+                    "a run with sync_ref_model cannot be resumed: its reference has moved, and checkpoints do not hold "
+                    "it"
+                )
+
+    return Synchronization(ref_model=trainer.ref_model, accelerator=trainer.accelerator)

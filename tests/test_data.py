@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -166,6 +167,28 @@ def test_local_files_load_by_their_ending(tmp_path):
     assert load_rows(str(tmp_path / "b.txt"))[0]["text"].rstrip("\n") == "one\n\ntwo"  # one document, not lines
     with pytest.raises(FileNotFoundError, match="no such data file: .*c.jsonl"):
         load_rows(str(tmp_path / "c.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("train", [0, 1, 2, 3]), ("validation", [0, 1, 2, 3]), ("train[:3]", [0, 1, 2]), ("test[75%:]", [3])],
+)
+def test_a_local_file_is_one_split_of_which_slices_are_taken(tmp_path, split, expected):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": str(row)}) + "\n" for row in range(4)))
+    assert [int(row["text"]) for row in load_rows(str(tmp_path / "a.jsonl"), split=split)] == expected
+
+
+def test_slices_that_a_local_file_does_not_have_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "0"}\n')
+    for split, message in (
+        ("train[:1]+train[1:]", "at most one slice"),
+        ("train[x]", "at most one slice"),
+        ("train[2:]", "has no rows"),
+    ):
+        with pytest.raises(DataError, match=rf"split='{re.escape(split)}' of .*a.jsonl, .* 1 rows.*{message}"):
+            load_rows(str(tmp_path / "a.jsonl"), split=split)
+    with pytest.raises(DataError, match="a stream of the file .* has no slices"):
+        load_rows(str(tmp_path / "a.jsonl"), split="train[:1]", streaming=True)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

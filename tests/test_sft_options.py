@@ -12,6 +12,7 @@ from test_sft import IDS, TOKENIZER, config
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, TrainingArguments
+from trl import SFTConfig
 
 from llada.data.formats import prepare_rows
 from llada.data.rows import RowForm, example_id
@@ -333,3 +334,33 @@ def test_an_optimizer_by_class(tmp_path):
     run = trainer(tmp_path, [{"text": "ab"}], optimizer_cls_and_kwargs=sgd)
     assert type(run.create_optimizer()) is torch.optim.SGD
     assert {group["lr"] for group in run.optimizer.param_groups} == {0.5}
+
+
+def test_packed_rows_keep_their_segments_when_unused_columns_are_removed(tmp_path):
+    rows = [{"text": "abcd"}, {"text": "ef"}] * 8
+    settings = dict(packing=True, max_length=9, max_steps=1)
+    runs = [trainer(tmp_path, rows, remove_unused_columns=remove, **settings) for remove in (True, False)]
+    batches = [next(iter(run.get_train_dataloader())) for run in runs]
+    assert batches[0]["segment_ids"].max() == 1
+    assert torch.equal(batches[0]["segment_ids"], batches[1]["segment_ids"])
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # of an option that TRL sets
+def test_trl_s_sft_config_is_refused_because_its_options_would_be_lost(tmp_path):
+    with pytest.raises(TypeError, match="SFTConfig"):
+        MaskedDiffusionTrainer(
+            tiny_model(seed=1, **IDS), SFTConfig(str(tmp_path), use_cpu=True, bf16=False),
+            train_dataset=[{"text": "a"}], processing_class=TOKENIZER,
+        )  # fmt: skip
+
+
+def test_scheduler_options_are_not_changed_by_a_run(tmp_path):
+    given = {"min_lr_ratio": 0.5}
+    run = trainer(
+        tmp_path, [{"text": "ab"}] * 8, lr_scheduler_type="warmup_stable_decay", lr_scheduler_kwargs=given,
+        decay_steps=2, learning_rate=1.0, warmup_steps=0, max_steps=4,
+    )  # fmt: skip
+    run.train()
+    assert run.args.lr_scheduler_kwargs == given == {"min_lr_ratio": 0.5}
+    rates = [line["learning_rate"] for line in run.state.log_history if "learning_rate" in line]
+    assert rates == pytest.approx([1.0, 1.0, 1.0, 0.75])  # two stable steps, then linearly down to one half

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 from llada.cli.train import refuse_to_delete
 from llada.errors import DataError, RecipeError
 from llada.models.common.lora import wrap_with_adapters
-from llada.training.inputs import as_datasets
+from llada.training.even_rows import PADDING
+from llada.training.inputs import as_datasets, load
 from vrpo import VRPOConfig, VRPOTrainer
 
 KINDS = {"sft": sft, "vrpo": vrpo}
@@ -309,3 +310,60 @@ def test_overwrite_does_not_delete_the_model_that_the_run_starts_from(tmp_path):
     with pytest.raises(RecipeError, match="overwrite would delete the model"):
         refuse_to_delete(str(tmp_path / "run" / "checkpoint-3"), str(tmp_path / "run"))
     refuse_to_delete(str(tmp_path / "base"), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_each_evaluation_set_is_evaluated_on_its_own_rows(tmp_path, streamed):
+    """The Trainer keeps the loader of the first set where workers persist, and groups by a column that lists lack."""
+    sets = {"one": Dataset.from_list(vrpo.PAIRS[:3]), "two": Dataset.from_list(vrpo.PAIRS[4:8])}
+    expected = {name: vrpo.trainer(tmp_path).evaluate(rows)["eval_loss"] for name, rows in sets.items()}
+    sets = {name: rows.to_iterable_dataset() for name, rows in sets.items()} if streamed else sets
+    settings = dict(dataloader_num_workers=1, dataloader_persistent_workers=True)
+    run = vrpo.trainer(tmp_path, eval_dataset=sets, train_sampling_strategy="group_by_length", **settings)
+    metrics = run.evaluate()
+    assert {name: metrics[f"eval_{name}_loss"] for name in sets} == pytest.approx(expected, abs=1e-12)
+    assert expected["one"] != pytest.approx(expected["two"], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_of_flawed_rows_trains_nothing_and_says_so(tmp_path, kind):
+    rows = Dataset.from_list([row | {"prompt": 3} for row in ROWS[kind]]).to_iterable_dataset()
+    settings = dict(drop_invalid=True, max_steps=2)
+    with pytest.raises(RuntimeError, match="trained no step: .* drop_invalid and drop_overlong left no row"):
+        KINDS[kind].trainer(tmp_path, rows=rows, **settings).train()
+
+
+def test_padding_does_not_set_the_length_of_a_batch(tmp_path):
+    """With eos_tail="batch" a padding row that is longer than the batch would lengthen the EOS tails of its rows."""
+    run = sft.trainer(tmp_path, rows=[{"prompt": "q", "completion": "long " * 8}, *sft.PAIRS[:3]], eos_tail="batch")
+    long, *short = (run.train_dataset[index] for index in range(4))
+    padded = run.data_collator([*short, long | {PADDING: True}])
+    assert padded["row_weight"].tolist() == [1, 1, 1, 0]
+    alone = run.data_collator(short)
+    assert all(torch.equal(padded[key][:3], alone[key]) for key in alone)
+
+
+def test_a_reference_given_by_name_is_loaded_like_the_model(tmp_path):
+    tiny_model(seed=1, dtype=torch.float32, **IDS).save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    name = str(tmp_path / "model")
+    args = vrpo.config(tmp_path, model_init_kwargs={"attn_implementation": "eager", "torch_dtype": "bfloat16"})
+    run = VRPOTrainer(name, name, args=args, train_dataset=vrpo.PAIRS)
+    for model in (run.model, run.ref_model):
+        assert (model.config._attn_implementation, model.dtype) == ("eager", torch.bfloat16)
+
+
+def test_quantized_weights_need_adapters_which_a_directory_of_adapters_has(tmp_path, monkeypatch):
+    base = tiny_model(seed=1, dtype=torch.float32, **IDS)
+    base.save_pretrained(tmp_path / "base")
+    wrap_with_adapters(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(r=2)).save_pretrained(
+        tmp_path / "adapters"
+    )
+    given = {}
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name, **options: given.update(options) or base)
+    with pytest.raises(ValueError, match="quantization_config freezes the weights: train adapters"):
+        load(str(tmp_path / "base"), None, False, "eight bits")
+    assert any(
+        weight.requires_grad for weight in load(str(tmp_path / "adapters"), None, False, "eight bits").parameters()
+    )
+    assert given == {"quantization_config": "eight bits", "dtype": "auto"}

@@ -44,7 +44,7 @@ def trainer(tmp_path, dtype=torch.float64, rows=PAIRS, model=None, **changes) ->
     return Recorded(
         model,
         args=config(tmp_path, **changes),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
         processing_class=TOKENIZER,
         **extra,
     )

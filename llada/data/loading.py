@@ -18,11 +18,13 @@ def load_rows(
 ) -> "Dataset | IterableDataset":
     """Load a local file (.jsonl, .json, .parquet, .csv, or .txt as one document) or a hub dataset.
 
-    Of a stream of a local file the first rows are read, so that a broken file is found here.
+    A local file is one split whatever its name, of which a slice such as "train[:100]" or "train[90%:]" is taken. Of a
+    stream of a local file the first rows are read, so that a broken file is found here.
 
     Raises:
         FileNotFoundError: `source` has the extension of a data file and does not exist.
-        DataError: a local file is empty or broken; the message names the line, or gives the reader's reason.
+        DataError: a local file is empty or broken; the message names the line, or gives the reader's reason. Or the
+            slice cannot be taken.
     """
     from datasets import load_dataset
 
@@ -33,6 +35,37 @@ def load_rows(
         raise FileNotFoundError(f"no such data file: {source}")
     if not path.stat().st_size:
         raise DataError(f"{source}: {NO_ROWS}")
+    if streaming and not split.isidentifier():
+        raise DataError(f"split={split!r}: a stream of the file {source} has no slices. Load it without streaming")
+    rows = whole_file(source, streaming)
+    return rows if split.isidentifier() else slice_of(rows, split, source)
+
+
+def slice_of(rows: "Dataset", split: str, source: str) -> "Dataset":
+    """The rows of a split such as "train[10:20]" of the dataset that a local file is.
+
+    Raises:
+        DataError: `split` is no name with a slice, or holds no row.
+    """
+    from datasets import ReadInstruction
+
+    try:
+        (span,) = ReadInstruction.from_spec(split).to_absolute({split.split("[")[0]: len(rows)})
+    except (AssertionError, ValueError) as error:
+        raise DataError(
+            f"split={split!r} of {source}, a file of {len(rows)} rows, must be a name with at most one slice, such as "
+            f"'train[:100]' or 'train[90%:]': {error}"
+        ) from error
+    if span.from_ >= span.to:
+        raise DataError(f"split={split!r} of {source}, a file of {len(rows)} rows, has no rows")
+    return rows.select(range(span.from_, span.to))
+
+
+def whole_file(source: str, streaming: bool) -> "Dataset | IterableDataset":
+    """All rows of a local file that is not empty; see `load_rows`."""
+    from datasets import load_dataset
+
+    path = Path(source)
     loader = LOADERS[path.suffix]
     options = {"sample_by": "document"} if loader == "text" else {}
     try:

@@ -54,13 +54,16 @@ class EpochCounter(TrainerCallback):
         self.epoch = self.step = -1
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        self.step = state.global_step
+        self.epoch = max(self.epoch + 1, math.floor(state.epoch or 0.0))
+
+    def on_epoch_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise RuntimeError(
                 "a pass over the training data trained no step: the data is shorter than one batch, or it is a stream "
-                "that ended before the step to resume from (a stream can be resumed in its first pass only)"
+                "of which drop_invalid and drop_overlong left no row, or that ended before the step to resume from (a "
+                "stream can be resumed in its first pass only)"
             )
-        self.step = state.global_step
-        self.epoch = max(self.epoch + 1, math.floor(state.epoch or 0.0))
 
 
 class DiffusionTrainerBase(MeanOverRows):
@@ -105,7 +108,7 @@ class DiffusionTrainerBase(MeanOverRows):
         self.max_length = row_length(args.max_length, self.spec.context)
         self.custom_collator, self.custom_metrics = data_collator, compute_metrics
         set_router_weight(model, args.router_aux_loss_coef)
-        self.model_loaded(model, peft_config)
+        self.model_loaded(model, peft_config, args.model_init_kwargs)
         model = with_adapters(model, peft_config)
         self.args, self.processing_class = args, processing_class  # `prepared` needs them before the Trainer sets them
         self.epoch_counter = EpochCounter()
@@ -158,8 +161,8 @@ class DiffusionTrainerBase(MeanOverRows):
         """Evaluation metrics, from the outputs of `prediction_step` for all rows."""
         raise NotImplementedError
 
-    def model_loaded(self, model: PreTrainedModel, peft_config) -> None:
-        """Called in the constructor with the model before it gets new adapters."""
+    def model_loaded(self, model: PreTrainedModel, peft_config, init_kwargs: dict[str, Any] | None) -> None:
+        """Called in the constructor with the model before it gets new adapters. init_kwargs: `model_init_kwargs`."""
 
     def collator(self, training: bool):
         """The collator of batches with `row_weight`; `data_collator`, where it is given, collates instead of ours."""
@@ -209,19 +212,21 @@ class DiffusionTrainerBase(MeanOverRows):
     def evaluation_rows(self, rows):
         """Rows with a length. A stream is read whole: the Trainer would count the rows that fill up its last batch."""
         found = self.eval_dataset if rows is None else self.eval_dataset[rows] if isinstance(rows, str) else rows
-        return rows if hasattr(found, "__len__") else list(found)
+        return rows if hasattr(found, "__len__") else as_datasets(list(found), "an evaluation set")
 
     @contextlib.contextmanager
     def evaluation_settings(self):
         # The Trainer would use training settings for held-out rows too: drop an incomplete batch, and pad EOS to the
-        # longest row of the batch.
-        kept = self.args.dataloader_drop_last, self.data_collator
-        self.args.dataloader_drop_last = False
+        # longest row of the batch. With persistent workers it would keep the loader, and with it the rows, of the
+        # first dataset that it evaluates.
+        args = self.args
+        kept = args.dataloader_drop_last, args.dataloader_persistent_workers, self.data_collator
+        args.dataloader_drop_last = args.dataloader_persistent_workers = False
         self.data_collator = self.collator(training=False)
         try:
             yield
         finally:
-            self.args.dataloader_drop_last, self.data_collator = kept
+            args.dataloader_drop_last, args.dataloader_persistent_workers, self.data_collator = kept
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """`Trainer.evaluate`; like the constructor, it takes rows in any form, and a dict of datasets."""

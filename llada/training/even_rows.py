@@ -88,7 +88,9 @@ class WeighedCollator:
         self.collator, self.pad_id, self.multiple = collator, pad_id, multiple
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = dict(self.collator(rows))
+        real = [row for row in rows if not row.get(PADDING)] or rows
+        # Padding is replaced by a row of the batch, so that it does not set the batch's length.
+        batch = dict(self.collator([real[0] if row.get(PADDING) else row for row in rows]))
         if missing := [key for key in COLLATED if key not in batch]:
             raise ValueError(
                 f"data_collator ({type(self.collator).__name__}) returns {sorted(batch)} without {missing}: masks are "

@@ -52,6 +52,7 @@ def load(
                 "is_trainable=True)"
             )
         return model
+    adapters = adapters or Path(model, ADAPTERS).exists()
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
     if options.get("quantization_config") is not None and not adapters:

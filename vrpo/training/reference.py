@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -16,9 +17,16 @@ REFERENCE_ADAPTER = "ref"  # TRL's name
 
 
 def make_reference(
-    model: PreTrainedModel, ref_model: PreTrainedModel | str | None, peft_config=None
+    model: PreTrainedModel,
+    ref_model: PreTrainedModel | str | None,
+    peft_config=None,
+    init_kwargs: dict[str, Any] | None = None,
 ) -> PreTrainedModel | None:
     """The frozen reference, or None if the policy serves as one with its adapters off or replaced.
+
+    Args:
+        init_kwargs: TRL's `model_init_kwargs`, with which a reference given by name is loaded; its dtype is the
+            policy's.
 
     Raises:
         ValueError: the reference has another vocabulary or is the policy itself; or new adapters do not start at zero,
@@ -41,7 +49,9 @@ def make_reference(
     if ref_model is None:
         reference = copy.deepcopy(model)
     elif isinstance(ref_model, str):
-        reference = AutoModelForCausalLM.from_pretrained(ref_model, dtype=model.dtype)
+        options = {key: value for key, value in (init_kwargs or {}).items() if key != "torch_dtype"}
+        options["dtype"] = model.dtype
+        reference = AutoModelForCausalLM.from_pretrained(ref_model, **options)
     else:
         reference = ref_model
     if reference is model:

@@ -119,8 +119,8 @@ class VRPOTrainer(DiffusionTrainerBase):
             "cut. docs/trl.md lists all."
         )
 
-    def model_loaded(self, model, peft_config) -> None:
-        self.ref_model = make_reference(model, self.ref_model, peft_config)
+    def model_loaded(self, model, peft_config, init_kwargs) -> None:
+        self.ref_model = make_reference(model, self.ref_model, peft_config, init_kwargs)
         if self.ref_model is None and peft_config is None:
             freeze_adapter(model)
 

@@ -6,7 +6,6 @@ loss of a step is the mean over its rows (`llada.training.even_rows`).
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalPrediction
 
@@ -22,7 +20,9 @@ from llada.data.loading import column_names
 from llada.data.tokenizer import SpecialIds, special_ids
 from llada.data.turns import record_turns
 from llada.denoiser import ModuleDenoiser, as_denoiser
-from llada.training.even_rows import PADDING, MeanOverRows, WeighedCollator
+from llada.training.epochs import EpochCounter
+from llada.training.evaluation import EvaluationTrainer
+from llada.training.even_rows import PADDING, WeighedCollator
 from llada.training.inputs import (
     activation_offloading,
     as_datasets,
@@ -40,33 +40,7 @@ from llada.training.warnings import LowAdapterRate, warn_of_half_precision
 logger = logging.getLogger(__name__)
 
 
-class EpochCounter(TrainerCallback):
-    """Count passes over the data; the count is the epoch in the keys of the masks' random streams.
-
-    `TrainerState.epoch` is a share of the steps, which for streamed data does not reach 1 at the end of a pass.
-    """
-
-    def __init__(self):
-        self.epoch = -1
-        self.step = -1
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.epoch = self.step = -1
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.step = state.global_step
-        self.epoch = max(self.epoch + 1, math.floor(state.epoch or 0.0))
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise RuntimeError(
-                "a pass over the training data trained no step: the data is shorter than one batch, or it is a stream "
-                "of which drop_invalid and drop_overlong left no row, or that ended before the step to resume from (a "
-                "stream can be resumed in its first pass only)"
-            )
-
-
-class DiffusionTrainerBase(MeanOverRows):
+class DiffusionTrainerBase(EvaluationTrainer):
     """A `Trainer` whose masks depend only on seed, epoch and example, and whose loss is a mean over examples.
 
     Raises:
@@ -200,43 +174,6 @@ class DiffusionTrainerBase(MeanOverRows):
         # The Trainer excludes norms by name, which misses `ln_f`; here no vector (norm or bias) is decayed.
         matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
         return [name for name in super().get_decay_parameter_names(model) if name in matrices]
-
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        with self.evaluation_settings():
-            return super().get_eval_dataloader(self.evaluation_rows(eval_dataset))
-
-    def get_test_dataloader(self, test_dataset) -> DataLoader:
-        with self.evaluation_settings():
-            return super().get_test_dataloader(self.evaluation_rows(test_dataset))
-
-    def evaluation_rows(self, rows):
-        """Rows with a length. A stream is read whole: the Trainer would count the rows that fill up its last batch."""
-        found = self.eval_dataset if rows is None else self.eval_dataset[rows] if isinstance(rows, str) else rows
-        return rows if hasattr(found, "__len__") else as_datasets(list(found), "an evaluation set")
-
-    @contextlib.contextmanager
-    def evaluation_settings(self):
-        # The Trainer would use training settings for held-out rows too: drop an incomplete batch, and pad EOS to the
-        # longest row of the batch. With persistent workers it would keep the loader, and with it the rows, of the
-        # first dataset that it evaluates.
-        args = self.args
-        kept = args.dataloader_drop_last, args.dataloader_persistent_workers, self.data_collator
-        args.dataloader_drop_last = args.dataloader_persistent_workers = False
-        self.data_collator = self.collator(training=False)
-        try:
-            yield
-        finally:
-            args.dataloader_drop_last, args.dataloader_persistent_workers, self.data_collator = kept
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """`Trainer.evaluate`; like the constructor, it takes rows in any form, and a dict of datasets."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self.prepared(eval_dataset, "eval_dataset")
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
-        """`Trainer.predict`; it takes rows in any form."""
-        return super().predict(self.prepared(test_dataset, "test_dataset"), ignore_keys, metric_key_prefix)
 
     def train(self, *args, **kwargs):
         self.metric_sums = MetricSums()  # drops those of a run that was interrupted

@@ -43,7 +43,7 @@ LEVELS = {
         ["models.common"],
         ["diffusion"],
         ["denoiser", "evaluation"],
-        ["kv_cache", "errors", "lazy"],
+        ["kv_cache", "errors", "files", "lazy"],
     ],
     "vrpo": [
         ["variance", "check", "__init__"],

@@ -8,6 +8,7 @@ from llada.cli.adapters import CONFIG, adapter_fields, base_of, carry_settings, 
 from llada.cli.checkpoint import load_config, load_merged, saved_tokenizer
 from llada.cli.next_steps import command
 from llada.errors import RecipeError
+from llada.files import replace_directory
 
 
 def check_target(adapter: str, out: str, overwrite: bool) -> Path:
@@ -67,14 +68,3 @@ def merge(adapter: str, out: str, dtype: str = "auto", overwrite: bool = False) 
         )
     steps = (command("python", "-m", "llada.chat", "--model", out), command("python", "-m", "llada.info", out))
     return "\n".join([report, "Next:", *(f"  {line}" for line in steps)])
-
-
-def replace_directory(source: Path, target: Path) -> None:
-    """Give the directory `source` the name of `target`, whose former contents are deleted afterwards."""
-    if not target.exists():
-        source.rename(target)
-        return
-    old = source.with_name(source.name + ".old")
-    target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old)

@@ -20,3 +20,7 @@ class DataError(ValueError):
 
 class RecipeError(ValueError):
     """An invalid recipe option; the message names the option and what is allowed."""
+
+
+class OutputError(OSError):
+    """An output directory that cannot be written or is in use; the message names it and the cause."""

@@ -5,6 +5,7 @@ Importing it imports neither torch nor transformers.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import xxhash
 
 MANIFEST = "manifest.json"
+NOT_FINISHED = "it was not finished"
 UNFINISHED = ".tmp"  # ends the names of files and directories that are being written or deleted
 
 
@@ -90,30 +92,57 @@ def has_manifest(folder: str | Path) -> bool:
     return Path(folder, MANIFEST).exists()
 
 
+def is_unfinished(folder: str | Path) -> bool:
+    """Whether the manifest of a directory says that its files are being written, or were when their writer ended."""
+    return has_manifest(folder) and flaw_of_manifest(folder) == NOT_FINISHED
+
+
+def read_manifest(folder: str | Path) -> dict[str, tuple[int, str]]:
+    """Size [bytes] and hash of each file that a directory's manifest lists, by its relative name.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or unfinished (`NOT_FINISHED`).
+    """
+    try:
+        manifest = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
+        if "unfinished" in manifest:
+            raise ValueError(NOT_FINISHED)
+        listed = {name: (int(file["size"]), str(file["xxh3_128"])) for name, file in manifest["files"].items()}
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{MANIFEST} is damaged") from None
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in listed):
+        raise ValueError(f"{MANIFEST} is damaged")
+    return listed
+
+
+def flaw_of_manifest(folder: str | Path) -> str | None:
+    """Why a directory's manifest says nothing of its files; None if it lists them."""
+    try:
+        read_manifest(folder)
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read ({error.strerror})"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def flaw_of(folder: str | Path) -> str | None:
     """Why a directory is not whole by its manifest, as "model.safetensors is missing"; None if it is whole.
 
     A directory without a manifest cannot be judged and is not whole (see `has_manifest`, for directories that were
     written before there were manifests). Files that the manifest does not list are not looked at.
     """
-    try:
-        manifest = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
-        if "unfinished" in manifest:
-            return "it was not finished"
-        listed = {name: (int(file["size"]), str(file["xxh3_128"])) for name, file in manifest["files"].items()}
-    except FileNotFoundError:
-        return f"it has no {MANIFEST}"
-    except OSError as error:
-        return f"{MANIFEST} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is damaged"
-    # All sizes first: they are read at once, and find most damage.
-    flaws = (flaw_of_size(Path(folder, name), size) for name, (size, _) in listed.items())
-    flaw = next(filter(None, flaws), None)
+    flaw = flaw_of_manifest(folder)
     if flaw is not None:
         return flaw
+    listed = read_manifest(folder)
+    # All sizes first: they are read at once, and find most damage.
+    sizes = (flaw_of_size(Path(folder, name), size) for name, (size, _) in listed.items())
     hashes = (flaw_of_content(Path(folder, name), expected) for name, (_, expected) in listed.items())
-    return next(filter(None, hashes), None)
+    return next(filter(None, itertools.chain(sizes, hashes)), None)
 
 
 def flaw_of_size(path: Path, size: int) -> str | None:

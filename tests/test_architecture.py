@@ -42,7 +42,7 @@ LEVELS = {
         ["data", "models"],
         ["models.common"],
         ["diffusion"],
-        ["denoiser", "evaluation"],
+        ["denoiser", "evaluation", "output"],
         ["kv_cache", "errors", "files", "lazy"],
     ],
     "vrpo": [

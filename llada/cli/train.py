@@ -1,9 +1,7 @@
 """The run around every recipe's trainer: checks, resuming, training, saving and evaluation."""
 
 import contextlib
-import json
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,43 +16,50 @@ from llada.cli.recipe import RecipeArguments, parse
 from llada.data.loading import load_rows
 from llada.data.turns import record_turns
 from llada.errors import RecipeError
+from llada.files import delete_directory, flaw_of, has_manifest, read_manifest
+from llada.output import lock
 from llada.training.base import DiffusionTrainerBase
-from llada.training.distributed import check_engine, check_processes, leave_group
+from llada.training.checkpoints import begun_only, checkpoints_in, state_of
+from llada.training.distributed import check_engine, check_processes, leave_group, on_first_process
 
 logger = logging.getLogger(__name__)
 
+REFERENCE = "ref"  # PEFT's folder of the adapters that TRL calls the reference
+WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json")
+RECORDS = ("manifest.json", "trainer_state.json", "training_args.bin", "eval_results.json", "all_results.json")
 
-def resume_point(output_dir: str, resume: bool, overwrite: bool) -> str | None:
-    """The checkpoint to continue from, or None for a new run. Nothing is deleted here.
 
-    The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one is incomplete; it is skipped
-    with a warning.
+def continues(output_dir: str, resume: bool, overwrite: bool) -> bool:
+    """Whether the run in a directory is to be continued or was finished, rather than started. Nothing is deleted here.
+
+    A run that was killed before it had saved anything is started again, with a warning, so that one command line with
+    `resume` serves a scheduler however often it starts it.
 
     Raises:
-        RecipeError: the directory holds a run and neither `resume` nor `overwrite` is set; both are set; or there is
-            no complete checkpoint to resume from.
+        RecipeError: the directory holds a run and neither `resume` nor `overwrite` is set; both are set; or `resume`
+            is set and the directory holds a model, of which nothing tells how far it was trained.
     """
     if resume and overwrite:
         raise RecipeError("resume and overwrite are both set: choose one")
-    folder = Path(output_dir)
-    numbered = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    checkpoints = sorted(numbered, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
-    holds_run = bool(checkpoints) or any(folder.glob("*.safetensors"))
+    checkpoints = checkpoints_in(output_dir)
+    holds_model = any(Path(output_dir).glob("*.safetensors"))
     if not resume:
-        if holds_run and not overwrite:
+        if (checkpoints or holds_model) and not overwrite:
             raise RecipeError(
                 f"output_dir={output_dir} already holds a run: set resume to continue it, overwrite to replace it, or "
                 "another output_dir"
             )
-        return None
-    for checkpoint in checkpoints:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            logger.warning("%s is incomplete (no readable trainer_state.json): passed over", checkpoint)
-            continue
-        return str(checkpoint)
-    raise RecipeError(f"resume is set, but output_dir={output_dir} holds no complete checkpoint")
+        return False
+    if state_of(output_dir) or not all(map(begun_only, checkpoints)):
+        return True
+    if holds_model:
+        raise RecipeError(
+            f"resume is set, but output_dir={output_dir} holds a model and no whole checkpoint: set overwrite to train "
+            "it again, or choose another output_dir"
+        )
+    begun = f" (begun only: {', '.join(path.name for path in reversed(checkpoints))})" if checkpoints else ""
+    logger.warning("resume is set, and %s holds no whole checkpoint%s: the run starts anew", output_dir, begun)
+    return False
 
 
 def check_one_batch(trainer: Trainer) -> None:
@@ -140,10 +145,22 @@ def refuse_to_delete(model: str, output_dir: str) -> None:
 
 
 def remove_run(output_dir: Path) -> None:
-    """Delete checkpoints, weights and adapters of an overwritten run: mixed with new files, they would not load."""
-    for pattern in ("checkpoint-*", "*.safetensors*", "adapter_*"):
-        for path in output_dir.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Delete what a run has written, and nothing else: mixed with new files, it would not load or would tell lies.
+
+    That is checkpoints, the files of the model that its manifest lists, and, where there is none, weights and adapters.
+    Logs stay.
+    """
+    for checkpoint in checkpoints_in(output_dir):
+        delete_directory(checkpoint)
+    try:
+        listed = [output_dir / name for name in read_manifest(output_dir)]
+    except (OSError, ValueError):
+        listed = []
+    found = (path for folder in (output_dir, output_dir / REFERENCE) for name in WEIGHTS for path in folder.glob(name))
+    for path in {*listed, *found, *(output_dir / name for name in RECORDS)}:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds files of someone else, or is not there
+        (output_dir / REFERENCE).rmdir()
 
 
 def main(
@@ -158,7 +175,13 @@ def main(
     """
     recipe, model_args, args = parse((RecipeArguments, ModelConfig, config_class), argv)
     check_processes(args, recipe.expected_processes)
-    checkpoint = resume_point(args.output_dir, recipe.resume, recipe.overwrite)
+    with lock(args.output_dir) if args.process_index == 0 else contextlib.nullcontext():
+        launch(trainer_class, columns, recipe, model_args, args)
+
+
+def launch(trainer_class: type[DiffusionTrainerBase], columns: Sequence[tuple[str, ...]], recipe, model_args, args):
+    """`main` after its options are read and the output directory is held."""
+    resumed = on_first_process(lambda: continues(args.output_dir, recipe.resume, recipe.overwrite))
     if recipe.overwrite and model_args.model_name_or_path is not None:
         refuse_to_delete(model_args.model_name_or_path, args.output_dir)
     model, tokenizer = load_model(recipe, model_args, args.seed)
@@ -178,8 +201,8 @@ def main(
     check_engine(trainer)
     check_one_batch(trainer)
     base = model_args.model_name_or_path
-    run(trainer, recipe.overwrite, checkpoint, base)
-    if trainer.is_world_process_zero():
+    trained = run(trainer, recipe.overwrite, resumed, base)
+    if trained and trainer.is_world_process_zero():
         count = len(train) if hasattr(train, "__len__") else None
         dropped = args.drop_invalid or args.drop_overlong
         design = getattr(trainer, "design", None)  # preference trainers have one
@@ -195,24 +218,52 @@ def first_row(recipe: RecipeArguments) -> dict[str, Any]:
     return next(iter(rows))
 
 
-def run(trainer: Trainer, overwrite: bool, checkpoint: str | None, base: str | None) -> None:
+def finished(folder: str, planned: int) -> int | None:
+    """The number of steps of the finished run in a directory, if no more are planned; None for any other run.
+
+    `trainer_state.json` is the last file that a run writes there. A model that is not whole is warned of, and made
+    again from the last checkpoint.
+    """
+    steps = state_of(folder).get("global_step", 0)
+    if steps < planned:
+        return None
+    flaw = flaw_of(folder) if has_manifest(folder) else None
+    if flaw is None:
+        return steps
+    logger.warning("the model in %s is not whole: %s. It is saved again from its last checkpoint", folder, flaw)
+    return None
+
+
+def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str | None) -> bool:
     """Train, evaluate on any held-out data, save to output_dir, and destroy the process group.
 
     Model or adapters are saved with the tokenizer and the sampler settings of the model that training started from.
+    Returns False if the run was finished already, which leaves it as it is.
     """
+    planned = trainer.planned_steps() if resumed else 0
+    steps = on_first_process(lambda: finished(trainer.args.output_dir, planned)) if resumed else None
+    if steps is not None:
+        if trainer.is_world_process_zero():
+            print(
+                f"the run in {trainer.args.output_dir} is finished: all of its {steps} steps are done, and nothing was "
+                "changed. More max_steps or num_train_epochs continue it"
+            )
+        leave_group(trainer)
+        return False
     last = LastEvaluation()
     if trainer.eval_dataset is not None:
         trainer.add_callback(last)
     if overwrite:
         trainer.add_callback(RemoveOldRun())
     with loggers_named(trainer.args.report_to):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=resumed)
     trainer.save_model()
-    trainer.save_state()
     if base is not None and trainer.is_world_process_zero():
         carry_settings(base, trainer.args.output_dir)
     if trainer.eval_dataset is not None:
         metrics = last.metrics if last.of_saved_model(trainer) else trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    trainer.save_state()  # last: by it a finished run is known
     leave_group(trainer)
+    return True

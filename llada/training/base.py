@@ -35,12 +35,13 @@ from llada.training.inputs import (
     with_adapters,
 )
 from llada.training.metric_sums import MetricSums
+from llada.training.saving import WholeCheckpoints
 from llada.training.warnings import LowAdapterRate, warn_of_half_precision
 
 logger = logging.getLogger(__name__)
 
 
-class DiffusionTrainerBase(EvaluationTrainer):
+class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
     """A `Trainer` whose masks depend only on seed, epoch and example, and whose loss is a mean over examples.
 
     Raises:

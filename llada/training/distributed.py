@@ -3,7 +3,8 @@
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -11,6 +12,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from llada.errors import RecipeError
+
+Result = TypeVar("Result")
 
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI
 
@@ -82,6 +85,26 @@ def leave_group(trainer: Trainer) -> None:
         gc.collect()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def on_first_process(function: Callable[[], Result]) -> Result:
+    """What a function returns on the first process, on all of them: for decisions that follow from files.
+
+    Raises:
+        ValueError, OSError: of the function, on all processes.
+    """
+    if not torch.distributed.is_initialized():
+        return function()
+    outcome: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome[0] = function()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 @contextlib.contextmanager

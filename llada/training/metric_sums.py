@@ -32,10 +32,14 @@ class MetricSums:
         weight_B = row_weight.repeat(len(attention_BL) // len(row_weight))
         self.tokens = self.tokens + (attention_BL.sum(-1) * weight_B).sum()
 
+    def total_tokens(self, accelerator: Accelerator) -> int:
+        """The tokens of all processes."""
+        tokens = torch.as_tensor(self.tokens, dtype=torch.float64, device=accelerator.device)
+        return int(accelerator.reduce(tokens, "sum"))
+
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over all processes since the last call, and `num_tokens`, which goes on counting."""
-        tokens = torch.as_tensor(self.tokens, dtype=torch.float64, device=accelerator.device)
-        logs: dict[str, float] = {"num_tokens": int(accelerator.reduce(tokens, "sum"))}
+        logs: dict[str, float] = {"num_tokens": self.total_tokens(accelerator)}
         if self.sums:
             sums = accelerator.reduce(torch.stack(list(self.sums.values())), "sum")
             logs |= dict(zip(self.sums, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))

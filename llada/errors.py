@@ -1,5 +1,7 @@
 """Errors that a user can fix: each message names the file, row, option or value, and what is allowed."""
 
+SINGULAR = {"have": "has", "are": "is"}
+
 
 class PairError(ValueError):
     """A prompt or completion that cannot be trained on.
@@ -12,6 +14,12 @@ class PairError(ValueError):
         message = f"an example must not {flaw.format(part=repr(part))}"
         super().__init__(f"{message}: {detail}" if detail else message)
         self.part, self.flaw, self.detail = part, flaw, detail
+
+    @property
+    def of_row(self) -> str:
+        """What is wrong, as what a row has or is: "has an empty 'prompt'"."""
+        verb, rest = self.flaw.format(part=repr(self.part)).split(" ", 1)
+        return f"{SINGULAR[verb]} {rest}{f': {self.detail}' if self.detail else ''}"
 
 
 class DataError(ValueError):

@@ -124,7 +124,7 @@ def said_of(capsys, path) -> str:
         ("a.csv", b"", "a.csv: the file has no rows\n"),
         ("a.csv", b"text,b\n1,2\n1,2,3\n", "a.csv cannot be read as .csv: Error tokenizing data. C error: Expected 2 "),
         ("a.parquet", b"no", "a.parquet cannot be read as .parquet: Parquet file size is 2 bytes"),
-        ("a.txt", b"\xff", "a.txt cannot be read as .txt: 'utf-8' codec can't decode byte 0xff"),
+        ("a.txt", b"\xff", "a.txt is not UTF-8 text: line 1 has the byte 0xff at its byte 1"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(capsys, tmp_path, name, content, message):

@@ -179,9 +179,9 @@ def test_output_is_not_overwritten_and_bad_input_is_named(saved):
     refused(r"prompts.jsonl is the file of the prompts", "--output", str(saved / "prompts.jsonl"))
     refused("samples=1 must be at least 2", "--samples", "1", recipe=make_pairs)
     for bad, message in (
-        ({"prompt": ""}, "row 1 .* has a prompt of 0 tokens; allowed are 1 to 56"),
+        ({"prompt": ""}, "row 1 .* has an empty 'prompt'"),
         ({"prompt": "x" * 57}, "row 1 .* has a prompt of 57 tokens; allowed are 1 to 56"),
-        ({"prompt": f"x{TOKENIZER.mask_token}"}, "row 1 .* has a prompt with the mask token"),
+        ({"prompt": f"x{TOKENIZER.mask_token}"}, "row 1 .* has text in 'prompt' that spells the mask token"),
     ):
         (saved / "prompts.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps(bad) + "\n")
         refused(message)

@@ -1,6 +1,6 @@
 """Check a data file before training or sampling: all rows that cannot be used, the lengths in tokens, and what to do.
 
-    python -m vrpo.check FILE [--model NAME_OR_PATH] [--max_length N]
+    python -m vrpo.check FILE [--model NAME_OR_PATH] [--max_length N] [--allow_special_tokens]
 
 FILE holds preference pairs, prompts and completions, messages, texts or only prompts to be answered (a local file or a
 hub dataset). The exit status is 0 if every row can be used, 1 if not, and 2 if the file cannot be checked.
@@ -17,6 +17,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--max_length", type=int, help="tokens of a row, one EOS included; default: the model's context"
     )
+    parser.add_argument(
+        "--allow_special_tokens", action="store_true", help="plain text may spell special tokens, as in rendered chats"
+    )
     args = parser.parse_args(argv)
     from datasets import disable_progress_bars
 
@@ -24,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
 
     disable_progress_bars()
     try:
-        checked = check(args.file, args.model, args.max_length)
+        checked = check(args.file, args.model, args.max_length, args.allow_special_tokens)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     print(checked)

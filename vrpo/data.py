@@ -40,6 +40,7 @@ def prepare_pairs(
     drop_invalid: bool = False,
     num_proc: int | None = None,
     source: str = "dataset",
+    allow_special_tokens: bool = False,
 ) -> "Dataset | IterableDataset":
     """Tokenize preference pairs.
 
@@ -51,12 +52,13 @@ def prepare_pairs(
         drop_invalid: leave out all pairs that cannot be trained on, with a warning that lists them.
         num_proc: processes that tokenize.
         source: name of the dataset in messages, such as its file.
+        allow_special_tokens: plain text may spell special tokens (`llada.data.encoding.encode_pair`).
 
     Raises:
         DataError: columns are missing, or pairs cannot be trained on: one report lists them all (`llada.data.flaws`).
             A streamed dataset is checked as it is read.
     """
-    pairs = tokenize_pairs(dataset, tokenizer, ids, source, allow_identical, num_proc)
+    pairs = tokenize_pairs(dataset, tokenizer, ids, source, allow_identical, num_proc, allow_special_tokens)
     room = Room(max_length, eos_tail)
     return keep_valid(pairs, Filter(source, room, drop_invalid, drop_overlong, row_count(dataset)))
 
@@ -68,6 +70,7 @@ def tokenize_pairs(
     source: str,
     allow_identical: bool = False,
     num_proc: int | None = None,
+    allow_special_tokens: bool = False,
 ) -> "Dataset | IterableDataset":
     """Tokenized pairs, those with a flaw among them (columns `flaw` and `flaw_detail`, see `llada.data.flaws`).
 
@@ -77,7 +80,9 @@ def tokenize_pairs(
     columns = check_columns(dataset, source)
     if not {"chosen", "rejected"} <= set(columns):
         raise DataError(f"{source}: columns are {sorted(columns)}; needed are 'prompt', 'chosen' and 'rejected'")
-    return map_rows(dataset, _PairsOut(tokenizer, ids, allow_identical), PAIR_TYPES, columns, num_proc)
+    return map_rows(
+        dataset, _PairsOut(tokenizer, ids, allow_identical, allow_special_tokens), PAIR_TYPES, columns, num_proc
+    )
 
 
 @dataclass
@@ -85,6 +90,7 @@ class _PairsOut:
     tokenizer: PreTrainedTokenizerBase
     ids: SpecialIds
     allow_identical: bool
+    allow_special_tokens: bool
 
     def __post_init__(self):
         self.version = ROWS_VERSION
@@ -99,7 +105,12 @@ class _PairsOut:
             example = with_prompt(example)
             for column in sides:
                 prompt_ids, sides[column] = encode_pair(
-                    self.tokenizer, example["prompt"], example[column], options, self.ids.mask
+                    self.tokenizer,
+                    example["prompt"],
+                    example[column],
+                    options,
+                    self.ids.mask,
+                    self.allow_special_tokens,
                 )
             if sides["chosen"] == sides["rejected"] and not self.allow_identical:
                 flaw = IDENTICAL

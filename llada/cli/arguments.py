@@ -72,6 +72,9 @@ class CompletionArguments:
     limit: int | None = field(default=None, metadata={"help": "Use only this many prompts from the start of the file."})
     batch_size: int = field(default=16, metadata={"help": "Number of prompts sampled together."})
     seed: int = field(default=0, metadata={"help": "Random seed of the samples."})
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Prompts of plain text may spell special tokens, as rendered chats do."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace the output and unfinished part files."})
 
 

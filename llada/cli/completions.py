@@ -20,12 +20,14 @@ from transformers import PreTrainedConfig
 from llada.cli.adapters import base_of
 from llada.cli.arguments import CompletionArguments, SamplerOptions, fit_context, note, sampler_settings
 from llada.cli.checkpoint import load_config, load_model
+from llada.data.encoding import encode_prompt
 from llada.data.loading import column_names, load_rows
 from llada.data.turns import speaks_in_turns
 from llada.denoiser import DenoiserSpec
 from llada.diffusion.random_streams import generator_for
+from llada.errors import PairError
 from llada.sampling.block_cache import SamplerStats
-from llada.sampling.text import answers, encode
+from llada.sampling.text import answers
 
 
 class PartFiles:
@@ -170,14 +172,15 @@ class Completions:
         room = spec.context - self.settings.gen_length
         for index, row in enumerate(self.rows):
             where = f"{self.args.prompts}: row {index} (counted from 0)"
-            ids = encode(self.tokenizer, row["prompt"]) if row["prompt"] else []
+            try:
+                ids = encode_prompt(self.tokenizer, row["prompt"], spec.mask_id, self.args.allow_special_tokens)
+            except PairError as error:
+                raise ValueError(f"{where} {error.of_row}") from error
             if not 0 < len(ids) <= room:
                 raise ValueError(
                     f"{where} has a prompt of {len(ids)} tokens; allowed are 1 to {room}, the model's context less "
                     f"gen_length={self.settings.gen_length}"
                 )
-            if spec.mask_id in ids:
-                raise ValueError(f"{where} has a prompt with the mask token, which the model would have to fill")
             try:
                 json.dumps(row)
             except TypeError as error:
@@ -214,7 +217,10 @@ class Completions:
             seed = generator_for(self.args.seed, batch[0]).initial_seed()
             generator = torch.Generator(state.device).manual_seed(seed)
             prompts = (self.rows[index // self.samples]["prompt"] for index in batch)
-            found = answers(self.model, self.tokenizer, prompts, self.settings, len(batch), generator, stats)
+            found = answers(
+                self.model, self.tokenizer, prompts, self.settings, len(batch), generator, stats,
+                self.args.allow_special_tokens,
+            )  # fmt: skip
             self.files.append(state.process_index, dict(zip(batch, found, strict=True)))
             bar.update(len(batch))
             rate = stats.tokens / (time.perf_counter() - start)

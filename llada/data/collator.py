@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llada.data.flaws import SINGULAR, Room
+from llada.data.flaws import Room
 from llada.data.rows import UNSCORED, RowOut, TokenizedRows
-from llada.errors import DataError, PairError
+from llada.errors import SINGULAR, DataError, PairError
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from llada.data.roles import check_role, check_shown
+from llada.data.special_tokens import check_ids, check_turns
 from llada.data.tokenizer import Prompt, render
 from llada.errors import PairError
 
@@ -30,7 +32,6 @@ NOT_RENDERED = "have messages in {part} that the chat template does not accept"
 NO_PREFIX = "have messages in {part} that the chat template renders differently once the answer follows them"
 TOOLS_IGNORED = "have 'tools', which the chat template does not render"
 TOOL_CALLS_IGNORED = "have tool calls in {part}, which the chat template does not render"
-TOOL_RESULTS_IGNORED = "have messages of role 'tool' in {part}, which the chat template does not render"
 KWARGS_IGNORED = "have 'chat_template_kwargs' that the chat template does not read"
 SPELLS_MASK = "have text in {part} that spells the mask token"
 MALFORMED_TOOLS = "have 'tools' that are neither a list nor the JSON text of one"
@@ -103,6 +104,7 @@ def encode_pair(
     completion: Prompt,
     options: dict[str, Any] | None = None,
     mask_id: int | None = None,
+    allow_special_tokens: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Token ids of the prompt (never masked) and of the response (scored), without the EOS tail.
 
@@ -112,11 +114,13 @@ def encode_pair(
     Args:
         options: variables of the chat template (`template_options`), for messages only.
         mask_id: the mask token, which no text may spell.
+        allow_special_tokens: plain text may spell other special tokens, such as those of a chat that is rendered
+            already. Messages may not (`llada.data.special_tokens`).
 
     Raises:
-        PairError: a side is missing, empty, malformed, tokenizes to nothing or spells the mask token; text is paired
-            with messages; the chat template refuses the messages, would leave out tools or tool calls, or its rendering
-            of the prompt is no prefix of its rendering of the whole dialogue.
+        PairError: a side is missing, empty, malformed, tokenizes to nothing or spells a special token; text is paired
+            with messages; the chat template refuses the messages, does not know a role, would leave out a message,
+            tools or tool calls, or its rendering of the prompt is no prefix of its rendering of the whole dialogue.
         ValueError: there are messages, and the tokenizer has no chat template.
     """
     for part, value in (("prompt", prompt), ("completion", completion)):
@@ -140,13 +144,60 @@ def encode_pair(
         if not any(text.strip() for text in completion_texts) and not any(map(calls_tools, completion)):
             raise PairError("completion", EMPTY)
         head, tail = render_pair(tokenizer, prompt, completion, options or {})
-    encoded = tuple(tokenizer(text, add_special_tokens=False).input_ids if text else [] for text in (head, tail))
-    for part, ids in zip(("prompt", "completion"), encoded, strict=True):
-        if not ids:
-            raise PairError(part, EMPTY)
-        if mask_id in ids:
-            raise PairError(part, SPELLS_MASK)
+    encoded = [tokenizer(text, add_special_tokens=False).input_ids if text else [] for text in (head, tail)]
+    for part, value, ids in zip(("prompt", "completion"), (prompt, completion), encoded, strict=True):
+        check_encoded(tokenizer, part, value, ids, mask_id, allow_special_tokens)
+    check_turns(tokenizer, "prompt", [value for name, value in (options or {}).items() if name != "chat_template"])
     return encoded[0], encoded[1]
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    mask_id: int | None = None,
+    allow_special_tokens: bool = False,
+) -> list[int]:
+    """Token ids of a prompt that is to be answered: plain text, or messages and the header of an assistant turn.
+
+    Args: see `encode_pair`, whose prompts are tokenized like these.
+
+    Raises:
+        PairError: the prompt is missing, empty, malformed, or spells a special token; the chat template refuses the
+            messages, does not know a role or would leave out a message.
+        ValueError: there are messages, and the tokenizer has no chat template.
+    """
+    if prompt is None:
+        raise PairError("prompt", MISSING)
+    if not any(texts_of("prompt", prompt)):
+        raise PairError("prompt", EMPTY)
+    if isinstance(prompt, str):
+        text = prompt
+    else:
+        messages = [present(message) for message in prompt]
+        text = rendered(tokenizer, "prompt", messages, open_turn=True)
+        check_nothing_is_ignored(tokenizer, len(messages), messages, text, {}, open_turn=True)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    check_encoded(tokenizer, "prompt", prompt, ids, mask_id, allow_special_tokens)
+    return ids
+
+
+def check_encoded(
+    tokenizer: PreTrainedTokenizerBase,
+    part: str,
+    value: Prompt,
+    ids: list[int],
+    mask_id: int | None,
+    allow_special_tokens: bool,
+) -> None:
+    """Raise PairError if a prompt or completion, whose token ids are `ids`, is empty or spells a special token."""
+    if not ids:
+        raise PairError(part, EMPTY)
+    if mask_id in ids:
+        raise PairError(part, SPELLS_MASK)
+    if not isinstance(value, str):
+        check_turns(tokenizer, part, value)
+    elif not allow_special_tokens:
+        check_ids(tokenizer, part, ids)
 
 
 def render_pair(
@@ -158,22 +209,26 @@ def render_pair(
         PairError: see `encode_pair`.
     """
 
-    def rendered(part: str, messages: list[dict], open_turn: bool = False, **options) -> str:
-        try:
-            return render(tokenizer, messages, open_turn, **options)
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
-            if tokenizer.chat_template is None:
-                raise
-            raise PairError(part, NOT_RENDERED, f"{type(error).__name__}: {error}") from error
-
     prompt, completion = ([present(message) for message in part] for part in (prompt, completion))
     whole = prompt + completion
-    head = rendered("prompt", prompt, open_turn=True, **options)
-    text = rendered("completion", whole, **options)
-    check_nothing_is_ignored(tokenizer, len(prompt), whole, text, options, rendered)
+    head = rendered(tokenizer, "prompt", prompt, open_turn=True, **options)
+    text = rendered(tokenizer, "completion", whole, **options)
+    check_nothing_is_ignored(tokenizer, len(prompt), whole, text, options)
     if not text.startswith(head):
         raise PairError("prompt", NO_PREFIX)
     return head, text[len(head) :]
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, part: str, messages: list[dict], open_turn: bool = False, **options: Any
+) -> str:
+    """The chat text of messages; PairError if the chat template refuses them."""
+    try:
+        return render(tokenizer, messages, open_turn, **options)
+    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        if tokenizer.chat_template is None:
+            raise
+        raise PairError(part, NOT_RENDERED, f"{type(error).__name__}: {error}") from error
 
 
 def present(message: dict[str, Any]) -> dict[str, Any]:
@@ -184,31 +239,34 @@ def present(message: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_nothing_is_ignored(tokenizer, prompt_length: int, whole: list[dict], text: str, options, rendered) -> None:
-    """Raise PairError if the template leaves out tools or tool calls (the text is the same without them) or an option.
+def check_nothing_is_ignored(
+    tokenizer, prompt_length: int, whole: list[dict], text: str, options: dict[str, Any], open_turn: bool = False
+) -> None:
+    """Raise PairError if the template does not know a role, or leaves out a message, tools, tool calls or an option.
+
+    Something is left out if the text is the same without it.
 
     Args:
         prompt_length: number of messages that belong to the prompt.
-        text: what `whole` is rendered to, by `rendered(part, messages, **options)`.
+        text: what `whole` is rendered to, with an assistant header at its end if `open_turn`.
     """
 
-    def same(part: str, messages: list[dict], options: dict[str, Any]) -> bool:
+    def same(part: str, messages: list[dict], options: dict[str, Any] = options) -> bool:
         try:
-            return rendered(part, messages, **options) == text
+            return rendered(tokenizer, part, messages, open_turn, **options) == text
         except PairError:
             return False  # the template needs what was left out, so it reads it
 
+    template = options.get("chat_template") or tokenizer.get_chat_template(tools=options.get("tools"))
     if "tools" in options and same("prompt", whole, {name: options[name] for name in options if name != "tools"}):
         raise PairError("prompt", TOOLS_IGNORED)
     for index, message in enumerate(whole):
         part = "prompt" if index < prompt_length else "completion"
-        before, after = whole[:index], whole[index + 1 :]
+        check_role(part, message["role"], template)
         silent = {key: value for key, value in message.items() if key != "tool_calls"}
-        if calls_tools(message) and same(part, [*before, silent, *after], options):
+        if calls_tools(message) and same(part, [*whole[:index], silent, *whole[index + 1 :]]):
             raise PairError(part, TOOL_CALLS_IGNORED)
-        if message["role"] == "tool" and same(part, before + after, options):
-            raise PairError(part, TOOL_RESULTS_IGNORED)
-    template = options.get("chat_template") or tokenizer.get_chat_template(tools=options.get("tools"))
+        check_shown(part, whole, index, text, same)
     names = set(options) - {"tools", "chat_template"}
     unread = sorted(name for name in names if not re.search(rf"\b{re.escape(name)}\b", template))
     if unread:

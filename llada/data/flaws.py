@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llada.errors import DataError
+from llada.errors import SINGULAR, DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 NAMED_ROWS = 10  # a report lists at most this many rows of each kind
 FLAW_COLUMNS = ("flaw", "flaw_detail")
-SINGULAR = {"have": "has", "are": "is"}
 
 
 def name_rows(rows: list[int]) -> str:

@@ -172,7 +172,7 @@ def reader(
 ) -> RowsOut:
     """What reads rows of this kind (`row_kind`)."""
     if kind == "text":
-        return DocumentRows(tokenizer, ids, form.dataset_text_field, cut_length)
+        return DocumentRows(tokenizer, ids, form.dataset_text_field, cut_length, form.allow_special_tokens)
     if kind == "input_ids":
         return TokenizedRows(tokenizer, ids, form)
     if kind == "prompt and completion":

@@ -1,9 +1,10 @@
 """Load rows from a local file or a hub dataset."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llada.data.json_rows import NO_ROWS, keeps_values, load_exact
+from llada.data.json_rows import NO_ROWS, load_json
+from llada.data.local_files import FileState, check_readable, csv_columns, guarded, unreadable
 from llada.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,22 +20,19 @@ def load_rows(
     """Load a local file (.jsonl, .json, .parquet, .csv, or .txt as one document) or a hub dataset.
 
     A local file is one split whatever its name, of which a slice such as "train[:100]" or "train[90%:]" is taken. Of a
-    stream of a local file the first rows are read, so that a broken file is found here.
+    stream of a local file the first rows are read, so that a file that is broken there is found here.
 
     Raises:
         FileNotFoundError: `source` has the extension of a data file and does not exist.
-        DataError: a local file is empty or broken; the message names the line, or gives the reader's reason. Or the
-            slice cannot be taken.
+        DataError: a local file is empty, broken, or changes while it is read; the message names the line, or the row
+            and the reader's reason. A stream raises it as it is read. Or the slice cannot be taken.
     """
     from datasets import load_dataset
 
     path = Path(source)
-    if path.suffix not in LOADERS:
+    if path.suffix not in LOADERS and not path.is_file():
         return load_dataset(source, name, split=split, streaming=streaming)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such data file: {source}")
-    if not path.stat().st_size:
-        raise DataError(f"{source}: {NO_ROWS}")
+    check_readable(source, list(LOADERS))
     if streaming and not split.isidentifier():
         raise DataError(f"split={split!r}: a stream of the file {source} has no slices. Load it without streaming")
     rows = whole_file(source, streaming)
@@ -65,23 +63,47 @@ def whole_file(source: str, streaming: bool) -> "Dataset | IterableDataset":
     """All rows of a local file that is not empty; see `load_rows`."""
     from datasets import load_dataset
 
-    path = Path(source)
-    loader = LOADERS[path.suffix]
-    options = {"sample_by": "document"} if loader == "text" else {}
-    try:
-        rows = load_dataset(loader, data_files=str(path), split="train", streaming=streaming, **options)
-        if streaming:
-            next(iter(rows), None)
-        else:
-            rows.data.validate(full=True)  # Arrow's reader of JSON lets bytes pass that are not UTF-8
-    except Exception as error:  # the readers of the formats raise errors of many libraries
-        if loader == "json":
-            return load_exact(source, streaming)
-        reason = str(error.__cause__ or error).strip()
-        raise DataError(f"{source} cannot be read as {path.suffix}: {reason}") from error
-    if loader == "json" and not (rows.features and keeps_values(dict(rows.features))):
-        return load_exact(source, streaming)
+    loader, state = LOADERS[Path(source).suffix], FileState.of(source)
+    if loader == "json":
+        rows = load_json(source, streaming)
+    else:
+        options = reader_options(source, loader)
+        try:
+            rows = load_dataset(loader, data_files=source, split="train", streaming=streaming, **options)
+            found = next(iter(rows), None) is not None
+        except Exception as error:  # the readers of the formats raise errors of many libraries
+            raise unreadable(source, error) from error
+        if not found:
+            raise DataError(f"{source}: {NO_ROWS}")
+    if streaming:
+        return guarded(rows, state)
+    state.check()
     return rows
+
+
+def reader_options(source: str, loader: str) -> dict[str, Any]:
+    """How `datasets` reads a file: values as they stand there, where its defaults would give other ones.
+
+    Raises:
+        DataError: a file has no rows, or a CSV file names a column twice.
+    """
+    from datasets import Features, Value
+
+    if loader == "text":
+        return {"sample_by": "document", "encoding": "utf-8-sig"}
+    if loader == "csv":  # without types and names of missing values, "007" stays text, and so does "NA"
+        columns = csv_columns(source)
+        return {"features": Features({name: Value("string") for name in columns}), "keep_default_na": False,
+                "na_values": [""], "encoding": "utf-8-sig"}  # fmt: skip
+    import pyarrow.parquet
+
+    try:
+        empty = not pyarrow.parquet.ParquetFile(source).metadata.num_rows
+    except Exception as error:
+        raise unreadable(source, error) from error
+    if empty:  # which `datasets` cannot read
+        raise DataError(f"{source}: {NO_ROWS}")
+    return {}
 
 
 def column_names(dataset: "Dataset | IterableDataset") -> list[str]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers import BatchEncoding
 
-from llada.data.encoding import EMPTY, MISSING, NOT_TEXT, SPELLS_MASK
+from llada.data.encoding import EMPTY, MISSING, NOT_TEXT, check_encoded
 from llada.data.rows import ROW_TYPES, UNSCORED, RowOut, RowsOut, example_id, features_of
 from llada.data.tokenizer import SpecialIds
 from llada.errors import PairError
@@ -29,21 +30,17 @@ class DocumentRows(RowsOut):
 
     column: str = "text"
     length: int | None = None
+    allow_special_tokens: bool = False
 
     def rows(self, batch: dict[str, list], rows: list[int]) -> Iterator[RowOut]:
         stream: list[int] = []
         owner: list[int] = []  # the document to which each token belongs
         text_bytes: list[int] = []
         for row, text in zip(rows, batch[self.column], strict=True):
-            if text is not None and not isinstance(text, str):
-                yield RowOut.flawed(
-                    row, PairError("completion", NOT_TEXT, f"found {text!r}"), {"completion": self.column}
-                )
-                continue
-            encoded = self.tokenizer(text or "", add_special_tokens=False, return_offsets_mapping=True)
-            if not text or self.ids.mask in encoded.input_ids:
-                flaw = MISSING if text is None else EMPTY if not text else SPELLS_MASK
-                yield RowOut.flawed(row, PairError("completion", flaw), {"completion": self.column})
+            try:
+                encoded = self.encoded(text)
+            except PairError as error:
+                yield RowOut.flawed(row, error, {"completion": self.column})
                 continue
             document = [*encoded.input_ids, self.ids.eos]
             if self.length is None:
@@ -55,6 +52,18 @@ class DocumentRows(RowsOut):
         for start in range(0, len(stream), self.length or 1):
             piece = slice(start, start + (self.length or 1))
             yield RowOut(owner[start], stream[piece], 0, sum(text_bytes[piece]))
+
+    def encoded(self, text: Any) -> BatchEncoding:
+        """Token ids and offsets of a document; PairError if it cannot be trained on."""
+        if text is None:
+            raise PairError("completion", MISSING)
+        if not isinstance(text, str):
+            raise PairError("completion", NOT_TEXT, f"found {text!r}")
+        if not text.strip():
+            raise PairError("completion", EMPTY)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        check_encoded(self.tokenizer, "completion", text, encoded.input_ids, self.ids.mask, self.allow_special_tokens)
+        return encoded
 
 
 def token_bytes(text: str, offsets: list[tuple[int, int]]) -> list[int]:

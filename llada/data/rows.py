@@ -27,7 +27,7 @@ from llada.data.tokenizer import SpecialIds
 from llada.errors import PairError
 
 # `datasets` caches tokenized rows by a hash of the arguments, not of this code: increase it when output rows change.
-ROWS_VERSION = 3
+ROWS_VERSION = 4
 ROW_TYPES: dict[str, Any] = {"input_ids": ["int64"], "labels": ["int64"], "length": "int64", "prompt_length": "int64"}
 ROW_TYPES |= {"example_id": "int64", "row": "int64", "text_bytes": "int64"}
 ROW_COLUMNS = frozenset(ROW_TYPES)
@@ -46,13 +46,17 @@ MASK_COLUMNS = ("completion_mask", "assistant_masks")
 
 @dataclass(frozen=True)
 class RowForm:
-    """What is made of a dataset's rows, by TRL's options of these names (`llada.training.options`)."""
+    """What is made of a dataset's rows, by TRL's options of these names (`llada.training.options`).
+
+    allow_special_tokens, which TRL does not have: plain text may spell special tokens.
+    """
 
     dataset_text_field: str = "text"
     completion_only_loss: bool | None = None
     assistant_only_loss: bool | None = None
     packing: bool | None = None
     packing_strategy: str | None = None
+    allow_special_tokens: bool = False
 
     def strategy(self, kind: str) -> str | None:
         """How rows of this kind (`llada.data.formats.row_kind`) are packed; None: they are not."""
@@ -166,7 +170,9 @@ class PairRows(RowsOut):
         yield from self.turns(row, [*prompt, *completion], options, first, "completion")
 
     def encode(self, row: int, prompt, completion, options: dict[str, Any], whole: bool = False) -> RowOut:
-        prompt_ids, response_ids = encode_pair(self.tokenizer, prompt, completion, options, self.ids.mask)
+        prompt_ids, response_ids = encode_pair(
+            self.tokenizer, prompt, completion, options, self.ids.mask, self.form.allow_special_tokens
+        )
         text_bytes = sum(len(text.encode()) for text in texts_of("completion", completion))
         if not whole:
             return RowOut(row, prompt_ids + response_ids, len(prompt_ids), text_bytes)

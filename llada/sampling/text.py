@@ -7,28 +7,31 @@ from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llada.data.tokenizer import Prompt, before_eos, render
+from llada.data.encoding import encode_prompt
+from llada.data.tokenizer import Prompt, before_eos
 from llada.denoiser import as_denoiser
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.loop import generate
 from llada.sampling.settings import SamplerSettings
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: plain text, or messages followed by the header of an assistant turn."""
-    text = prompt if isinstance(prompt, str) else render(tokenizer, prompt, open_turn=True)
-    return tokenizer(text, add_special_tokens=False).input_ids
-
-
 def left_padded(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], pad_id: int | None, device
-) -> tuple[Tensor, Tensor]:
+    tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], pad_id: int | None, device,
+    allow_special_tokens: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Token ids and attention mask of prompts (text or messages), [B, P] each, padded on the left.
 
-    pad_id: what pads where the tokenizer has no padding token, such as EOS.
+    pad_id: what pads where the tokenizer has no padding token, such as EOS. allow_special_tokens: see
+        `llada.data.encoding.encode_pair`.
+
+    Raises:
+        PairError: see `llada.data.encoding.encode_prompt`.
     """
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else pad_id
-    rows = [torch.tensor(encode(tokenizer, prompt), dtype=torch.long) for prompt in prompts]
+    rows = [
+        torch.tensor(encode_prompt(tokenizer, prompt, None, allow_special_tokens), dtype=torch.long)
+        for prompt in prompts
+    ]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad_id or 0, padding_side="left")
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
     return ids.to(device), mask.to(device)
@@ -37,16 +40,17 @@ def left_padded(
 def answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt], settings: SamplerSettings,
     batch_size: int, generator: Generator | None = None, stats: SamplerStats | None = None,
+    allow_special_tokens: bool = False,
 ) -> Iterator[str]:  # fmt: skip
     """Yield one answer to each prompt (text or messages), in order, cut at its first EOS (possibly empty).
 
-    stats: the costs of the calls are added to it.
+    stats: the costs of the calls are added to it. allow_special_tokens: see `llada.data.encoding.encode_pair`.
     """
     eos_id = as_denoiser(model).spec.eos_id
     device, pending = next(model.parameters()).device, list[Prompt]()
 
     def flush() -> Iterator[str]:
-        ids, mask = left_padded(tokenizer, pending, eos_id, device)
+        ids, mask = left_padded(tokenizer, pending, eos_id, device, allow_special_tokens)
         canvas, cost = generate(model, ids, mask, settings, generator=generator, return_stats=True)
         if stats is not None:
             stats.add(cost)

@@ -23,6 +23,10 @@ class DiffusionOptions:
         default=False,
         metadata={"help": "Leave out all rows that cannot be trained on (over-long ones too), with a warning."},
     )
+    allow_special_tokens: bool = field(
+        default=False,
+        metadata={"help": "Plain text may spell special tokens, as chats that are rendered already do; else refused."},
+    )
     dataset_num_proc: int | None = field(
         default=None, metadata={"help": "Processes that tokenize; documents are packed in one."}
     )

@@ -73,8 +73,9 @@ class MaskedDiffusionConfig(MaskedDiffusionOptions, DiffusionArguments):
         """What is made of the rows of training or evaluation data."""
         packing = self.packing if training or self.eval_packing is None else self.eval_packing
         return RowForm(
-            self.dataset_text_field, self.completion_only_loss, self.assistant_only_loss, packing, self.packing_strategy
-        )
+            self.dataset_text_field, self.completion_only_loss, self.assistant_only_loss, packing,
+            self.packing_strategy, self.allow_special_tokens,
+        )  # fmt: skip
 
     @property
     def skips_preparation(self) -> bool:

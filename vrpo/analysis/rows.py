@@ -4,17 +4,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from llada.cli.checkpoint import load_config
-from llada.data.encoding import EMPTY, MISSING, NOT_RENDERED, SPELLS_MASK, texts_of
+from llada.data.encoding import encode_prompt
 from llada.data.flaws import Filter, Report, Room
 from llada.data.formats import map_rows, row_kind, tokenize_rows
 from llada.data.loading import check_columns, load_rows
+from llada.data.rows import RowForm
 from llada.data.tokenizer import byte_tokenizer, special_ids
 from llada.errors import DataError, PairError
-from llada.sampling.text import encode
 from llada.training.inputs import row_length
 from vrpo.data import tokenize_pairs
 
@@ -70,12 +69,15 @@ class CheckedRows:
         return f"{advice}. The longest row needs max_length={self.longest}, an EOS included"
 
 
-def check(source: str, model: str | None = None, max_length: int | None = None) -> CheckedRows:
+def check(
+    source: str, model: str | None = None, max_length: int | None = None, allow_special_tokens: bool = False
+) -> CheckedRows:
     """Tokenize a file's rows as the trainers do and say which cannot be trained on.
 
     Args:
         model: a model whose tokenizer and context count; None counts bytes.
         max_length: tokens of a row, an EOS tail of one included; None is the model's context, or without a limit.
+        allow_special_tokens: as in training, plain text may spell special tokens.
 
     Raises:
         FileNotFoundError, ValueError: the file, its columns or the model cannot be used, or `max_length` is over the
@@ -90,12 +92,18 @@ def check(source: str, model: str | None = None, max_length: int | None = None) 
         ids, limit = special_ids(tokenizer, config.denoiser_spec), row_length(max_length, config.denoiser_spec.context)
     kind, tail = kind_of(columns, source), EOS_TAIL
     if kind == "preference pairs":
-        parts, tokenized = ["prompt", "chosen", "rejected"], tokenize_pairs(rows, tokenizer, ids, source)
+        parts, tokenized = (
+            ["prompt", "chosen", "rejected"],
+            tokenize_pairs(rows, tokenizer, ids, source, allow_special_tokens=allow_special_tokens),
+        )
     elif kind == "prompts":
         parts, tail = ["prompt"], 0
-        tokenized = map_rows(rows, PromptsOut(tokenizer, ids.mask), PROMPT_TYPES, columns, None)
+        tokenized = map_rows(rows, PromptsOut(tokenizer, ids.mask, allow_special_tokens), PROMPT_TYPES, columns, None)
     else:
-        parts, tokenized = ["prompt", "completion"], tokenize_rows(rows, tokenizer, ids, source)
+        parts, tokenized = (
+            ["prompt", "completion"],
+            tokenize_rows(rows, tokenizer, ids, source, RowForm(allow_special_tokens=allow_special_tokens)),
+        )
     if kind == "text":
         kind, parts, limit = "documents", ["text"], None
     if kind == "input_ids":  # taken as they are
@@ -132,29 +140,15 @@ class PromptsOut:
 
     tokenizer: PreTrainedTokenizerBase
     mask_id: int
+    allow_special_tokens: bool
 
     def __call__(self, example: dict[str, Any], row: int) -> dict[str, Any]:
         length, flaw, detail = 0, "", ""
         try:
-            length = len(self.encoded(example["prompt"]))
+            length = len(encode_prompt(self.tokenizer, example["prompt"], self.mask_id, self.allow_special_tokens))
         except PairError as error:
             flaw, detail = error.flaw.format(part="'prompt'"), error.detail
         return {"length": length, "prompt_length": length, "row": row, "flaw": flaw, "flaw_detail": detail}
-
-    def encoded(self, prompt: Any) -> list[int]:
-        if prompt is None:
-            raise PairError("prompt", MISSING)
-        if not any(texts_of("prompt", prompt)):
-            raise PairError("prompt", EMPTY)
-        try:
-            ids = encode(self.tokenizer, prompt)
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
-            if self.tokenizer.chat_template is None:
-                raise
-            raise PairError("prompt", NOT_RENDERED, f"{type(error).__name__}: {error}") from error
-        if self.mask_id in ids:
-            raise PairError("prompt", SPELLS_MASK)
-        return ids
 
 
 def part_lengths(tokenized, parts: list[str]) -> dict[str, np.ndarray]:

@@ -85,7 +85,10 @@ def run(args: TableArguments) -> None:
     ids = special_ids(tokenizer, specs[0])
     length = min(row_length(args.max_length, spec.context) for spec in specs)
     rows = load_rows(args.data, None, "train", False)
-    pairs = prepare_pairs(rows, tokenizer, ids, length, allow_identical=True, drop_invalid=True, source=args.data)
+    pairs = prepare_pairs(
+        rows, tokenizer, ids, length, allow_identical=True, drop_invalid=True, source=args.data,
+        allow_special_tokens=args.allow_special_tokens,
+    )  # fmt: skip
     try:
         number, batch_size = args.sizes(len(pairs))
     except ValueError as error:

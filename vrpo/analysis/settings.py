@@ -103,6 +103,9 @@ class TableArguments(Settings):
         default=None,
         metadata={"help": "Token limit of a side; longer pairs, like invalid ones, are left out with a warning."},
     )
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Plain text may spell special tokens, as in chats that are rendered already."}
+    )
     output: str = field(default="runs/variance", metadata={"help": "Folder of variance.json, .csv and .png."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the results in output."})
     device: str = field(default="auto", metadata={"help": "A torch device, or 'auto': a GPU if there is one."})

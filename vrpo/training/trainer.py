@@ -144,7 +144,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         return prepare_pairs(
             dataset, tokenizer, ids, max_length, int(args.eos_tail), drop_overlong=args.drop_overlong,
             allow_identical=args.allow_identical, drop_invalid=args.drop_invalid, num_proc=args.dataset_num_proc,
-            source=source,
+            source=source, allow_special_tokens=args.allow_special_tokens,
         )  # fmt: skip
 
     @staticmethod

@@ -8,16 +8,15 @@ The script samples as `generate.py` does (several processes, a killed run resume
 a single pair it fails and writes no file.
 """
 
-import importlib.util
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import llada  # noqa: F401  (registers the model)
 from llada.cli import failure
 from llada.cli.arguments import CompletionArguments, SamplerOptions
 from llada.cli.recipe import parse
 from llada.errors import RecipeError
-from llada.evaluation import VERIFIERS, Verifier
+from llada.evaluation import VERIFIERS, load_verifier
 from vrpo.rollouts import DIVERSE, pair_up
 
 
@@ -34,19 +33,17 @@ class Arguments(CompletionArguments):
     pairs_per_prompt: int = field(default=1, metadata={"help": "Maximum number of pairs for each prompt."})
 
 
-def load_verifier(name: str) -> Verifier:
-    """A verifier by name, or `FILE.py:function`."""
-    if name in VERIFIERS:
-        return VERIFIERS[name]
-    path, _, function = name.partition(":")
-    if not function or not Path(path).is_file():
-        raise RecipeError(f"verifier={name!r} must be one of {sorted(VERIFIERS)}, or FILE.py:function")
-    spec = importlib.util.spec_from_file_location("verifier", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, function)
+def check_reference_answers(args: Arguments, rows: list[dict[str, Any]]) -> None:
+    """Raise RecipeError if a row lacks the answer with which one of the package's verifiers compares."""
+    if args.verifier not in VERIFIERS:
+        return
+    if "answer" not in rows[0]:
+        raise RecipeError(f"{args.prompts}: columns are {sorted(rows[0])}; verifier={args.verifier} needs 'answer'")
+    for index, row in enumerate(rows):
+        try:
+            VERIFIERS[args.verifier](row, "")
+        except ValueError as error:
+            raise RecipeError(f"{args.prompts}: row {index} (counted from 0) {error}") from error
 
 
 def no_pairs(args: Arguments, right: int, total: int) -> str:
@@ -76,8 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 
     check_launcher()
     run = Completions(args, options, args.samples, **DIVERSE)
-    if args.verifier in VERIFIERS and "answer" not in run.rows[0]:
-        raise RecipeError(f"{args.prompts}: columns are {sorted(run.rows[0])}; verifier={args.verifier} needs 'answer'")
+    check_reference_answers(args, run.rows)
     found = run.make()
     if found is not None:
         right = sum(verify(row, text) for row, texts in zip(run.rows, found, strict=True) for text in texts)

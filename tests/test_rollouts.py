@@ -1,8 +1,7 @@
-import pytest
 from conftest import load_script, tiny_model
 from test_sft import IDS, TOKENIZER
 
-from llada.evaluation import last_number, same_as_answer, same_last_number
+from llada.evaluation import same_as_answer
 from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import answers
 from vrpo.rollouts import pair_up
@@ -25,20 +24,6 @@ def test_pairs_of_messages_are_messages():
     (pair,) = pair_up({"prompt": prompt, "answer": "a"}, ["a", "b"], same_as_answer, most=1)
     assert pair["chosen"] == [{"role": "assistant", "content": "a"}]
     assert pair["prompt"] == prompt
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("so 1,234.50.", 1234.5), ("#### -7", -7.0), ("none", None), ("3 and 4", 4.0), ("5 -", 5.0)]
-)
-def test_last_number(text, number):
-    assert last_number(text) == number
-
-
-def test_gsm8k_answers_are_compared_by_their_last_number():
-    row = {"answer": "He has <<2+2=4>>4.\n#### 4"}
-    assert same_last_number(row, "So 4.0")
-    assert not same_last_number(row, "So 5")
-    assert not same_last_number(row, "no number")
 
 
 def test_answers_do_not_depend_on_the_batch():

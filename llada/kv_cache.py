@@ -20,10 +20,16 @@ class KeyValueCache:
         self.positions_RQ: Tensor | None = None
 
     def merge(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of the forwarded positions; return those of these rows at all positions."""
+        """Store the keys and values of the forwarded positions; return those of these rows at all positions.
+
+        Raises:
+            ValueError: nothing is stored yet, and not all rows and positions are forwarded.
+        """
         if self.rows is None and self.positions_RQ is None:
             self.kept[layer] = (key, value)
             return key, value
+        if layer not in self.kept:
+            raise ValueError("the first forward pass with a key-value cache must be of all rows and all positions")
         # A model may be spread over several devices (`device_map`): each layer's cache is on its layer's device.
         rows, positions_RQ = (x if x is None else x.to(key.device) for x in (self.rows, self.positions_RQ))
         merged = []

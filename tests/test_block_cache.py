@@ -1,12 +1,14 @@
 """Caches, parallel rules, rows at their own pace, growing canvases and infilling."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import FIXTURES, reference_model, tiny_model, tiny_moe
 
 import llada
+from llada.denoiser import Request, as_denoiser
 from llada.kv_cache import KeyValueCache
 from llada.sampling.block_cache import CachedDenoiser
 from llada.sampling.loop import infill
@@ -233,3 +235,50 @@ def test_settings_travel_with_a_model(tmp_path):
     (tmp_path / "sampler.json").write_text('{"steps": 0}')
     with pytest.raises(ValueError, match=r"sampler.json: steps=0 must be at least 1"):
         SamplerSettings.load(tmp_path)
+
+
+WHOLE = Request(torch.tensor([[5, 39, 39]]), torch.ones(1, 3).bool(), torch.tensor([[False, True, True]]))
+KNOWN = replace(WHOLE, row_ids=(0,), block_starts=(1,), block_ends=(3,), enters_block=(True,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "both"}, r"kind='both' of a cache must be one of \('prefix', 'dual'\)"),
+        ({"kind": None}, "kind=None of a cache must be one of"),
+        ({"refresh_every": 0}, "refresh_every=0 must be a whole number of at least 1"),
+        ({"refresh_every": 1.5}, "refresh_every=1.5 must be a whole number"),
+        ({"refresh_every": float("nan")}, "refresh_every=nan must be a whole number"),
+        ({"refresh_every": True}, "refresh_every=True must be a whole number"),
+    ],
+)
+def test_a_cache_of_an_unknown_kind_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        CachedDenoiser(**({"denoiser": as_denoiser(tiny_model(n_layers=1)), "kind": "dual"} | changes))
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ({"row_ids": ()}, r"a cached request of 1 rows needs row_ids of each; it has \(\)"),
+        ({"block_starts": ()}, "needs block_starts of each"),
+        ({"block_ends": (3, 3)}, "needs block_ends of each"),
+        ({"enters_block": ()}, "needs enters_block of each"),
+        ({"row_ids": (1,)}, r"rows \[1\] are not in the cache, which holds \(0,\)"),
+    ],
+)
+def test_a_request_that_does_not_fit_the_cache_is_refused(later, message):
+    cached = CachedDenoiser(as_denoiser(tiny_model(n_layers=1)), "dual")
+    cached.logits(KNOWN)
+    with pytest.raises(ValueError, match=message):
+        cached.logits(replace(KNOWN, **later))
+
+
+def test_a_cache_must_be_filled_before_it_is_used():
+    cached = CachedDenoiser(as_denoiser(tiny_model(n_layers=1)), "dual")
+    with pytest.raises(ValueError, match=r"rows \[0\] are not in the cache, which holds \(\)"):
+        cached.logits(replace(KNOWN, enters_block=(False,)))
+    cache = KeyValueCache()
+    cache.positions_RQ = torch.tensor([[1, 2]])
+    with pytest.raises(ValueError, match="the first forward pass with a key-value cache must be of all rows"):
+        tiny_model(n_layers=1)(torch.tensor([[5, 6]]), kv_cache=cache, attention_mask=torch.ones(1, 3))

@@ -5,7 +5,7 @@ import torch
 from conftest import FIXTURES, reference_model, tiny_model
 
 import llada
-from llada.denoiser import DenoiserSpec, Request
+from llada.denoiser import DenoiserSpec, Request, as_denoiser
 from llada.sampling.guidance import GuidedDenoiser
 from llada.sampling.selection import (
     TokenProposal,
@@ -233,3 +233,71 @@ def test_missing_ids_are_named():
             eos_token_id=1,
             confidence_eos_eot_inf=True,
         )
+
+
+class Spoilt:
+    """A denoiser that gives `value` as the logit of token 7 at one position of a row, in the third forward pass."""
+
+    def __init__(self, value: float, row: int, position: int, token: int | slice = 7):
+        self.model, self.calls = as_denoiser(tiny_model(n_layers=1)), 0
+        self.spec, self.log_probs = self.model.spec, self.model.log_probs
+        self.value, self.where, self.token = value, (row, position), token
+
+    def logits(self, request):
+        self.calls += 1
+        logits_NV = self.model.logits(request)
+        if self.calls >= 3:
+            for number, (row, position) in enumerate(request.at_BQ.nonzero().tolist()):
+                if (row, position) == self.where:
+                    logits_NV[number, self.token] = self.value
+        return logits_NV
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 1.0},
+        {"temperature": 1.0, "remasking": "top_probability"},
+        {"remasking": "random"},
+        {"threshold": 0.9},
+        {"factor": 1.0},
+        {"confidence_eos_eot_inf": True},
+        {"cfg_scale": 1.0},
+    ],
+    ids=str,
+)
+def test_logits_that_are_no_numbers_stop_the_sampler_where_they_are(value, settings):
+    """In row 1 and the second half of the block, which is not committed yet: the first step that sees them stops."""
+    model = Spoilt(value, row=1, position=9)
+    frames = []
+    message = (
+        r"^row 1: the model's logits at position 9, 7 tokens after the first that is filled, are nan or infinity "
+        r"\(forward pass 3, block of positions 2 to 9\)"
+    )
+    begun = {"steps": 8, "gen_length": 8, "block_length": 8, "eot_token_id": 2, "stop_at_eos": False} | settings
+    torch.manual_seed(4)
+    with pytest.raises(FloatingPointError, match=message):
+        llada.generate(
+            model, torch.tensor([[5, 6], [7, 8]]), on_step=lambda ids, sure: frames.append(ids.clone()), **begun
+        )
+    assert len(frames) == 2  # the third step has written nothing
+
+
+@pytest.mark.parametrize("token", [1, 2])
+def test_an_end_whose_logit_is_nan_is_found_where_ends_have_no_confidence(token):
+    """EOS and end of turn are left out of the confidence then, and the choice of the token finds them."""
+    model = Spoilt(torch.nan, row=0, position=9, token=token)
+    with pytest.raises(FloatingPointError, match="position 9"):
+        llada.generate(
+            model, torch.tensor([[5, 6]]), steps=8, gen_length=8, block_length=8, confidence_eos_eot_inf=True
+        )
+
+
+def test_logits_of_minus_infinity_are_allowed_unless_they_all_are():
+    """Some models rule tokens out so; a position at which every token is ruled out has no prediction."""
+    settings = {"steps": 8, "gen_length": 8, "block_length": 8}
+    llada.generate(Spoilt(-torch.inf, 0, 9), torch.tensor([[5, 6]]), **settings)
+    with pytest.raises(FloatingPointError, match="position 9"):
+        llada.generate(Spoilt(-torch.inf, 0, 9, slice(None)), torch.tensor([[5, 6]]), **settings)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from llada.denoiser import Denoiser, DenoiserSpec, Request
 from llada.kv_cache import KeyValueCache
+from llada.sampling.settings import CACHES
 
 
 @dataclass
@@ -65,7 +66,9 @@ class CachedDenoiser:
     """A denoiser with a block cache, for one `generate` call.
 
     Raises:
-        ValueError: the model does not support a key-value cache, or its attention is not bidirectional.
+        ValueError: the model does not support a key-value cache, or its attention is not bidirectional; `kind` or
+            `refresh_every` is none of those allowed. By `logits`: the request says not for each row which it is and
+            where its block is, or has a row that an earlier request did not have.
     """
 
     denoiser: Denoiser
@@ -76,6 +79,10 @@ class CachedDenoiser:
     ages: dict[int, int] = field(default_factory=dict)  # steps since a row's whole canvas was forwarded, by row id
 
     def __post_init__(self):
+        if self.kind not in CACHES:
+            raise ValueError(f"kind={self.kind!r} of a cache must be one of {CACHES}")
+        if self.refresh_every is not None and (type(self.refresh_every) is not int or self.refresh_every < 1):
+            raise ValueError(f"refresh_every={self.refresh_every!r} must be a whole number of at least 1")
         spec = self.denoiser.spec
         if not spec.kv_cache or spec.attention != "bidirectional":
             raise ValueError(
@@ -90,7 +97,19 @@ class CachedDenoiser:
     def log_probs(self, noisy_BL: Tensor, target_BL: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return self.denoiser.log_probs(noisy_BL, target_BL, attention_mask)
 
+    def check(self, request: Request) -> None:
+        """Raise ValueError unless a request has all that the cache needs to know of its rows."""
+        rows = len(request.tokens_BQ)
+        for name in ("row_ids", "block_starts", "block_ends", "enters_block"):
+            if len(given := getattr(request, name)) != rows:
+                raise ValueError(f"a cached request of {rows} rows needs {name} of each; it has {given}")
+        new = [row_id for row_id in request.row_ids if self.row_ids and row_id not in self.row_ids]
+        stored = [row_id in self.ages for row_id in request.row_ids]
+        if new or not all(had or enters for had, enters in zip(stored, request.enters_block, strict=True)):
+            raise ValueError(f"rows {new or list(request.row_ids)} are not in the cache, which holds {self.row_ids}")
+
     def logits(self, request: Request) -> Tensor:
+        self.check(request)
         if self.row_ids and request.row_ids != self.row_ids:  # drop the cache of finished rows
             indices = {row_id: index for index, row_id in enumerate(self.row_ids)}
             kept = [indices[row_id] for row_id in request.row_ids]

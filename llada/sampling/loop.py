@@ -22,6 +22,7 @@ from llada.denoiser import Denoiser, Request, as_denoiser
 from llada.diffusion.likelihood import mask_id_of
 from llada.sampling.block_cache import CachedDenoiser, CountedDenoiser, SamplerStats
 from llada.sampling.guidance import GuidedDenoiser
+from llada.sampling.prompts import check_special_id, check_text, first_row
 from llada.sampling.selection import (
     TokenProposal,
     answer_complete,
@@ -73,20 +74,24 @@ def generate(
         [B, P + gen_length] prompt and response ids.
 
     Raises:
-        ValueError: an argument is out of range, a prompt is empty, right-padded or contains MASK, or the canvas is
-            longer than the model's context. The message names the argument and what is allowed.
+        ValueError: an argument is out of range, a prompt is empty, right-padded or contains MASK or an id outside the
+            vocabulary, or the canvas is longer than the model's context. The message names the argument or the row.
+        FloatingPointError: the model gives a logit that is nan or infinity; the message names row and position.
     """
     settings = replace(settings or SamplerSettings(), **changes)
     settings.check_blocks()
-    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     denoiser, length = as_denoiser(model), settings.gen_length
     mask_id = mask_id_of(denoiser)
-    _check_text(input_ids, attention_mask, denoiser.spec.context - length)
-    if ((input_ids == mask_id) & attention_mask.bool()).any():
-        raise ValueError(f"a prompt holds the mask token (id {mask_id}): generate fills what follows the prompt only")
+    real_BP = check_text(input_ids, attention_mask, denoiser.spec, denoiser.spec.context - length)
+    masked_B = ((input_ids == mask_id) & real_BP).any(-1)
+    if masked_B.any():
+        raise ValueError(
+            f"row {first_row(masked_B)}: a prompt holds the mask token (id {mask_id}): generate fills what follows the "
+            "prompt only"
+        )
     width = input_ids.shape[1]
     canvas_BL = torch.cat([input_ids, input_ids.new_full((len(input_ids), length), mask_id)], -1)
-    real_BL = torch.cat([attention_mask, attention_mask.new_ones(len(input_ids), length)], -1).bool()
+    real_BL = torch.cat([real_BP, real_BP.new_ones(len(input_ids), length)], -1)
     loop = DenoisingLoop(denoiser, settings, eos_token_id, eot_token_id, generator, on_step)
     canvas_BL = loop.fill(canvas_BL, real_BL, [width] * len(input_ids))
     return (canvas_BL, loop.stats) if return_stats else canvas_BL
@@ -108,19 +113,16 @@ def infill(
         All others: see `generate`.
 
     Raises:
-        ValueError: an argument is out of range, a row has no MASK, or the text is longer than the model's context.
+        ValueError, FloatingPointError: a row has no MASK; all others: see `generate`.
     """
-    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     denoiser = as_denoiser(model)
     mask_id = mask_id_of(denoiser)
-    _check_text(input_ids, attention_mask, denoiser.spec.context)
+    real_BL = check_text(input_ids, attention_mask, denoiser.spec, denoiser.spec.context)
     changes |= {"stop_at_eos": False, "gen_length": input_ids.shape[1]}
     settings = replace(settings or SamplerSettings(), **changes)
-    real_BL = attention_mask.bool()
     is_mask_BL = (input_ids == mask_id) & real_BL
     if not is_mask_BL.any(-1).all():
-        row = (~is_mask_BL.any(-1)).nonzero()[0].item()
-        raise ValueError(f"row {row} has no mask token (id {mask_id}) to fill")
+        raise ValueError(f"row {first_row(~is_mask_BL.any(-1))} has no mask token (id {mask_id}) to fill")
     loop = DenoisingLoop(denoiser, settings, eos_token_id, eot_token_id, generator, on_step)
     canvas_BL = loop.fill(input_ids.clone(), real_BL, is_mask_BL.long().argmax(-1).tolist())
     return (canvas_BL, loop.stats) if return_stats else canvas_BL
@@ -140,6 +142,8 @@ class DenoisingLoop:
         self.settings, self.on_step, self.stats, self.mask_id = s, on_step, SamplerStats(), mask_id_of(denoiser)
         self.eos_id = spec.eos_id if eos_id is None else eos_id
         eot_id = spec.eot_id if eot_id is None else eot_id
+        for name, value in (("mask_token_id", self.mask_id), ("eos_token_id", self.eos_id), ("eot_token_id", eot_id)):
+            check_special_id(name, value, spec)
         if self.eos_id is None and (s.stop_at_eos or s.logits_eos_inf or s.confidence_eos_eot_inf):
             raise ValueError(
                 "the config has no eos_token_id: pass eos_token_id, or stop_at_eos=False and no eos option"
@@ -232,16 +236,35 @@ class DenoisingLoop:
         )  # fmt: skip
 
     def commit(self, request: Request, rows: list[Row], tokens_N: Tensor, confidence_N: Tensor) -> None:
-        """Write the candidates that the selection rule chooses to the canvas."""
+        """Write the candidates that the selection rule chooses to the canvas.
+
+        Raises:
+            FloatingPointError: a confidence is nan. Nothing is written then.
+        """
         row_ids, at_BL, seen = list(request.row_ids), request.at_BQ, request.at_BQ.shape[1]
         chosen_BL = self.select(at_BL, confidence_N, rows)
-        self.stats.tokens += int(chosen_BL.sum())
+        # Both counts come to the CPU together: a step waits for the device no more often than without the check.
+        chosen, wrong = torch.stack([chosen_BL.sum(), confidence_N.isnan().sum()]).tolist()
+        if wrong:
+            raise FloatingPointError(self.wrong_logits(request, rows, confidence_N))
+        self.stats.tokens += chosen
         proposed_BL = request.tokens_BQ.masked_scatter(at_BL, tokens_N)
         self.canvas_BL[row_ids, :seen] = torch.where(chosen_BL, proposed_BL, request.tokens_BQ)
         if self.on_step:
             self.confidence_BL[row_ids, :seen] = torch.where(
                 chosen_BL, confidence_on_canvas(at_BL, confidence_N).float(), self.confidence_BL[row_ids, :seen]
             )
+
+    def wrong_logits(self, request: Request, rows: list[Row], confidence_N: Tensor) -> str:
+        """The message on logits that are nan or infinity: where the first of them are, and what to try."""
+        index, position = request.at_BQ.nonzero()[confidence_N.isnan()][0].tolist()
+        row = rows[index]
+        return (
+            f"row {row.row_id}: the model's logits at position {position}, {position - row.begin} tokens after the "
+            f"first that is filled, are nan or infinity (forward pass {self.stats.forwards}, block of positions "
+            f"{row.start} to {row.end - 1}): its weights may be damaged, or its dtype too narrow (float16 overflows; "
+            "bfloat16 and float32 do not)"
+        )
 
     def select(self, at_BL: Tensor, confidence_N: Tensor, rows: list[Row]) -> Tensor:
         """The candidates that are committed, [B, L] bool."""
@@ -254,17 +277,3 @@ class DenoisingLoop:
         if settings.confidence_eos_eot_inf:
             return select_top_k_official(at_BL, confidence_N, quota_B, self.padding_B[[row.row_id for row in rows]])
         return select_top_k(at_BL, confidence_N, quota_B)
-
-
-def _check_text(input_ids: Tensor, attention_mask: Tensor, room: int) -> None:
-    if input_ids.dim() != 2 or attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"input_ids {tuple(input_ids.shape)} and attention_mask {tuple(attention_mask.shape)} must be [B, L] alike"
-        )
-    if input_ids.shape[1] > room:
-        raise ValueError(f"a text of {input_ids.shape[1]} tokens does not fit: context less gen_length is {room}")
-    empty = (attention_mask.sum(-1) == 0).nonzero()[:, 0].tolist()
-    if empty or input_ids.shape[1] == 0:
-        raise ValueError(f"empty prompt in row {empty[0] if empty else 0}")
-    if (attention_mask.long().diff(dim=-1) < 0).any():
-        raise ValueError("prompts must be padded on the left (attention_mask rows must be 0...01...1)")

@@ -25,17 +25,20 @@ class TokenProposal:
     generator: Generator | None
 
     def __call__(self, logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [N] and confidences [N] in [0, 1]."""
+        """Tokens [N] and confidences [N] in [0, 1]; nan where logits are nan or infinity, or all are -infinity."""
         logits_NV = suppress(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), self.removed)
         choice_NV = suppress(logits_NV, self.forbidden)
-        greedy_N = tokens_N = choice_NV.argmax(-1)
+        best_N, greedy_N = choice_NV.max(-1)  # the maximum of numbers of which one is nan is nan
+        tokens_N = greedy_N
         if self.temperature > 0:
             tokens_N = self._perturbed(choice_NV).argmax(-1)
         if self.remasking == "random":
-            return tokens_N, torch.rand(len(tokens_N), device=logits_NV.device, generator=self.generator)
-        confidence_NV = suppress(logits_NV, self.unconfident).softmax(-1)
-        judged_N = tokens_N if self.remasking == "low_confidence" else greedy_N
-        return tokens_N, confidence_NV.gather(-1, judged_N[:, None])[:, 0]
+            confidence_N = torch.rand(len(tokens_N), device=logits_NV.device, generator=self.generator)
+        else:
+            confidence_NV = suppress(logits_NV, self.unconfident).softmax(-1)
+            judged_N = tokens_N if self.remasking == "low_confidence" else greedy_N
+            confidence_N = confidence_NV.gather(-1, judged_N[:, None])[:, 0]
+        return tokens_N, confidence_N.masked_fill(~best_N.isfinite(), torch.nan)
 
     def _perturbed(self, logits_NV: Tensor) -> Tensor:
         # Gumbel-max in float64: argmax(logit - T log(-log u)) is a draw from softmax(logit / T). Low precision cuts off

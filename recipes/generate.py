@@ -4,7 +4,8 @@
 
 FILE has a `prompt` column (text or messages). Rows keep their columns and get `completion`. Options set the fields of
 `llada.SamplerSettings` by name; the other fields come from `--preset` (`llada.preset`) or, without one, from the
-settings saved with the model. An answer of EOS alone is an empty completion: it is kept, and its row is reported.
+settings saved with the model. A completion ends before the first EOS or, from a model that was trained on turns, the
+first end of a turn; one that is empty is kept, and its row is reported. SIGTERM and Ctrl-C keep what has been sampled.
 """
 
 import llada  # noqa: F401  (registers the model)

@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 
 import llada
 from llada.cli.arguments import SamplerOptions, override
-from llada.cli.completions import PartFiles
+from llada.cli.parts import PartFiles
 from llada.errors import RecipeError
 from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
@@ -117,7 +117,10 @@ def test_answers_of_eos_alone_are_kept_and_named(saved, capsys):
     load_script("recipes/generate").main(command(saved, "out.jsonl", "--temperature", "0"))
     rows = [json.loads(line) for line in (saved / "out.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in rows] == [""] * 7
-    assert "7 of 7 answers are empty, EOS alone: rows 0, 1, 2, 3, 4, 5, 6 (counted from 0)" in capsys.readouterr().out
+    assert (
+        "7 of 7 answers are empty, nothing before their end: rows 0, 1, 2, 3, 4, 5, 6 (counted from 0)"
+        in capsys.readouterr().out
+    )
     with pytest.raises(RecipeError, match="^no pairs: 0 of 28 answers are right"):
         load_script("recipes/make_pairs").main(command(saved, "pairs.jsonl", "--temperature", "0"))
     assert not (saved / "pairs.jsonl").exists()
@@ -174,7 +177,7 @@ def test_output_is_not_overwritten_and_bad_input_is_named(saved):
         assert (saved / "there.jsonl").read_text() == "mine\n"
 
     refused("gen_length=9 must be a multiple of block_length=8, such as 8 or 16", "--gen_length", "9")
-    refused(r"\{'batch_size': 0\}: must be at least 1", "--batch_size", "0")
+    refused("batch_size=0 must be a whole number of at least 1", "--batch_size", "0")
     refused(r"'llada-1.5/mmlu' is unknown: of llada-1.5 there are \['alignbench'", "--preset", "llada-1.5/mmlu")
     refused(r"prompts.jsonl is the file of the prompts", "--output", str(saved / "prompts.jsonl"))
     refused("samples=1 must be at least 2", "--samples", "1", recipe=make_pairs)

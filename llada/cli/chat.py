@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llada.cli.adapters import base_of
 from llada.cli.arguments import ChatArguments, SamplerOptions, fit_context, note
 from llada.cli.checkpoint import load_config, load_model
-from llada.data.tokenizer import Prompt, before_eos
+from llada.data.tokenizer import Prompt
 from llada.data.turns import speaks_in_turns
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.loop import generate
 from llada.sampling.settings import SamplerSettings
-from llada.sampling.text import left_padded
+from llada.sampling.text import before_end, ends_of, left_padded
 
 MASK = "▒"
 LEAVE = ("exit", "quit", "/exit", "/quit")
@@ -69,6 +69,7 @@ class Chat:
         self.model, self.tokenizer, self.settings, self.plain = model, tokenizer, settings, plain
         self.messages: list[dict[str, str]] = []
         self.hidden = set(tokenizer.all_special_ids)
+        self.ends = ends_of(tokenizer, model.denoiser_spec)
 
     def say(self, text: str, show=None) -> tuple[str, SamplerStats, float]:
         """Add the user's turn and the model's answer; return the answer, its statistics and the seconds that it took.
@@ -77,7 +78,9 @@ class Chat:
             show: called with a `Text` after every step.
 
         Raises:
-            ValueError: dialogue and answer do not fit the model's context; the turn is then not added.
+            ValueError: dialogue and answer do not fit the model's context, or the text is refused; the
+                turn is then not added.
+            FloatingPointError: the model's logits are nan or infinite.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
         prompt: Prompt = text if self.plain else turn
@@ -86,7 +89,7 @@ class Chat:
         width = ids.shape[1]
 
         def on_step(canvas_BL: Tensor, confidence_BL: Tensor) -> None:
-            row, sure = before_eos(canvas_BL[0, width:].tolist(), spec.eos_id), confidence_BL[0, width:].tolist()
+            row, sure = before_end(canvas_BL[0, width:].tolist(), self.ends), confidence_BL[0, width:].tolist()
             show(frame(self.tokenizer, row, sure[: len(row)], spec.mask_id, self.hidden))
 
         start = time.perf_counter()
@@ -94,7 +97,7 @@ class Chat:
             self.model, ids, mask, self.settings, on_step=on_step if show else None, return_stats=True
         )
         seconds = time.perf_counter() - start
-        answered = before_eos(canvas[0, width:].tolist(), spec.eos_id)
+        answered = before_end(canvas[0, width:].tolist(), self.ends)
         answer = self.tokenizer.decode(answered, skip_special_tokens=True).strip()
         if not self.plain:
             self.messages = [*turn, {"role": "assistant", "content": answer}]

@@ -3,11 +3,13 @@
 Batches and random seeds are fixed for the run: completions depend neither on the process count nor on interruptions.
 """
 
-import glob
+import contextlib
 import hashlib
 import json
+import signal
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,112 +17,50 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import PreTrainedConfig
 
-from llada.cli.adapters import base_of
 from llada.cli.arguments import CompletionArguments, SamplerOptions, fit_context, note, sampler_settings
 from llada.cli.checkpoint import load_config, load_model
+from llada.cli.fingerprint import fingerprint
+from llada.cli.parts import PartFiles
 from llada.data.encoding import encode_prompt
 from llada.data.loading import column_names, load_rows
 from llada.data.turns import speaks_in_turns
 from llada.denoiser import DenoiserSpec
 from llada.diffusion.random_streams import generator_for
-from llada.errors import PairError
+from llada.errors import PairError, RecipeError
+from llada.output import probe
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.text import answers
+from llada.training.signals import REQUEUE
 
-
-class PartFiles:
-    """Intermediate results: each process writes a JSONL file (a part) of its own until the whole output is complete.
-
-    The first line of a part holds the run's settings, each other line is {"index": ..., "completion": ...}. An
-    incomplete last line, which a killed process may leave, is dropped.
-    """
-
-    def __init__(self, output: str | Path, run: dict[str, Any]):
-        self.output, self.run = Path(output), run
-
-    def parts(self) -> list[Path]:
-        found = self.output.parent.glob(f"{glob.escape(self.output.name)}.part*")
-        return sorted(path for path in found if path.name.rpartition(".part")[2].isdigit())
-
-    def done(self) -> dict[int, str]:
-        """Completions of all parts, by index.
-
-        Raises:
-            ValueError: a part belongs to a run with other settings; the message names the file and the setting.
-        """
-        found: dict[int, str] = {}
-        for part in self.parts():
-            text = part.read_text(encoding="utf-8")
-            lines = [json.loads(line) for line in text.split("\n")[:-1]]
-            before = lines[0] if lines else self.run
-            for name, value in self.run.items():
-                if before.get(name) != value:
-                    raise ValueError(
-                        f"{part} was made with {name}={before.get(name)!r}, and this run has {value!r}: go on with the "
-                        "same settings, or set overwrite to start again"
-                    )
-            found |= {row["index"]: row["completion"] for row in lines[1:]}
-        return found
-
-    def append(self, process: int, found: dict[int, str]) -> None:
-        """Add completions, by index, to the part of a process."""
-        part = self.output.with_name(f"{self.output.name}.part{process}")
-        text = part.read_bytes() if part.exists() else b""
-        if not text.endswith(b"\n"):  # drop the incomplete line of a killed process
-            text = text[: text.rfind(b"\n") + 1]
-            part.write_bytes(text)
-        rows = [{"index": index, "completion": completion} for index, completion in found.items()]
-        with open(part, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in (rows if text else [self.run, *rows]))
-
-    def finish(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write the output atomically and remove the parts."""
-        whole = self.output.with_name(self.output.name + ".tmp")
-        with open(whole, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        whole.replace(self.output)
-        self.remove_parts()
-
-    def remove_parts(self) -> None:
-        for part in self.parts():
-            part.unlink()
-
-
-def weight_files(folder: str) -> list[Path]:
-    return sorted(Path(folder).glob("*.safetensors"))
-
-
-def fingerprint(name: str, config: PreTrainedConfig) -> str | None:
-    """Identify a model's weights: a hash of the files' names, sizes, starts and ends; for a hub model, its commit.
-
-    Of an adapter directory, the base's files count too.
-    """
-    files = [file for folder in dict.fromkeys((name, base_of(name))) for file in weight_files(folder)]
-    if not files:
-        return getattr(config, "_commit_hash", None)
-    found = hashlib.blake2b(digest_size=8)
-    for path in files:
-        with open(path, "rb") as file:
-            found.update(f"{path.name} {path.stat().st_size}".encode() + file.read(65536))
-            file.seek(-min(65536, path.stat().st_size), 2)
-            found.update(file.read())
-    return found.hexdigest()
+LARGEST_SEED = 2**63 - 1
 
 
 def check_completion_options(args: CompletionArguments, samples: int) -> None:
-    """Raise ValueError if an option is missing or invalid, or if the output exists."""
+    """Raise RecipeError if an option is missing or invalid, or if the output exists or cannot be written."""
     for name in ("model", "prompts", "output"):
-        if not getattr(args, name):
-            raise ValueError(f"{name} is missing")
+        value = getattr(args, name)
+        if not isinstance(value, str) or not value:
+            raise RecipeError(f"{name}={value!r} must be given, as text" if value else f"{name} is missing")
     numbers = {"batch_size": args.batch_size, "samples": samples, "limit": args.limit}
-    if wrong := {name: number for name, number in numbers.items() if number is not None and number < 1}:
-        raise ValueError(f"{wrong}: must be at least 1")
-    if Path(args.output).exists() and not args.overwrite:
-        raise ValueError(f"output={args.output} exists: set overwrite to replace it")
+    for name, number in numbers.items():
+        if (number is not None or name != "limit") and (type(number) is not int or number < 1):
+            raise RecipeError(f"{name}={number!r} must be a whole number of at least 1")
+    if type(args.seed) is not int or not 0 <= args.seed <= LARGEST_SEED:
+        raise RecipeError(f"seed={args.seed!r} must be a whole number from 0 to {LARGEST_SEED}")
+    check_output(Path(args.output), args.overwrite)
     if Path(args.output).resolve() == Path(args.prompts).resolve():
-        raise ValueError(f"output={args.output} is the file of the prompts")
+        raise RecipeError(f"output={args.output} is the file of the prompts")
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise RecipeError if a file exists and is not to be overwritten, or cannot be written."""
+    if output.is_dir():
+        raise RecipeError(f"output={output} is a directory: name a file")
+    if output.exists() and not overwrite:
+        raise RecipeError(f"output={output} exists: set overwrite to replace it")
+    if reason := probe(output.absolute().parent):
+        raise RecipeError(f"output={output} cannot be written: {reason}")
 
 
 def load_prompts(args: CompletionArguments) -> list[dict[str, Any]]:
@@ -135,6 +75,14 @@ def load_prompts(args: CompletionArguments) -> list[dict[str, Any]]:
     if "prompt" not in column_names(rows):
         raise ValueError(f"{args.prompts}: columns are {sorted(column_names(rows))}; needed is 'prompt'")
     return list(rows.select(range(min(args.limit or len(rows), len(rows)))))
+
+
+class Stopped(BaseException):
+    """A signal that asks this process to end."""
+
+    def __init__(self, number: signal.Signals):
+        super().__init__(number)
+        self.signal = number
 
 
 class Completions:
@@ -159,7 +107,7 @@ class Completions:
         content = json.dumps([row["prompt"] for row in self.rows]).encode()
         run = {name: getattr(args, name) for name in ("model", "batch_size", "seed")} | asdict(settings)
         run |= {"samples": samples, "prompts": hashlib.blake2b(content, digest_size=8).hexdigest()}
-        self.files = PartFiles(args.output, run | {"weights": fingerprint(args.model, config)})
+        self.files = PartFiles(args.output, run | fingerprint(args.model, config, self.tokenizer))
         if not args.overwrite:
             self.files.done()
         self.state = PartialState(cpu=not torch.cuda.is_available())
@@ -187,41 +135,88 @@ class Completions:
                 raise ValueError(f"{where} cannot be written as JSON, which the output is: {error}") from error
 
     def make(self) -> list[list[str]] | None:
-        """Sample all answers: a list of answers for each prompt on the main process, None on the others."""
+        """Sample all answers: a list of answers for each prompt on the main process, None on the others.
+
+        Raises:
+            OutputError: a part cannot be written, or another run writes the same output.
+            FloatingPointError: the model's logits are nan or infinite.
+            SystemExit: after SIGTERM, SIGUSR1 or Ctrl-C, with one line that says what is kept.
+        """
         state = self.state
-        if state.is_main_process:
-            self.files.output.parent.mkdir(parents=True, exist_ok=True)
-            if self.args.overwrite:  # the old output stays until there is a new one
-                self.files.remove_parts()
-        state.wait_for_everyone()
-        done, total, size = self.files.done(), len(self.rows) * self.samples, self.args.batch_size
-        batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
-        left = [batch for batch in batches if not all(index in done for index in batch)]
-        state.wait_for_everyone()  # no process may write before all have read
-        self.work(left[state.process_index :: state.num_processes])
-        state.wait_for_everyone()
+        with self.stopping(), self.files.lock() if state.is_main_process else contextlib.nullcontext():
+            if state.is_main_process and self.args.overwrite:  # the old output stays until there is a new one
+                self.files.drop_others()
+            state.wait_for_everyone()
+            done, total, size = self.files.done(), len(self.rows) * self.samples, self.args.batch_size
+            batches = [range(first, min(first + size, total)) for first in range(0, total, size)]
+            left = [batch for batch in batches if not all(index in done for index in batch)]
+            state.wait_for_everyone()  # no process may write before all have read
+            self.work(left[state.process_index :: state.num_processes])
+            state.wait_for_everyone()
         if not state.is_main_process:
             return None
         done = self.files.done()
+        if lost := total - len(done.keys() & range(total)):
+            raise RecipeError(f"{lost} of {total} answers are gone from {self.files.output}.part*: run this again")
         if empty := [index // self.samples for index in range(total) if not done[index].strip()]:
             rows = ", ".join(map(str, dict.fromkeys(empty[:10]))) + ", ..." * (len(empty) > 10)
-            print(f"{len(empty)} of {total} answers are empty, EOS alone: rows {rows} (counted from 0)")
+            print(f"{len(empty)} of {total} answers are empty, nothing before their end: rows {rows} (counted from 0)")
         return [[done[row * self.samples + i] for i in range(self.samples)] for row in range(len(self.rows))]
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """End on SIGTERM, SIGUSR1 or Ctrl-C with one line; each batch is written when it is sampled."""
+
+        def stop(number: int, frame: Any) -> None:
+            raise Stopped(signal.Signals(number))
+
+        former = {}
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers in no other
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    former[number] = signal.signal(number, stop)
+        try:
+            yield
+        except Stopped as stopped:
+            kept, total = len(self.files.done()), len(self.rows) * self.samples
+            note(
+                f"\nstopped by {stopped.signal.name}: {kept} of {total} answers are kept in {self.files.output}.part*, "
+                "and the same command goes on from them"
+            )
+            raise SystemExit(130 if stopped.signal == signal.SIGINT else REQUEUE) from None
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
     def work(self, batches: list[range]) -> None:
         """Sample this process's share of the batches."""
         state, stats, start = self.state, SamplerStats(), time.perf_counter()
         name = f"answers, process {state.process_index + 1} of {state.num_processes}"
-        bar = tqdm(total=sum(map(len, batches)), desc=name, disable=not state.is_local_main_process)
-        for batch in batches:
-            seed = generator_for(self.args.seed, batch[0]).initial_seed()
-            generator = torch.Generator(state.device).manual_seed(seed)
-            prompts = (self.rows[index // self.samples]["prompt"] for index in batch)
+        with tqdm(total=sum(map(len, batches)), desc=name, disable=not state.is_local_main_process) as bar:
+            for batch in batches:
+                self.files.append(state.process_index, dict(zip(batch, self.sample(batch, stats), strict=True)))
+                bar.update(len(batch))
+                rate = stats.tokens / (time.perf_counter() - start)
+                bar.set_postfix_str(f"{rate:.0f} tokens/s, {stats.tokens / stats.forwards:.2f} tokens a forward")
+
+    def sample(self, batch: range, stats: SamplerStats) -> list[str]:
+        """The answers of a batch, with random numbers of its own; their cost is added to `stats`.
+
+        Raises:
+            FloatingPointError: the model's logits are nan or infinite; the message names the rows of the batch.
+        """
+        seed = generator_for(self.args.seed, batch[0]).initial_seed()
+        generator = torch.Generator(self.state.device).manual_seed(seed)
+        prompts = (self.rows[index // self.samples]["prompt"] for index in batch)
+        try:
             found = answers(
                 self.model, self.tokenizer, prompts, self.settings, len(batch), generator, stats,
                 self.args.allow_special_tokens,
             )  # fmt: skip
-            self.files.append(state.process_index, dict(zip(batch, found, strict=True)))
-            bar.update(len(batch))
-            rate = stats.tokens / (time.perf_counter() - start)
-            bar.set_postfix_str(f"{rate:.0f} tokens/s, {stats.tokens / stats.forwards:.2f} tokens a forward")
+            return list(found)
+        except FloatingPointError as error:
+            first, last = batch[0] // self.samples, batch[-1] // self.samples
+            raise FloatingPointError(
+                f"{self.args.prompts}: of the answers to rows {first} to {last} (counted from 0), sampled together, "
+                f"{error}"
+            ) from error

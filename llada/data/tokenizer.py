@@ -188,8 +188,3 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec | None = 
     assert ids["mask"] is not None
     assert ids["eos"] is not None
     return SpecialIds(ids["mask"], ids["eos"], ids["eos"] if ids["pad"] is None else ids["pad"], eot)
-
-
-def before_eos(ids: list[int], eos_id: int | None) -> list[int]:
-    """The tokens before the first EOS, which are the answer; all tokens if there is no EOS."""
-    return ids[: ids.index(eos_id)] if eos_id is not None and eos_id in ids else ids

@@ -129,16 +129,19 @@ def flaw_of_manifest(folder: str | Path) -> str | None:
     return None
 
 
-def flaw_of(folder: str | Path) -> str | None:
+def flaw_of(folder: str | Path, ending: str = "") -> str | None:
     """Why a directory is not whole by its manifest, as "model.safetensors is missing"; None if it is whole.
 
     A directory without a manifest cannot be judged and is not whole (see `has_manifest`, for directories that were
     written before there were manifests). Files that the manifest does not list are not looked at.
+
+    Args:
+        ending: look only at files whose names end so, such as ".safetensors".
     """
     flaw = flaw_of_manifest(folder)
     if flaw is not None:
         return flaw
-    listed = read_manifest(folder)
+    listed = {name: file for name, file in read_manifest(folder).items() if name.endswith(ending)}
     # All sizes first: they are read at once, and find most damage.
     sizes = (flaw_of_size(Path(folder, name), size) for name, (size, _) in listed.items())
     hashes = (flaw_of_content(Path(folder, name), expected) for name, (_, expected) in listed.items())

@@ -115,7 +115,7 @@ def test_a_merge_overwrites_nothing_unasked_and_leaves_nothing_half_written(tmp_
     with pytest.raises(RecipeError, match="merged is not empty: set --overwrite"):
         merge(name, str(out))
     with monkeypatch.context() as patch:
-        patch.setattr("llada.cli.merge.saved_tokenizer", lambda name: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("llada.cli.merge.saved_tokenizer", lambda *given: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             merge(name, str(out), overwrite=True)
     assert (out / "mine.txt").exists()

@@ -36,9 +36,26 @@ def check_path(name: str) -> None:
 
 
 def adapter_fields(name: str) -> dict[str, Any] | None:
-    """The fields of the `adapter_config.json` in a directory, or None if it holds no adapters."""
+    """The fields of the `adapter_config.json` in a directory, or None if it holds no adapters.
+
+    Raises:
+        RecipeError: the file is no JSON object.
+    """
     file = Path(name, CONFIG)
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        fields = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise RecipeError(f"{file} is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise RecipeError(f"{file} holds no object of fields and values")
+    return fields
+
+
+def base_revision(name: str) -> str | None:
+    """The revision on the hub of an adapter directory's base; None if its config names none, and of a model."""
+    return (adapter_fields(name) or {}).get("revision")
 
 
 def base_of(name: str) -> str:

@@ -3,6 +3,9 @@
 Adapters on a float32 base are merged into its weights, which then give the same answers at the speed of a plain model.
 In half precision the sum would be rounded: a bfloat16 weight of 0.02 does not change by less than 6e-5. There the
 adapters stay beside the weights, as in training; `load_merged`, and `llada.merge` on disk, merge all the same.
+
+A name of the hub is looked up once, when the config is loaded: tokenizer and weights come from the commit that was
+found, whatever is pushed meanwhile. Of an adapter directory's base, it is the `revision` in the adapters' config.
 """
 
 from pathlib import Path
@@ -17,9 +20,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llada.cli.adapters import adapter_fields, base_of, check_path, missing_base
+from llada.cli.adapters import adapter_fields, base_of, base_revision, check_path, missing_base
 from llada.data.tokenizer import load_tokenizer, special_ids
 from llada.errors import RecipeError
+from llada.files import MANIFEST, flaw_of, has_manifest
 from llada.models.common.lora import add_adapters, merge_adapters
 
 
@@ -31,7 +35,7 @@ def model_config(name: str) -> PreTrainedConfig:
     """
     base = base_of(name)
     try:
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, revision=base_revision(name))
     except OSError as error:
         raise (error if base == name else RecipeError(missing_base(name, base))) from error
     if not hasattr(config, "denoiser_spec"):
@@ -50,6 +54,21 @@ def tokenizer_source(name: str) -> str:
     return base_of(name) if adapter_fields(name) and not Path(name, "tokenizer_config.json").exists() else name
 
 
+def commit_of(config: PreTrainedConfig) -> str | None:
+    """The commit of the hub from which a config was loaded; None for a directory."""
+    return getattr(config, "_commit_hash", None)
+
+
+def tokenizer_of(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model or adapter directory; one that is the base's has the revision of `config`.
+
+    Raises:
+        RecipeError, ValueError: see `tokenizer_source` and `load_tokenizer`.
+    """
+    source = tokenizer_source(name)
+    return load_tokenizer(source, commit_of(config) if source == base_of(name) else None)
+
+
 def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
     """The tokenizer and config of a model or adapter directory; special ids that the config lacks are the tokenizer's.
 
@@ -57,7 +76,7 @@ def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
         ValueError: neither has a mask or EOS token, or they disagree; or the base of adapters cannot be found.
     """
     config = model_config(name)
-    tokenizer = load_tokenizer(tokenizer_source(name))
+    tokenizer = tokenizer_of(name, config)
     config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
     return tokenizer, config
 
@@ -68,8 +87,11 @@ def load_model(name: str, config: PreTrainedConfig, dtype: str = "auto") -> PreT
     Args:
         config: the config of `load_config`.
         dtype: of the weights; "auto" is the saved one.
+
+    Raises:
+        RecipeError, ValueError: a weight file is damaged, or does not fit the config.
     """
-    model = AutoModelForCausalLM.from_pretrained(base_of(name), config=config, dtype=dtype)
+    model = load_base(name, config, dtype)
     if adapter_fields(name) is not None:
         wrapped = add_adapters(model, name)
         model = merge_adapters(wrapped)[0] if model.dtype == torch.float32 else wrapped.get_base_model()
@@ -82,13 +104,40 @@ def load_merged(
     """A model without adapters, in evaluation mode, and the share of the adapters' update that rounding lost.
 
     The share is the norm of what was lost over the norm of the update, over all merged weights; 0 for a plain model.
+
+    Raises:
+        RecipeError, ValueError: see `load_model`.
     """
-    model, lost = AutoModelForCausalLM.from_pretrained(base_of(name), config=config, dtype=dtype), 0.0
+    model, lost = load_base(name, config, dtype), 0.0
     if adapter_fields(name) is not None:
         model, lost = merge_adapters(add_adapters(model, name))
     return model.eval(), lost
 
 
-def saved_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_base(name: str, config: PreTrainedConfig, dtype: str | torch.dtype) -> PreTrainedModel:
+    """A model, or the base of an adapter directory, after a check of the weights of both."""
+    base = base_of(name)
+    for folder in dict.fromkeys((base, name)):
+        check_weights(folder)
+    return AutoModelForCausalLM.from_pretrained(base, config=config, dtype=dtype, revision=commit_of(config) or "main")
+
+
+def check_weights(folder: str) -> None:
+    """Raise RecipeError if weight files of a directory are not those of its manifest, where it has one.
+
+    Other files may be edited, such as the base's path in the config of adapters.
+    """
+    flaw = flaw_of(folder, ".safetensors") if has_manifest(folder) else None
+    if flaw:
+        raise RecipeError(
+            f"{folder} is no whole model: {flaw}. Write it again, or take another one; if you have replaced its "
+            f"weights yourself, delete {Path(folder, MANIFEST)}"
+        )
+
+
+def saved_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The tokenizer as it is saved, with the chat template of its files, for a copy of the model."""
-    return AutoTokenizer.from_pretrained(tokenizer_source(name))
+    source = tokenizer_source(name)
+    return AutoTokenizer.from_pretrained(
+        source, revision=(commit_of(config) if source == base_of(name) else None) or "main"
+    )

@@ -13,9 +13,11 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llada.cli.adapters import adapter_fields, base_of
-from llada.cli.checkpoint import model_config, tokenizer_source
-from llada.data.tokenizer import load_tokenizer, special_ids
+from llada.cli.checkpoint import model_config, tokenizer_of
+from llada.data.tokenizer import special_ids
 from llada.data.turns import speaks_in_turns
+from llada.errors import RecipeError
+from llada.models.common.checkpoints import explain_load_errors
 
 GIB = 2**30
 TRAINED = 16  # bytes per trained fp32 parameter: weight, gradient and AdamW's two moments
@@ -58,12 +60,16 @@ def sizes(model: PreTrainedModel, rank: int) -> Sizes:
 
 
 def headers(path: str) -> tuple[set[str], int]:
-    """The dtypes and the number of parameters in the weight files of a directory, from their headers."""
+    """The dtypes and the number of parameters in the weight files of a directory, from their headers.
+
+    Raises:
+        ValueError: a file cannot be read.
+    """
     from safetensors import safe_open
 
     dtypes, count = set[str](), 0
     for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
+        with explain_load_errors(path, tuple), safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 dtypes.add(tensors.get_slice(name).get_dtype())
                 count += math.prod(tensors.get_slice(name).get_shape())
@@ -80,7 +86,7 @@ def stored(path: str, config: PreTrainedConfig) -> str:
 def token_ids(path: str, config: PreTrainedConfig) -> str:
     """The special ids as text, checked against the tokenizer if there is one."""
     try:
-        tokenizer = load_tokenizer(tokenizer_source(path))
+        tokenizer = tokenizer_of(path, config)
     except (OSError, ValueError):
         known = {name: getattr(config.denoiser_spec, f"{name}_id") for name in ("mask", "eos", "pad", "eot")}
         return ", ".join(f"{name} {value}" for name, value in known.items()) + " (config; no tokenizer could be loaded)"
@@ -110,8 +116,11 @@ def rows(path: str, rank: int) -> list[tuple[str, str]]:
     """The rows of the summary, as (label, value); of an adapter directory, its adapters and then its base model.
 
     Raises:
-        RecipeError: the base of an adapter directory cannot be found.
+        RecipeError: the base of an adapter directory cannot be found, or `rank` is below 1.
+        ValueError: a weight file cannot be read.
     """
+    if rank < 1:
+        raise RecipeError(f"rank={rank} must be at least 1")
     config = model_config(path)
     model = empty_model(config)
     size = sizes(model, rank)

@@ -20,8 +20,8 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from llada.cli.adapters import adapter_fields, base_of
-from llada.cli.checkpoint import tokenizer_source
+from llada.cli.adapters import adapter_fields, base_of, base_revision
+from llada.cli.checkpoint import commit_of, tokenizer_source
 from llada.cli.recipe import RecipeArguments
 from llada.data.encoding import TEMPLATE_COLUMNS
 from llada.data.loading import check_columns, load_rows
@@ -61,20 +61,23 @@ def load_model(
     if name is None:
         raise RecipeError("a new model needs tokenizer: a name, a path, or 'bytes'")
     path = model_args.model_name_or_path
-    tokenizer = load_tokenizer(tokenizer_source(name))
     dtype = model_args.dtype if model_args.dtype in ("auto", None) else getattr(torch, model_args.dtype)
     set_seed(seed)  # for the weights of a new model and of new adapters
+    source = tokenizer_source(name)
     if recipe.architecture is not None:
+        tokenizer = load_tokenizer(source)
         config = new_config(recipe.architecture, tokenizer)
         dtype = torch.float32 if dtype in ("auto", None) else dtype
         attention = model_args.attn_implementation
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
     assert path is not None  # one of the two is given
-    base, revision = base_of(path), model_args.model_revision
-    config = AutoConfig.from_pretrained(base, revision=revision)
+    base = base_of(path)
+    config = AutoConfig.from_pretrained(base, revision=base_revision(path) or model_args.model_revision)
+    revision = commit_of(config)  # of weights and tokenizer too, whatever is pushed meanwhile
+    tokenizer = load_tokenizer(source, revision if source == base else None)
     ids = special_ids(tokenizer, config.denoiser_spec)  # checked before gigabytes of weights are read
     model = AutoModelForCausalLM.from_pretrained(
-        base, revision=revision, dtype=dtype, attn_implementation=model_args.attn_implementation,
+        base, revision=revision or "main", dtype=dtype, attn_implementation=model_args.attn_implementation,
         **({} if quantization is None else {"quantization_config": quantization}),
     )  # fmt: skip
     if model.denoiser_spec.eot_id is None:

@@ -1,5 +1,6 @@
 """The work of `python -m llada.merge`: adapters and base model become one saved model."""
 
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -8,7 +9,10 @@ from llada.cli.adapters import CONFIG, adapter_fields, base_of, carry_settings, 
 from llada.cli.checkpoint import load_config, load_merged, saved_tokenizer
 from llada.cli.next_steps import command
 from llada.errors import RecipeError
-from llada.files import replace_directory
+from llada.files import UNFINISHED, beside, replace_directory, write_manifest
+from llada.output import probe, writing
+
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 def check_target(adapter: str, out: str, overwrite: bool) -> Path:
@@ -16,7 +20,7 @@ def check_target(adapter: str, out: str, overwrite: bool) -> Path:
 
     Raises:
         RecipeError: `adapter` does not exist or holds no adapters; or `out` is the adapters' or the base's directory,
-            holds files and `overwrite` is not set, or holds files that are no model.
+            holds files and `overwrite` is not set, holds files that are no model, or cannot be written.
     """
     check_path(adapter)
     if adapter_fields(adapter) is None:
@@ -32,6 +36,8 @@ def check_target(adapter: str, out: str, overwrite: bool) -> Path:
             raise RecipeError(f"{out} is not empty: set --overwrite to replace the model in it, or choose another name")
         if not (target / "config.json").exists():
             raise RecipeError(f"{out} holds files but no model (no config.json): it is not replaced")
+    if reason := probe(target.parent):
+        raise RecipeError(f"{out} cannot be written: {reason}")
     return target
 
 
@@ -45,20 +51,26 @@ def merge(adapter: str, out: str, dtype: str = "auto", overwrite: bool = False) 
         dtype: of the merged weights; "auto" is the base's as saved.
 
     Raises:
-        RecipeError: see `check_target`, or the base of the adapters cannot be found.
+        RecipeError: see `check_target`, or the base of the adapters cannot be found, or `dtype` is unknown.
+        OutputError: the model cannot be written.
     """
+    if dtype not in DTYPES:
+        raise RecipeError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     target = check_target(adapter, out, overwrite)
     _, config = load_config(adapter)
     model, lost = load_merged(adapter, config, dtype)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    whole = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    whole = beside(target)
     try:
-        model.save_pretrained(whole)
-        saved_tokenizer(adapter).save_pretrained(whole)
-        carry_settings(adapter, whole)
-        replace_directory(whole, target)
+        with writing(target, "What was there before is as it was"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            model.save_pretrained(whole)
+            saved_tokenizer(adapter, config).save_pretrained(whole)
+            carry_settings(adapter, whole)
+            write_manifest(whole)
+            replace_directory(whole, target)
     finally:
         shutil.rmtree(whole, ignore_errors=True)
+    remove_leftovers(target)
     kind = str(model.dtype).removeprefix("torch.")
     report = f"{out}: {adapter} merged into {base_of(adapter)}, weights in {kind}"
     if lost:
@@ -68,3 +80,22 @@ def merge(adapter: str, out: str, dtype: str = "auto", overwrite: bool = False) 
         )
     steps = (command("python", "-m", "llada.chat", "--model", out), command("python", "-m", "llada.info", out))
     return "\n".join([report, "Next:", *(f"  {line}" for line in steps)])
+
+
+def remove_leftovers(target: Path) -> None:
+    """Delete what killed merges to the same directory have left beside it."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*{UNFINISHED}"):
+        process = path.name.removeprefix(f".{target.name}.").split(".")[0]
+        if process.isdecimal() and not is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number here."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True

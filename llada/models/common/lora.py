@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from llada.models.common.checkpoints import explain_load_errors
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +28,8 @@ def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
     """`peft.get_peft_model` with the model's own default targets (`lora_targets`); `peft_config` is not changed.
 
     The adapters' config names the base by an absolute path if it is a local directory, so that it is found from
-    everywhere, and has the task type CAUSAL_LM, which `peft.AutoPeftModelForCausalLM` requires.
+    everywhere, or with its commit on the hub, and has the task type CAUSAL_LM, which
+    `peft.AutoPeftModelForCausalLM` requires.
 
     Raises:
         ValueError: `target_modules` includes the language-model head, whose code would not apply adapters.
@@ -45,6 +48,8 @@ def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
         logger.warning("the base model of these adapters has no saved copy: save it, they are of no use without it")
     elif Path(saved.base_model_name_or_path).is_dir():
         saved.base_model_name_or_path = str(Path(saved.base_model_name_or_path).resolve())
+    elif saved.revision is None:
+        saved.revision = getattr(model.config, "_commit_hash", None)  # of the hub, where "main" may move
     return wrapped
 
 
@@ -59,10 +64,14 @@ def refuse_head_adapters(wrapped) -> None:
 
 
 def add_adapters(model: PreTrainedModel, folder: str, trainable: bool = False) -> Any:
-    """The `peft.PeftModel` of a base model and the adapters saved in a directory, frozen unless `trainable`."""
+    """The `peft.PeftModel` of a base model and the adapters saved in a directory, frozen unless `trainable`.
+
+    Raises:
+        ValueError: the adapters' weight file cannot be read.
+    """
     from peft import PeftModel
 
-    with without_deprecations():
+    with without_deprecations(), explain_load_errors(folder, tuple):
         return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 

@@ -25,8 +25,10 @@ def check_path(name: str) -> None:
     """Stop before the hub is asked, with several retries, for a path that does not exist.
 
     Raises:
-        RecipeError: `name` is a path (`is_path`), and nothing is there.
+        RecipeError: `name` is empty, or a path (`is_path`) at which nothing is.
     """
+    if not name:
+        raise RecipeError("the name of the model is empty: give a directory or a hub name (owner/name)")
     if is_path(name) and not Path(name).exists():
         note = " ('~' is not expanded here: write the whole path)" if name.startswith("~") else ""
         raise RecipeError(

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from llada.cli.adapters import adapter_fields, base_of, base_revision, check_path, missing_base
 from llada.data.tokenizer import load_tokenizer, special_ids
@@ -35,7 +36,7 @@ def model_config(name: str) -> PreTrainedConfig:
     """
     base = base_of(name)
     try:
-        config = AutoConfig.from_pretrained(base, revision=base_revision(name))
+        config = pinned_config(base, base_revision(name))
     except OSError as error:
         raise (error if base == name else RecipeError(missing_base(name, base))) from error
     if not hasattr(config, "denoiser_spec"):
@@ -54,8 +55,20 @@ def tokenizer_source(name: str) -> str:
     return base_of(name) if adapter_fields(name) and not Path(name, "tokenizer_config.json").exists() else name
 
 
+def pinned_config(name: str, revision: str | None) -> PreTrainedConfig:
+    """The config of a directory or hub name, with the commit that it is from (`commit_of`).
+
+    Raises:
+        OSError: there is no such model or revision.
+    """
+    commit = extract_commit_hash(cached_file(name, CONFIG_NAME, revision=revision), None)
+    config = AutoConfig.from_pretrained(name, revision=commit or revision)
+    config._commit_hash = commit  # transformers does not write this attribute to files
+    return config
+
+
 def commit_of(config: PreTrainedConfig) -> str | None:
-    """The commit of the hub from which a config was loaded; None for a directory."""
+    """The commit of the hub from which `pinned_config` has loaded a config; None for a directory."""
     return getattr(config, "_commit_hash", None)
 
 

@@ -17,7 +17,6 @@ from llada.cli.checkpoint import model_config, tokenizer_of
 from llada.data.tokenizer import special_ids
 from llada.data.turns import speaks_in_turns
 from llada.errors import RecipeError
-from llada.models.common.checkpoints import explain_load_errors
 
 GIB = 2**30
 TRAINED = 16  # bytes per trained fp32 parameter: weight, gradient and AdamW's two moments
@@ -63,16 +62,19 @@ def headers(path: str) -> tuple[set[str], int]:
     """The dtypes and the number of parameters in the weight files of a directory, from their headers.
 
     Raises:
-        ValueError: a file cannot be read.
+        RecipeError: a file cannot be read.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     dtypes, count = set[str](), 0
     for file in sorted(Path(path).glob("*.safetensors")):
-        with explain_load_errors(path, tuple), safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                dtypes.add(tensors.get_slice(name).get_dtype())
-                count += math.prod(tensors.get_slice(name).get_shape())
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    dtypes.add(tensors.get_slice(name).get_dtype())
+                    count += math.prod(tensors.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise RecipeError(f"{file} cannot be read ({error}): it is truncated or no weight file") from error
     return dtypes, count
 
 
@@ -87,9 +89,9 @@ def token_ids(path: str, config: PreTrainedConfig) -> str:
     """The special ids as text, checked against the tokenizer if there is one."""
     try:
         tokenizer = tokenizer_of(path, config)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         known = {name: getattr(config.denoiser_spec, f"{name}_id") for name in ("mask", "eos", "pad", "eot")}
-        return ", ".join(f"{name} {value}" for name, value in known.items()) + " (config; no tokenizer could be loaded)"
+        return ", ".join(f"{name} {value}" for name, value in known.items()) + f" (config; no tokenizer: {error})"
     ids = special_ids(tokenizer, config.denoiser_spec)
     unused = "no chat template" if tokenizer.chat_template is None else "chat template not used: trained on plain text"
     chat = "" if speaks_in_turns(tokenizer) else f"; {unused}"
@@ -116,8 +118,8 @@ def rows(path: str, rank: int) -> list[tuple[str, str]]:
     """The rows of the summary, as (label, value); of an adapter directory, its adapters and then its base model.
 
     Raises:
-        RecipeError: the base of an adapter directory cannot be found, or `rank` is below 1.
-        ValueError: a weight file cannot be read.
+        RecipeError: the base of an adapter directory cannot be found, a weight file cannot be read, or `rank` is below
+            1.
     """
     if rank < 1:
         raise RecipeError(f"rank={rank} must be at least 1")

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -21,7 +20,7 @@ from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from llada.cli.adapters import adapter_fields, base_of, base_revision
-from llada.cli.checkpoint import commit_of, tokenizer_source
+from llada.cli.checkpoint import commit_of, pinned_config, tokenizer_source
 from llada.cli.recipe import RecipeArguments
 from llada.data.encoding import TEMPLATE_COLUMNS
 from llada.data.loading import check_columns, load_rows
@@ -72,7 +71,7 @@ def load_model(
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention), tokenizer
     assert path is not None  # one of the two is given
     base = base_of(path)
-    config = AutoConfig.from_pretrained(base, revision=base_revision(path) or model_args.model_revision)
+    config = pinned_config(base, base_revision(path) or model_args.model_revision)
     revision = commit_of(config)  # of weights and tokenizer too, whatever is pushed meanwhile
     tokenizer = load_tokenizer(source, revision if source == base else None)
     ids = special_ids(tokenizer, config.denoiser_spec)  # checked before gigabytes of weights are read
@@ -80,6 +79,7 @@ def load_model(
         base, revision=revision or "main", dtype=dtype, attn_implementation=model_args.attn_implementation,
         **({} if quantization is None else {"quantization_config": quantization}),
     )  # fmt: skip
+    model.config._commit_hash = revision  # for adapters, which name their base's commit
     if model.denoiser_spec.eot_id is None:
         model.config.eot_token_id = ids.eot
     return (model if base == path else add_adapters(model, path, trainable=True)), tokenizer

@@ -6,10 +6,12 @@ honours `add_generation_prompt`. With this template a response ends with `END_OF
 appends EOS tokens (`eos_tail`, `llada.data.collator`). Both are scored.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -54,13 +56,39 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrained
         revision: a branch, tag or commit of the hub.
 
     Raises:
-        ValueError: the tokenizer's template ignores `add_generation_prompt` and is not LLaDA's.
+        OSError: there is no such tokenizer.
+        ValueError: its files are damaged, which the message names, or its template ignores `add_generation_prompt` and
+            is not LLaDA's.
     """
     if name_or_path == "bytes":
         return byte_tokenizer()
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **({} if revision is None else {"revision": revision}))
-    set_chat_template(tokenizer)
+    options = {} if revision is None else {"revision": revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+    except OSError:
+        raise
+    except Exception as error:  # of json, tokenizers and transformers, which name no file
+        reason = unreadable_file(name_or_path) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"the tokenizer of {name_or_path} cannot be loaded: {reason}") from error
+    try:
+        set_chat_template(tokenizer)
+    except TemplateError as error:
+        raise ValueError(f"the chat template of {name_or_path} is no template of Jinja: {error}") from error
     return tokenizer
+
+
+def unreadable_file(folder: str) -> str | None:
+    """Which file of a tokenizer's directory is damaged, and how; None if all can be read."""
+    for file in sorted(Path(folder).glob("*.json")) + sorted(Path(folder).glob("*.jinja")):
+        try:
+            text = file.read_text(encoding="utf-8")
+            if file.suffix == ".json":
+                json.loads(text)
+        except ValueError as error:
+            return f"{file} is damaged: {error}"
+    if Path(folder).is_dir() and not Path(folder, "tokenizer.json").exists():
+        return f"{folder} has no tokenizer.json"
+    return None
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -11,8 +11,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from llada.models.common.checkpoints import explain_load_errors
-
 logger = logging.getLogger(__name__)
 
 
@@ -64,14 +62,10 @@ def refuse_head_adapters(wrapped) -> None:
 
 
 def add_adapters(model: PreTrainedModel, folder: str, trainable: bool = False) -> Any:
-    """The `peft.PeftModel` of a base model and the adapters saved in a directory, frozen unless `trainable`.
-
-    Raises:
-        ValueError: the adapters' weight file cannot be read.
-    """
+    """The `peft.PeftModel` of a base model and the adapters saved in a directory, frozen unless `trainable`."""
     from peft import PeftModel
 
-    with without_deprecations(), explain_load_errors(folder, tuple):
+    with without_deprecations():
         return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,16 +29,17 @@ held: set[Path] = set()  # locks of this process
 def write_error(error: BaseException, folder: Path) -> str | None:
     """Why writing into a directory failed, as "No space left on device"; None if the error is of another kind.
 
-    The cause is the error number of the system, in the error or in one that it followed from. safetensors and
-    torch.save lose it: the text of the former holds it, and for the latter a file is written, to see what happens.
+    The cause is the error number of the system, in the error or in one that it followed from. The writers of
+    safetensors and tokenizers, which are in Rust, have it in their text only. torch.save loses it, and a file is
+    written to see what happens.
     """
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno is not None:
             return os.strerror(chain.errno)
         chain = chain.__cause__ or chain.__context__
-    if type(error).__name__ == "SafetensorError" and "(os error " in str(error):
-        return os.strerror(int(str(error).rpartition("(os error ")[2].partition(")")[0]))
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return os.strerror(int(found[1]))
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in TORCH_WRITER):
         return probe(folder) or f"torch.save failed: {error}"
     return None

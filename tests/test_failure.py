@@ -1,6 +1,7 @@
 """Which errors a recipe states as a message, and which keep their traceback."""
 
 import json
+import sys
 
 import pytest
 
@@ -26,6 +27,10 @@ MESSAGES = [
     ("raise FloatingPointError(\n        'the loss is not finite'\n    )", "llada.training.base"),
     ("raise OSError('x is not a local folder and is not a valid model identifier')", "transformers.utils.hub"),
     ("open('absent.yaml')", "transformers.trainer"),
+    ("raise OSError(28, 'No space left on device')", "pyarrow.lib"),
+    ("raise OSError(30, 'Read-only file system')", "datasets.arrow_writer"),
+    ("raise OSError(5, 'Input/output error')", "datasets.arrow_dataset"),
+    ("from llada.errors import OutputError\n    raise OutputError('runs/x cannot be written')", "llada.output"),
     ("raise ValueError('Unrecognized model in x')", "transformers.models.auto.configuration_auto"),
 ]
 BUGS = [
@@ -98,6 +103,23 @@ def test_a_process_of_torchrun_leaves_the_message_to_its_report(tmp_path, monkey
     with pytest.raises(KeyError):
         failure.run(bug)  # waits too: a lost connection to a process that failed looks like this
     assert calls[-1] == "sleep"
+
+
+def test_ctrl_c_ends_with_the_code_that_shells_expect_and_no_traceback(calls, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(Exited):
+        failure.run(interrupted)
+    assert calls == [("exit", 130)]
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_run_that_a_signal_stopped_keeps_its_code(calls):
+    with pytest.raises(SystemExit) as stopped:
+        failure.run(lambda: sys.exit(75))
+    assert stopped.value.code == 75
+    assert calls == []
 
 
 def test_options_that_parse_does_not_know_are_for_the_user():

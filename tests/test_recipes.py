@@ -6,17 +6,21 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, load_script, tiny_model
+from test_ends import HOLD
 from trl import ModelConfig
 
 from llada.cli.loading import load_columns, new_config, target_modules
 from llada.cli.recipe import RecipeArguments, parse
-from llada.cli.train import continues, loggers_named
+from llada.cli.train import continues, loggers_named, remove_run
 from llada.data.tokenizer import byte_tokenizer
-from llada.errors import DataError, RecipeError
+from llada.errors import DataError, OutputError, RecipeError
+from llada.files import mark_unfinished, write_manifest
+from llada.output import LOCK
 from llada.training.distributed import check_engine, check_launcher, check_processes
 from llada.training.sft import MaskedDiffusionConfig
 
@@ -189,6 +193,85 @@ def test_a_resumed_recipe_continues_where_it_stopped(tmp_path, good):
     sft.main(arguments(tmp_path, good, "--resume", "true", "--max_steps", "3"))
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("strategy", ["no", "steps"])
+def test_a_finished_recipe_that_is_resumed_changes_nothing(tmp_path, good, capsys, strategy):
+    """It trained a step more each time, saved checkpoint-3, -4, ... and other weights."""
+    saving = ("--save_strategy", strategy, "--save_steps", "1", "--eval_fraction", "0.25")
+    sft.main(arguments(tmp_path, good, *saving))
+    before = contents(tmp_path / "run")
+    sft.main(arguments(tmp_path, good, *saving, "--resume", "true"))
+    out = capsys.readouterr().out
+    assert re.search(r"the run in \S*run is finished: all of its 2 steps are done, and nothing was changed\. More", out)
+    assert {name for name, content in contents(tmp_path / "run").items() if before.get(name) != content} <= {LOCK}
+    more = arguments(tmp_path, good, *saving, "--resume", "true", "--max_steps", "3")
+    if strategy == "no":
+        with pytest.raises(RecipeError, match="no whole checkpoint to resume from: there is none at all"):
+            sft.main(more)
+        assert contents(tmp_path / "run").keys() == before.keys()
+    else:
+        sft.main(more)
+        assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 3
+
+
+def test_a_model_that_is_not_whole_is_made_again_from_the_last_checkpoint(tmp_path, good, caplog):
+    """The run was killed while it saved its model, or the file was damaged later."""
+    saving = ("--save_strategy", "steps", "--save_steps", "1")
+    sft.main(arguments(tmp_path, good, *saving))
+    weights = tmp_path / "run" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    sft.main(arguments(tmp_path, good, *saving, "--resume", "true"))
+    assert "the model in" in caplog.text
+    assert "is not whole: model.safetensors has" in caplog.text
+    assert weights.read_bytes() == whole
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_resume_starts_a_run_that_has_saved_nothing_and_refuses_to_lose_a_model(tmp_path, good, caplog):
+    """One command line then serves a scheduler that starts it again and again."""
+    mark_unfinished(tmp_path / "run" / "checkpoint-1")
+    sft.main(arguments(tmp_path, good, "--resume", "true"))
+    assert re.search(r"run holds no whole checkpoint \(begun only: checkpoint-1\): the run starts anew", caplog.text)
+    (tmp_path / "run" / "trainer_state.json").unlink()
+    with pytest.raises(RecipeError, match="holds a model and no whole checkpoint: set overwrite to train it again"):
+        sft.main(arguments(tmp_path, good, "--resume", "true"))
+
+
+def test_overwrite_deletes_what_a_run_has_written_and_nothing_else(tmp_path):
+    """The reference's adapters were left, and the state and results of the run before."""
+    run = Path(make_run(tmp_path / "run", 1, 2))
+    ours = ["model.safetensors", "model-00001-of-00002.safetensors", "adapter_config.json", "adapter_model.safetensors"]
+    ours += ["ref/adapter_config.json", "ref/adapter_model.safetensors", "trainer_state.json", "eval_results.json"]
+    ours += ["all_results.json", "training_args.bin", "config.json", "chat_template.jinja"]
+    theirs = ["notes.txt", "checkpoint-best/a", "adapter_notes.txt", "other.safetensors", "runs/log", "README.md"]
+    for name in [*ours, *theirs]:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).touch()
+    write_manifest(run, ["config.json", "chat_template.jinja"])
+    remove_run(run)
+    assert contents(run).keys() == set(theirs)
+    assert not (run / "ref").exists()
+    (run / "ref").mkdir()
+    (run / "ref" / "mine").touch()
+    remove_run(run)
+    assert (run / "ref" / "mine").exists()
+
+
+def test_a_second_recipe_in_a_directory_is_refused_before_it_reads_anything(tmp_path, good):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match=r"run is in use by another run \(process"):
+            sft.main(arguments(tmp_path, good, "--overwrite", "true"))
+        other.kill()
 
 
 def lone_launch(monkeypatch, **environment):

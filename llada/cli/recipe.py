@@ -36,7 +36,9 @@ class RecipeArguments(ScriptArguments):
     expected_processes: int | None = field(
         default=None, metadata={"help": "Raise an error unless the launcher started this many processes."}
     )
-    resume: bool = field(default=False, metadata={"help": "Continue the run in output_dir from its last checkpoint."})
+    resume: bool = field(
+        default=False, metadata={"help": "Continue the run in output_dir from its newest whole checkpoint."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
 
 

@@ -17,10 +17,11 @@ from llada.data.loading import load_rows
 from llada.data.turns import record_turns
 from llada.errors import RecipeError
 from llada.files import delete_directory, flaw_of, has_manifest, read_manifest
-from llada.output import lock
+from llada.output import lock, writing
 from llada.training.base import DiffusionTrainerBase
 from llada.training.checkpoints import begun_only, checkpoints_in, state_of
 from llada.training.distributed import check_engine, check_processes, leave_group, on_first_process
+from llada.training.saving import INTACT
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +258,14 @@ def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str
         trainer.add_callback(RemoveOldRun())
     with loggers_named(trainer.args.report_to):
         trainer.train(resume_from_checkpoint=resumed)
+    with writing(trainer.args.output_dir, INTACT):
+        save(trainer, base, last)
+    leave_group(trainer)
+    return True
+
+
+def save(trainer: DiffusionTrainerBase, base: str | None, last: LastEvaluation) -> None:
+    """Write the model, its sampler settings and evaluation, and, by which a finished run is known, the state."""
     trainer.save_model()
     if base is not None and trainer.is_world_process_zero():
         carry_settings(base, trainer.args.output_dir)
@@ -264,6 +273,4 @@ def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str
         metrics = last.metrics if last.of_saved_model(trainer) else trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-    trainer.save_state()  # last: by it a finished run is known
-    leave_group(trainer)
-    return True
+    trainer.save_state()

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"  # of a model, which its users edit: in no manifest
 TOKENS = "NumTokens"  # key in `TrainerState.stateful_callbacks`
-INTACT = "Earlier checkpoints are intact: make room or choose another output_dir, and resume"
+INTACT = "Checkpoints that were whole before are intact: make room there, and resume"
 
 
 def take_over(new: Path, folder: Path) -> None:
@@ -52,8 +52,9 @@ class WholeCheckpoints(Trainer):
     control: TrainerControl
     completing: Future | None = None
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, args, **kwargs):
+        with writing(args.output_dir, "Nothing was started"):
+            super().__init__(args=args, **kwargs)
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
 
@@ -198,7 +199,7 @@ class WholeCheckpoints(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         new = folder / f".model{UNFINISHED}"
-        with writing(folder, "The checkpoints and the model that were there before are intact"):
+        with writing(folder, INTACT):
             if self.args.should_save:
                 shutil.rmtree(new, ignore_errors=True)
                 if (folder / CARD).exists():

@@ -34,6 +34,7 @@ TOOLS_IGNORED = "have 'tools', which the chat template does not render"
 TOOL_CALLS_IGNORED = "have tool calls in {part}, which the chat template does not render"
 KWARGS_IGNORED = "have 'chat_template_kwargs' that the chat template does not read"
 SPELLS_MASK = "have text in {part} that spells the mask token"
+OTHERS_SCORED = "have messages of other roles than assistant in {part}, whose words are scored like its own"
 MALFORMED_TOOLS = "have 'tools' that are neither a list nor the JSON text of one"
 MALFORMED_KWARGS = "have 'chat_template_kwargs' that are no dictionary"
 OPTIONS_WITHOUT_MESSAGES = "have 'tools' or 'chat_template_kwargs', which need messages, beside a {part} of text"
@@ -198,6 +199,15 @@ def check_encoded(
         check_turns(tokenizer, part, value)
     elif not allow_special_tokens:
         check_ids(tokenizer, part, ids)
+
+
+def remark_on(part: str, completion: Prompt) -> str:
+    """What a user should know of a completion that can be trained on: that others speak in it; else "".
+
+    part: the name of its column.
+    """
+    others = not isinstance(completion, str) and any(message["role"] != "assistant" for message in completion)
+    return OTHERS_SCORED.format(part=repr(part)) if others else ""
 
 
 def render_pair(

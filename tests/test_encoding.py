@@ -217,6 +217,8 @@ def test_a_system_message_that_equals_the_template_s_own_is_rendered():
         ("", "an empty 'prompt'"),
         ([], "an empty 'prompt'"),
         (5, "a number in 'prompt'"),
+        ("caf\udce9", "text in 'prompt' with half of a surrogate pair, which is no character: character 4"),
+        ([QUESTION | {"content": "\ud800"}], "text in 'prompt' with half of a surrogate pair"),
         ({"role": "user"}, "a dictionary in 'prompt'"),
         (["q"], "something else than text or a list of messages in 'prompt'"),
         ([{"role": "user"}], "a message needs text under 'role' and 'content'"),

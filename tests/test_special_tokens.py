@@ -4,6 +4,8 @@ import json
 import re
 
 import pytest
+import test_sft
+import test_vrpo_trainer
 import torch
 from conftest import tiny_model
 from datasets import Dataset
@@ -153,6 +155,25 @@ def test_rendered_text_is_trained_on_where_it_is_allowed():
             prepare_rows(Dataset.from_list([row]), TOKENIZER, IDS, 500, form=AS_TEXT)
     with pytest.raises(DataError, match="messages in 'messages' that spell a special token"):
         prepare_rows(Dataset.from_list([{"messages": chat("q", TURN)}]), TOKENIZER, IDS, 500, form=AS_TEXT)
+
+
+@pytest.mark.parametrize("make", [test_sft.trainer, test_vrpo_trainer.trainer])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_option_of_the_trainers_decides(tmp_path, make, streaming):
+    """A prompt that is rendered already is refused in training and evaluation data, unless the option is set."""
+    prompt = render(TOKENIZER, chat("q"), open_turn=True)
+    answers = {"completion": "a"} if make is test_sft.trainer else {"chosen": "a", "rejected": "b"}
+    rendered, plain = [{"prompt": prompt, **answers}], [{"prompt": "q", **answers}]
+    rows = Dataset.from_list(rendered).to_iterable_dataset() if streaming else rendered
+    steps = {"max_steps": 1} if streaming else {}
+    with pytest.raises(DataError, match="(?s)train_dataset: .* in 'prompt' that spells a special token.*row 0 "):
+        list(make(tmp_path, rows=rows, **steps).train_dataset)
+    with pytest.raises(DataError, match="(?s)eval_dataset: .* in 'prompt' that spells a special token.*row 0 "):
+        make(tmp_path, rows=plain, eval_dataset=Dataset.from_list(rendered))
+    run = make(tmp_path, rows=rows, allow_special_tokens=True, **steps)
+    ids = next(iter(run.train_dataset))
+    expected = TOKENIZER(prompt, add_special_tokens=False).input_ids
+    assert (ids.get("prompt_ids") or ids["input_ids"][: ids["prompt_length"]]) == expected
 
 
 def plain_encoding(prompt, completion) -> list[list[int]]:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, HfArgumentParser
 
 import llada
 from llada.data.loading import load_rows
-from llada.data.tokenizer import load_tokenizer, render
+from llada.data.tokenizer import load_tokenizer
 from vrpo import VRPOConfig, VRPOTrainer
 
 
@@ -53,8 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer.save_pretrained(output / "merged")
 
     model = AutoModelForCausalLM.from_pretrained(output / "merged", dtype="auto").eval()
-    text = render(tokenizer, [{"role": "user", "content": args.prompt}], open_turn=True)
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
+    ids = torch.tensor([llada.encode_prompt(tokenizer, [{"role": "user", "content": args.prompt}])])
     canvas = llada.generate(model, ids, gen_length=64, steps=64, block_length=32)
     print(tokenizer.decode(canvas[0, ids.shape[1] :], skip_special_tokens=True))
 

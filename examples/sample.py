@@ -11,7 +11,6 @@ from transformers import HfArgumentParser
 
 import llada
 from llada.cli.checkpoint import load_config, load_model
-from llada.data.tokenizer import render
 from llada.data.turns import speaks_in_turns
 
 
@@ -37,8 +36,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(args.model, config).to(device)
     messages = [{"role": "user", "content": args.prompt}]
-    text = args.prompt if plain else render(tokenizer, messages, open_turn=True)
-    prompt_ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(device)
+    prompt_ids = torch.tensor([llada.encode_prompt(tokenizer, args.prompt if plain else messages)], device=device)
     canvas, stats = llada.generate(
         model,
         prompt_ids,

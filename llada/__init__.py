@@ -11,6 +11,7 @@ from llada.models.registry import register_when_imported
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "llada.data.encoding": ["encode_prompt"],
         "llada.data.loading": ["load_rows"],
         "llada.data.tokenizer": ["byte_tokenizer", "load_tokenizer", "render", "special_ids"],
         "llada.denoiser": ["NOT_SCORED", "Denoiser", "DenoiserSpec", "Request", "as_denoiser"],

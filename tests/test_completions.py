@@ -185,6 +185,9 @@ def test_output_is_not_overwritten_and_bad_input_is_named(saved):
         ({"prompt": ""}, "row 1 .* has an empty 'prompt'"),
         ({"prompt": "x" * 57}, "row 1 .* has a prompt of 57 tokens; allowed are 1 to 56"),
         ({"prompt": f"x{TOKENIZER.mask_token}"}, "row 1 .* has text in 'prompt' that spells the mask token"),
+        ({"prompt": f"x{TOKENIZER.eos_token}"}, "row 1 .* has text in 'prompt' that spells a special token"),
+        ({"prompt": [{"role": "human", "content": "x"}]}, "row 1 .* has messages in 'prompt' of a role that the chat"),
+        ({"prompt": 5}, "row 1 .* has a number in 'prompt', where text or a list of messages belongs"),
     ):
         (saved / "prompts.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps(bad) + "\n")
         refused(message)

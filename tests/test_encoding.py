@@ -4,10 +4,10 @@ import pytest
 from datasets import Dataset
 from test_tokenizer import ANSWER, QUESTION, SYSTEM
 
-from llada.data.encoding import encode_pair
+from llada.data.encoding import encode_pair, encode_prompt
 from llada.data.formats import prepare_rows
 from llada.data.tokenizer import MOE_CHAT_TEMPLATE, byte_tokenizer, render, special_ids
-from llada.errors import DataError
+from llada.errors import DataError, PairError
 from vrpo.data import prepare_pairs
 
 # Renders tools, tool calls, their results and the variable `mood`; other roles raise.
@@ -159,3 +159,72 @@ def test_tools_beside_text_are_refused():
     rows = Dataset.from_list([{"prompt": "q", "completion": "a", "tools": TOOLS}])
     with pytest.raises(DataError, match="1 row has 'tools' or 'chat_template_kwargs', which need messages"):
         prepare_rows(rows, tokenizer, special_ids(tokenizer), 500)
+
+
+@pytest.mark.parametrize("role", ["human", "gpt", "User", "", "developer", "system ", "critic"])
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_a_role_that_no_template_knows_is_named_beside_those_known(role, column):
+    """LLaDA's template writes any role into a header: "human" was trained as a turn that no model has seen."""
+    names = ("role", "content") if column == "messages" else ("from", "value")
+    rows = [
+        {column: [dict(zip(names, turn, strict=True)) for turn in turns]}
+        for turns in ([("user", "q"), ("assistant", "a")], [(role, "q"), ("assistant", "a")])
+    ]
+    tokenizer = byte_tokenizer()
+    message = f"1 row has messages in '{column}' of a role that the chat template does not know: row 1 .*; row 1: "
+    with pytest.raises(DataError, match=message + f"'{role}'; known are assistant, system, tool, user"):
+        prepare_rows(Dataset.from_list(rows), tokenizer, special_ids(tokenizer), 500)
+    with pytest.raises(PairError, match=f"does not know: '{role}'; known are assistant, system, tool, user"):
+        encode_prompt(tokenizer, [QUESTION | {"role": role}])
+
+
+def test_roles_that_a_template_names_are_known():
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'critic' %}c{% elif m.role == \"developer\" %}d{% else %}"
+        "{{ m.role[0] }}{% endif %}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    )
+    tokenizer = with_template(template)
+    prompt = [{"role": "developer", "content": "1"}, {"role": "critic", "content": "2"}]
+    assert tokenizer.decode(encode_prompt(tokenizer, prompt)) == "d:1;c:2;a:"
+    with pytest.raises(PairError, match="'human'; known are assistant, critic, developer, system, tool, user"):
+        encode_prompt(tokenizer, [{"role": "human", "content": "1"}])
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_a_message_that_the_template_leaves_out_is_refused(role):
+    """A system message was dropped without a word by a template that renders other roles only."""
+    tokenizer = with_template(
+        f"{{% for m in messages if m['role'] != '{role}' or m['content'] == 'q' %}}{{{{ m['content'] }}}};"
+        "{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    prompt = [{"role": role, "content": "left out"}, QUESTION]
+    with pytest.raises(PairError, match=f"messages in 'prompt' that the chat template does not render: role '{role}'"):
+        encode_prompt(tokenizer, prompt)
+    with pytest.raises(PairError, match=f"messages in 'prompt' that the chat template does not render: role '{role}'"):
+        encode_pair(tokenizer, prompt, [ANSWER | {"content": "q"}])
+
+
+def test_a_system_message_that_equals_the_template_s_own_is_rendered():
+    tokenizer = with_template(MOE_CHAT_TEMPLATE)
+    given = encode_prompt(tokenizer, [{"role": "system", "content": "detailed thinking off"}, QUESTION])
+    assert given == encode_prompt(tokenizer, [QUESTION])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (None, "no value in 'prompt'"),
+        ("", "an empty 'prompt'"),
+        ([], "an empty 'prompt'"),
+        (5, "a number in 'prompt'"),
+        ("caf\udce9", "text in 'prompt' with half of a surrogate pair, which is no character: character 4"),
+        ([QUESTION | {"content": "\ud800"}], "text in 'prompt' with half of a surrogate pair"),
+        ({"role": "user"}, "a dictionary in 'prompt'"),
+        (["q"], "something else than text or a list of messages in 'prompt'"),
+        ([{"role": "user"}], "a message needs text under 'role' and 'content'"),
+        ([{"role": 1, "content": "q"}], "a message needs text under 'role' and 'content'"),
+    ],
+)
+def test_prompts_to_be_answered_are_checked_like_those_of_training(prompt, message):
+    with pytest.raises(PairError, match=message):
+        encode_prompt(byte_tokenizer(), prompt)

@@ -7,7 +7,8 @@ from test_vrpo_trainer import PAIRS, pairs, prepare, trainer
 
 from llada.data.flaws import Report
 from llada.data.formats import prepare_rows
-from llada.data.rows import ROW_COLUMNS
+from llada.data.prepared import with_known_tokens
+from llada.data.rows import ROW_COLUMNS, RowForm
 from llada.errors import DataError
 from llada.training.sft import MaskedDiffusionTrainer
 from vrpo.data import PAIR_COLUMNS
@@ -129,3 +130,59 @@ def test_more_processes_make_the_same_rows():
 def test_the_trainer_leaves_flawed_rows_out(tmp_path):
     run = trainer(tmp_path, rows=[*PAIRS, PAIRS[0] | {"rejected": ""}], drop_invalid=True)
     assert len(run.train_dataset) == len(PAIRS)
+
+
+SPOKEN = """s: trained on are rows that
+  2 rows have messages of other roles than assistant in 'chosen', whose words are scored like its own: rows 1, 3 \
+(counted from 0)
+  1 row has messages of other roles than assistant in 'rejected', whose words are scored like its own: row 2 \
+(counted from 0)"""
+
+
+def test_words_of_a_user_that_are_scored_are_warned_of(caplog):
+    """A side that diverges before its last turn: the user's words after that are scored, as TRL scores them."""
+    long, short, other = chat("q", "a", "r", "b"), chat("q", "c"), chat("q", "d")
+    sides = [(short, other), (long, other), (short, long), (long, chat("q", "c", "r", "b"))]
+    rows = Dataset.from_list([{"chosen": chosen, "rejected": rejected} for chosen, rejected in sides])
+    kept = prepare(rows, max_length=400, source="s")
+    assert caplog.messages == [SPOKEN]
+    assert TOKENIZER.decode(kept[1]["chosen_ids"]).count("<|start_header_id|>user<|end_header_id|>") == 1
+    caplog.clear()
+    assert len(list(prepare(rows.to_iterable_dataset(), max_length=400, source="s"))) == 4
+    (message,) = caplog.messages
+    assert message.endswith("like its own: row 1 (counted from 0)\nFurther rows of the stream may be like it")
+
+
+def test_words_of_a_user_in_a_completion_are_warned_of(caplog):
+    turns = chat("q", "a", "r", "b")
+    rows = Dataset.from_list([{"prompt": turns[:1], "completion": turns[1:]}])
+    prepare_rows(rows, TOKENIZER, IDS, 400)
+    assert "1 row has messages of other roles than assistant in 'completion'" in caplog.text
+    caplog.clear()
+    prepare_rows(rows, TOKENIZER, IDS, 400, form=RowForm(assistant_only_loss=True))  # a row for each answer
+    prepare_rows(rows, TOKENIZER, IDS, 400, form=RowForm(completion_only_loss=False))  # everything is to be scored
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["prompt_ids", "chosen_ids", "rejected_ids"])
+@pytest.mark.parametrize("token", [-1, -100, 262, 2**40])
+def test_prepared_pairs_with_ids_of_another_vocabulary_are_refused(tmp_path, column, token, streaming):
+    """They ended in an IndexError of the embedding, or were other words where the vocabulary was larger."""
+    rows = prepare(pairs(GOOD, GOOD, GOOD))
+    wrong = [row | {column: [65, token]} if number == 1 else row for number, row in enumerate(rows)]
+    rows = Dataset.from_list(wrong)
+    message = rf"d: row 1 .* has the token id {token} in '{column}', outside the tokenizer's 262 tokens"
+    with pytest.raises(DataError, match=message):
+        list(with_known_tokens(rows.to_iterable_dataset() if streaming else rows, 262, "d"))
+    with pytest.raises(DataError, match=message.replace("d:", "train_dataset:")):
+        trainer(tmp_path, rows=wrong)
+
+
+def test_prepared_rows_of_this_vocabulary_pass_as_they_are():
+    rows = prepare_rows(Dataset.from_list([{"input_ids": [0, 261], "labels": [-100, 261]}]), TOKENIZER, IDS, 9)
+    assert list(with_known_tokens(rows, 262, "d")) == list(rows)
+    assert list(with_known_tokens(rows.to_iterable_dataset(), 262, "d")) == list(rows)
+    for label in (-1, -101, 262):
+        with pytest.raises(DataError, match=f"row 0 .* has the token id {label} in 'labels'"):
+            with_known_tokens(Dataset.from_list([{"input_ids": [0, 261], "labels": [-100, label]}]), 262, "d")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llada.data.encoding import EMPTY, MISSING, encode_pair, template_options, texts_of
+from llada.data.encoding import EMPTY, MISSING, encode_pair, remark_on, template_options, texts_of
 from llada.data.flaws import Filter, Room, keep_valid
 from llada.data.formats import map_rows, row_count
 from llada.data.loading import check_columns
@@ -98,7 +98,7 @@ class _PairsOut:
     def __call__(self, example: dict[str, Any], row: int) -> dict[str, Any]:
         prompt_ids: list[int] = []
         sides: dict[str, list[int]] = {"chosen": [], "rejected": []}
-        flaw = detail = ""
+        flaw = detail = remark = ""
         column = "chosen"
         try:
             options = template_options(example)
@@ -114,6 +114,7 @@ class _PairsOut:
                 )
             if sides["chosen"] == sides["rejected"] and not self.allow_identical:
                 flaw = IDENTICAL
+            remark = remark_on("chosen", example["chosen"]) or remark_on("rejected", example["rejected"])
         except PairError as error:
             part = column if error.part == "completion" else error.part
             flaw, detail = error.flaw.format(part=repr(part)), error.detail
@@ -128,6 +129,7 @@ class _PairsOut:
             "row": row,
             "flaw": flaw,
             "flaw_detail": detail,
+            "remark": remark,
         }
 
 

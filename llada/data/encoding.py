@@ -23,6 +23,7 @@ MISSING = "have no value in {part}"
 EMPTY = "have an empty {part}"
 MALFORMED = "have something else than text or a list of messages in {part}"
 NOT_TEXT = "have something else than text in {part}"
+NOT_UNICODE = "have text in {part} with half of a surrogate pair, which is no character"
 OF_ANOTHER_TYPE = "have {type} in {{part}}, where text or a list of messages belongs"
 OF_TWO_KINDS = (
     "have text on one side of 'prompt' and {part} and messages on the other: both must be text, or both lists of "
@@ -34,6 +35,7 @@ TOOLS_IGNORED = "have 'tools', which the chat template does not render"
 TOOL_CALLS_IGNORED = "have tool calls in {part}, which the chat template does not render"
 KWARGS_IGNORED = "have 'chat_template_kwargs' that the chat template does not read"
 SPELLS_MASK = "have text in {part} that spells the mask token"
+OTHERS_SCORED = "have messages of other roles than assistant in {part}, whose words are scored like its own"
 MALFORMED_TOOLS = "have 'tools' that are neither a list nor the JSON text of one"
 MALFORMED_KWARGS = "have 'chat_template_kwargs' that are no dictionary"
 OPTIONS_WITHOUT_MESSAGES = "have 'tools' or 'chat_template_kwargs', which need messages, beside a {part} of text"
@@ -43,16 +45,26 @@ def texts_of(part: str, value: Prompt) -> list[str]:
     """The text of a prompt or completion, one string for each message; of a message that only calls tools it is "".
 
     Raises:
-        PairError: the value is neither text nor messages with text under "role" and "content".
+        PairError: the value is neither text nor messages with text under "role" and "content"; text is no Unicode.
     """
     if isinstance(value, str):
+        check_unicode(part, value)
         return [value]
     check_type(part, value)
     for message in value:
         role, content = (message.get(key) for key in ("role", "content")) if isinstance(message, Mapping) else (0, 0)
         if not isinstance(role, str) or not (isinstance(content, str) or (content is None and calls_tools(message))):
             raise PairError(part, MALFORMED, f"a message needs text under 'role' and 'content': {message!r}")
+        check_unicode(part, content or "")
     return [message.get("content") or "" for message in value]
+
+
+def check_unicode(part: str, text: str) -> None:
+    """Raise PairError if a text has half of a surrogate pair, as a line typed in another encoding does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PairError(part, NOT_UNICODE, f"character {error.start + 1}") from error
 
 
 def check_type(part: str, value: Any) -> None:
@@ -198,6 +210,15 @@ def check_encoded(
         check_turns(tokenizer, part, value)
     elif not allow_special_tokens:
         check_ids(tokenizer, part, ids)
+
+
+def remark_on(part: str, completion: Prompt) -> str:
+    """What a user should know of a completion that can be trained on: that others speak in it; else "".
+
+    part: the name of its column.
+    """
+    others = not isinstance(completion, str) and any(message["role"] != "assistant" for message in completion)
+    return OTHERS_SCORED.format(part=repr(part)) if others else ""
 
 
 def render_pair(

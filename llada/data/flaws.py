@@ -2,7 +2,8 @@
 
 The functions that tokenize rows do not raise. They give a row with a flaw empty ids and say what is wrong in the
 columns `flaw` (what such rows have or are, such as "have an empty 'prompt'"; "" if nothing is wrong) and `flaw_detail`
-(what is special to this row). `Report` collects them, `keep_valid` acts on them.
+(what is special to this row). `Report` collects them, `keep_valid` acts on them. The column `remark` says what a
+user should know of a row that is trained on; a warning lists these rows.
 """
 
 import logging
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 NAMED_ROWS = 10  # a report lists at most this many rows of each kind
-FLAW_COLUMNS = ("flaw", "flaw_detail")
+FLAW_COLUMNS = ("flaw", "flaw_detail", "remark")
 
 
 def name_rows(rows: list[int]) -> str:
@@ -89,13 +90,19 @@ class Report:
     def __str__(self) -> str:
         count = len(self.flawed)
         of = "" if self.total is None else f" of {self.total}"
-        lines = [f"{self.source}: {count}{of} row{'s' * ((self.total or count) > 1)} cannot be {self.use}:"]
+        head = f"{self.source}: {count}{of} row{'s' * ((self.total or count) > 1)} cannot be {self.use}:"
+        return "\n".join([head, *self.kinds])
+
+    @property
+    def kinds(self) -> list[str]:
+        """A line for each kind, with the numbers of its rows."""
+        lines = []
         for flaw, rows in sorted(self.rows.items(), key=lambda kind: kind[1]):
             verb, rest = flaw.split(" ", 1)
             what = f"{len(rows)} rows {flaw}" if len(rows) > 1 else f"1 row {SINGULAR[verb]} {rest}"
             detail = f"; row {rows[0]}: {self.detail[flaw]}" if self.detail[flaw] else ""
             lines.append(f"  {what}: {name_rows(rows)}{detail}")
-        return "\n".join(lines)
+        return lines
 
     @property
     def advice(self) -> str:
@@ -119,6 +126,7 @@ class Filter:
 
     room: what fits a row; None for rows that are cut to length. drop_invalid: leave out all flawed rows. drop_overlong:
     leave out over-long rows. total: number of rows, None for a stream. dropped: rows of a stream left out so far.
+    remarked: whether a remark on a row of a stream was logged.
     """
 
     source: str
@@ -127,6 +135,7 @@ class Filter:
     drop_overlong: bool = False
     total: int | None = None
     dropped: int = 0
+    remarked: bool = False
 
     @property
     def report(self) -> Report:
@@ -144,10 +153,10 @@ class Filter:
         """The kinds of flaws whose rows are left out instead of raising."""
         return [flaw for flaw in report.rows if self.drop_invalid or (self.drop_overlong and flaw in report.overlong)]
 
-    def find(self, dataset: "Dataset") -> tuple[Report, list[int]]:
-        """The report of a tokenized dataset, and the positions of the rows that can be trained on."""
+    def find(self, dataset: "Dataset") -> tuple[Report, list[int], Report]:
+        """The report of a tokenized dataset, the positions of the rows that can be trained on, and remarks on those."""
         names = ("row", "length", "prompt_length", "prompt_ids", *FLAW_COLUMNS)
-        report, kept = self.report, []
+        report, kept, remarks = self.report, [], self.report
         dataset = dataset.select_columns([name for name in names if name in dataset.column_names])
         position = 0
         for batch in dataset.iter(batch_size=1000):
@@ -158,13 +167,20 @@ class Filter:
                     report.add(row["row"], flaw, detail)
                 else:
                     kept.append(position)
+                    if row["remark"]:
+                        remarks.add(row["row"], row["remark"], "")
                 position += 1
-        return report, kept
+        return report, kept, remarks
 
     def __call__(self, row: dict[str, Any]) -> bool:
         """Whether a row of a stream is kept; a dropped row is warned of, from the eleventh on only their number."""
         flaw, detail = self.flaw(row)
         if not flaw:
+            if row["remark"] and not self.remarked:
+                self.remarked = True
+                remarks = self.report
+                remarks.add(row["row"], row["remark"], "")
+                logger.warning("%s\nFurther rows of the stream may be like it", remark_warning(remarks))
             return True
         report = self.report
         report.add(row["row"], flaw, detail)
@@ -177,6 +193,11 @@ class Filter:
         return False
 
 
+def remark_warning(remarks: Report) -> str:
+    """The warning that rows are trained on although a user may not expect it, or "" without such rows."""
+    return "\n".join([f"{remarks.source}: trained on are rows that", *remarks.kinds]) if remarks.rows else ""
+
+
 def keep_valid(dataset: "Dataset | IterableDataset", keep: Filter) -> "Dataset | IterableDataset":
     """The tokenized rows that can be trained on, without the columns `flaw` and `flaw_detail`.
 
@@ -185,11 +206,13 @@ def keep_valid(dataset: "Dataset | IterableDataset", keep: Filter) -> "Dataset |
     """
     if not hasattr(dataset, "__len__"):
         return dataset.filter(keep).remove_columns(list(FLAW_COLUMNS))
-    report, kept = keep.find(dataset)
+    report, kept, remarks = keep.find(dataset)
     report.require_none(keep.droppable(report))
     if report.rows:
         if not kept:
             raise DataError(f"{report}\nNothing is left to train on")
         logger.warning("%s\nThey are left out; %d examples remain", report, len(kept))
         dataset = dataset.select(kept)
+    if remarks.rows:
+        logger.warning("%s", remark_warning(remarks))
     return dataset.remove_columns(list(FLAW_COLUMNS))

@@ -11,8 +11,8 @@ Input columns (TRL's names)   -> output rows
 
 An output row has `input_ids`, `labels` (the token where it is scored, -100 elsewhere), `length`, `prompt_length` (0 for
 a row that gets no EOS tail), `example_id` (a 64-bit hash of its tokens, from which its masks are seeded; filtering,
-shuffling, streaming and caching do not change it), `row` (the index of its input row, for error messages) and
-`text_bytes` (UTF-8 bytes of the scored text, for bits per byte).
+shuffling, streaming and caching do not change it; equal rows share it, and thus their masks within an epoch), `row`
+(the index of its input row, for error messages) and `text_bytes` (UTF-8 bytes of the scored text, for bits per byte).
 """
 
 from typing import TYPE_CHECKING, Any

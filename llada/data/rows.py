@@ -8,6 +8,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +20,7 @@ from llada.data.encoding import (
     TEMPLATE_COLUMNS,
     check_type,
     encode_pair,
+    remark_on,
     template_options,
     texts_of,
 )
@@ -37,6 +39,7 @@ NO_ASSISTANT = "have no assistant turn in {part}"
 TEXT_WITHOUT_TURNS = "have text in {part}, where assistant_only_loss needs messages"
 NOT_A_TOKEN = "have token ids in 'input_ids' outside the tokenizer's vocabulary"
 HOLDS_MASK = "have the mask token in 'input_ids'"
+NOT_WHOLE = "have something else than whole numbers in 'input_ids'"
 OTHER_LENGTH = "have another number of values in {part} than in 'input_ids'"
 OTHER_LABELS = "have 'labels' that are neither -100 nor the token of their position"
 NOTHING_SCORED = "have no scored token"
@@ -103,6 +106,7 @@ class RowOut:
     text_bytes: int
     flaw: str = ""
     flaw_detail: str = ""
+    remark: str = ""
     labels: list[int] = field(default_factory=list)
 
     @classmethod
@@ -175,7 +179,8 @@ class PairRows(RowsOut):
         )
         text_bytes = sum(len(text.encode()) for text in texts_of("completion", completion))
         if not whole:
-            return RowOut(row, prompt_ids + response_ids, len(prompt_ids), text_bytes)
+            remark = remark_on("completion", completion)
+            return RowOut(row, prompt_ids + response_ids, len(prompt_ids), text_bytes, remark=remark)
         text_bytes += sum(len(text.encode()) for text in texts_of("prompt", prompt))
         return RowOut(row, [*prompt_ids, *response_ids, self.ids.eos], 0, text_bytes)
 
@@ -230,6 +235,16 @@ def renamed(message: dict[str, Any]) -> dict[str, Any]:
     return {{"from": "role", "value": "content"}.get(key, key): value for key, value in message.items()}
 
 
+def as_list(value: Any) -> list:
+    """A list as it is, and an empty one for anything else."""
+    return value if isinstance(value, list) else []
+
+
+def is_whole(token: Any) -> bool:
+    """Whether a value is a whole number, as token ids are; `True` and 3.0 are none."""
+    return isinstance(token, Integral) and not isinstance(token, bool)
+
+
 @dataclass
 class TokenizedRows(RowsOut):
     """Rows that are tokenized already, taken as they are, without an EOS tail.
@@ -249,14 +264,18 @@ class TokenizedRows(RowsOut):
 
     def read(self, row: int, given: dict[str, Any]) -> RowOut:
         """Raises PairError if the row cannot be trained on."""
-        input_ids = [int(token) for token in given["input_ids"] or ()]
+        input_ids = given["input_ids"]
         if not input_ids:
             raise PairError("prompt", EMPTY)
+        if not isinstance(input_ids, list):
+            raise PairError("prompt", NOT_WHOLE, f"found {input_ids!r}")
+        if wrong := [token for token in input_ids if not is_whole(token)]:
+            raise PairError("prompt", NOT_WHOLE, f"found {wrong[0]!r}")
         masks = [mask for mask in MASK_COLUMNS if mask in given]
         if self.form.completion_only_loss is False:
             masks = [mask for mask in masks if mask != "completion_mask"]
         for column in ("labels", "attention_mask", *masks):
-            if column in given and len(given[column] or ()) != len(input_ids):
+            if column in given and len(as_list(given[column])) != len(input_ids):
                 raise PairError("completion", OTHER_LENGTH, column)
         if "attention_mask" in given and not all(given["attention_mask"]):
             raise PairError("prompt", PADDED)
@@ -265,7 +284,7 @@ class TokenizedRows(RowsOut):
         if self.ids.mask in input_ids:
             raise PairError("prompt", HOLDS_MASK)
         if "labels" in given:
-            labels = [int(label) for label in given["labels"]]
+            labels = list(given["labels"])
         else:
             scored = zip(*(given[mask] for mask in masks), strict=True) if masks else [(1,)] * len(input_ids)
             labels = [token if all(bits) else UNSCORED for token, bits in zip(input_ids, scored, strict=True)]

@@ -7,6 +7,7 @@ Masks are thus the same after a resume, on any number of processes and for any s
     (epoch, example id, side, model)    masks of a response in preference training
     (first index,)                      the batch of a sampling run whose first answer has this index
 
+The example id is a hash of a row's tokens, so that equal rows share their masks within an epoch (docs/decisions.md).
 The epoch counts passes over the data from 0. Draws that belong to no pass use the reserved epochs below.
 """
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import EvalPrediction
 
 from llada.data.loading import column_names
+from llada.data.prepared import with_known_tokens
 from llada.data.tokenizer import SpecialIds, special_ids
 from llada.data.turns import record_turns
 from llada.denoiser import ModuleDenoiser, as_denoiser
@@ -150,7 +151,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         if isinstance(data, dict):
             return {key: self.prepared(rows, f"{name}[{key!r}]") for key, rows in data.items()}
         if self.prepared_columns <= set(column_names(data)):
-            return data
+            return with_known_tokens(data, len(self.processing_class), name)
         if name == "train_dataset":
             record_turns(self.processing_class, next(iter(data), {}))
         with self.args.main_process_first(desc=f"tokenizing {name}"):

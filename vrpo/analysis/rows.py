@@ -30,12 +30,14 @@ PERCENTILES = {"median": 50, "90%": 90, "99%": 99, "longest": 100}
 class CheckedRows:
     """What `check` found; as text it is the report of `python -m vrpo.check`.
 
-    kind: what the rows are. report: the flawed rows. model: whose tokens are counted, None for bytes. lengths: tokens
-    of each part of the rows that could be tokenized. longest: tokens of the longest row and its EOS; 0 without rows.
+    kind: what the rows are. report: the flawed rows. remarks: rows that are trained on, with what a user should know of
+    them. model: whose tokens are counted, None for bytes. lengths: tokens of each part of the rows that could be
+    tokenized. longest: tokens of the longest row and its EOS; 0 without rows.
     """
 
     kind: str
     report: Report
+    remarks: Report
     model: str | None
     lengths: dict[str, np.ndarray]
     longest: int
@@ -43,6 +45,7 @@ class CheckedRows:
     def __str__(self) -> str:
         lines = [f"{self.report.source}: {self.report.total} rows, {self.kind}"]
         lines += [str(self.report)] if self.report.rows else []
+        lines += self.remarks.kinds
         if not self.longest:
             advice = "Remove them" if self.kind == "prompts" else self.report.advice
             return "\n".join([*lines, f"Recommendation: {advice}"])
@@ -109,11 +112,11 @@ def check(
     if kind == "input_ids":  # taken as they are
         kind, parts, tail = "tokenized rows", ["input_ids"], 0
     room = None if limit is None else Room(limit, tail)
-    report, _ = Filter(source, room, total=len(rows)).find(tokenized)
+    report, _, remarks = Filter(source, room, total=len(rows)).find(tokenized)
     report.use = "answered" if kind == "prompts" else report.use
     lengths = part_lengths(tokenized, parts)
     longest = max((row["length"] for row in tokenized.select_columns("length")), default=0)
-    return CheckedRows(kind, report, model, lengths, longest + tail if longest else 0)
+    return CheckedRows(kind, report, remarks, model, lengths, longest + tail if longest else 0)
 
 
 def kind_of(columns: list[str], source: str) -> str:
@@ -148,7 +151,14 @@ class PromptsOut:
             length = len(encode_prompt(self.tokenizer, example["prompt"], self.mask_id, self.allow_special_tokens))
         except PairError as error:
             flaw, detail = error.flaw.format(part="'prompt'"), error.detail
-        return {"length": length, "prompt_length": length, "row": row, "flaw": flaw, "flaw_detail": detail}
+        return {
+            "length": length,
+            "prompt_length": length,
+            "row": row,
+            "flaw": flaw,
+            "flaw_detail": detail,
+            "remark": "",
+        }
 
 
 def part_lengths(tokenized, parts: list[str]) -> dict[str, np.ndarray]:

@@ -16,8 +16,12 @@ from transformers import HfArgumentParser
 
 import llada
 from llada.cli.arguments import SamplerOptions, override
+from llada.cli.chat import Chat
 from llada.cli.parts import PartFiles
+from llada.data.tokenizer import byte_tokenizer
+from llada.data.turns import KEY
 from llada.errors import RecipeError
+from llada.sampling.block_cache import SamplerStats
 from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import answers
@@ -153,6 +157,29 @@ def test_nothing_after_eos_is_part_of_an_answer():
         assert answer == TOKENIZER.decode(ids[:end], skip_special_tokens=True)
         seen += set(ids[end:]) > {IDS["eos_token_id"]}
     assert seen
+
+
+@pytest.mark.parametrize(("turns", "expected"), [(True, "ab"), (False, "abcd")])
+def test_an_answer_ends_with_its_turn_if_the_model_speaks_in_turns(monkeypatch, turns, expected):
+    """What a model writes between the end of its turn and EOS; to a model of plain text, that token means nothing."""
+    tokenizer = byte_tokenizer()
+    tokenizer.init_kwargs[KEY] = turns
+    written = tokenizer("ab<|eot_id|>cd<|endoftext|>ef", add_special_tokens=False, return_tensors="pt").input_ids
+    model = tiny_model(dtype=torch.float32, n_layers=1, **IDS)
+
+    def writes(model, ids, *args, **kwargs):
+        return torch.cat([ids, written], -1), SamplerStats()
+
+    monkeypatch.setattr("llada.sampling.text.generate", writes)
+    assert list(answers(model, tokenizer, ["q"], SamplerSettings(), 1)) == [expected]
+    monkeypatch.setattr("llada.cli.chat.generate", writes)
+    assert Chat(model, tokenizer, SamplerSettings(), plain=not turns).say("q")[0] == expected
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_prompts_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size} must be at least 1"):
+        list(answers(tiny_model(n_layers=1, **IDS), TOKENIZER, ["q"], SamplerSettings(), batch_size))
 
 
 def test_special_ids_that_a_config_lacks_are_the_tokenizer_s(saved, capsys):

@@ -75,7 +75,9 @@ class CompletionArguments:
     allow_special_tokens: bool = field(
         default=False, metadata={"help": "Prompts of plain text may spell special tokens, as rendered chats do."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output and unfinished part files."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace the output, and parts of a run with another model or settings."}
+    )
 
 
 def override(base: SamplerSettings, options: SamplerOptions) -> SamplerSettings:

@@ -104,6 +104,7 @@ class DiffusionTrainerBase(EvaluationTrainer):
                 "several GPUs and one process: nn.DataParallel is not supported. Start the script with `accelerate "
                 "launch` or torchrun, or make one GPU visible (CUDA_VISIBLE_DEVICES)"
             )
+        self.check_full_evaluation()
         self.model_accepts_loss_kwargs = True  # the equivalent in releases without `loss_is_scaled_for_ga`
         self._signature_columns = [
             *sorted(self.prepared_columns),

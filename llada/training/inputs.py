@@ -1,8 +1,9 @@
 """What a trainer is made from: a model and a tokenizer by name or as objects, adapters, and rows in any form."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +150,23 @@ def check_not_prompts(peft_config) -> None:
         )
 
 
-def set_what_is_known(args: TrainingArguments, spec: DenoiserSpec) -> None:
-    """Set options of which torch warns where their defaults gain nothing, unless they are given.
+@contextlib.contextmanager
+def what_is_known(args: TrainingArguments, spec: DenoiserSpec) -> Iterator[None]:
+    """Set options of which torch warns where their defaults gain nothing, unless they are given, for a constructor.
 
     Memory is pinned for copies to an accelerator. A backward pass reaches all parameters of a model without auxiliary
-    losses; those with them have experts, of which some may see no token.
+    losses; those with them have experts, of which some may see no token. The same options may then serve for another
+    model, so the second is taken back; the first depends on the machine alone.
     """
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False
-    if args.ddp_find_unused_parameters is None and not spec.auxiliary_losses:
+    given = args.ddp_find_unused_parameters
+    if given is None and not spec.auxiliary_losses:
         args.ddp_find_unused_parameters = False
+    try:
+        yield
+    finally:
+        args.ddp_find_unused_parameters = given
 
 
 def as_datasets(data, name: str) -> Any:

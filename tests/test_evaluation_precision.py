@@ -64,6 +64,15 @@ def test_training_goes_on_as_if_there_had_been_no_evaluation(tmp_path, precision
     assert all(torch.equal(weights[name], value) for name, value in plain.model.state_dict().items())
 
 
+def test_with_an_eos_tail_of_the_batch_predict_scores_what_evaluate_does_whatever_the_batch(tmp_path):
+    """One EOS for each row: with the training collator, a row's EOS would follow the longest row of its batch."""
+    found = []
+    for size in (1, 5):
+        run = trainer(tmp_path, torch.float64, "sft", eos_tail="batch", per_device_eval_batch_size=size)
+        found += [run.predict(HELD_OUT["sft"]).metrics["test_bits_per_token"], run.evaluate()["eval_bits_per_token"]]
+    assert found == pytest.approx([found[0]] * 4, abs=1e-12)
+
+
 @pytest.mark.parametrize("kind", MODULES)
 def test_before_training_and_after_a_step_of_rate_zero_the_loss_is_the_same(tmp_path, kind):
     run = trainer(tmp_path, kind=kind, max_steps=1, learning_rate=0.0, bf16=True)

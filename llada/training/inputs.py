@@ -125,6 +125,7 @@ def with_adapters(model, peft_config):
             check_not_prompts(adapter)
         if has_adapters(model):
             refuse_head_adapters(model)
+            warn_of_subdirectory(model)
         return model
     from peft import PeftConfig
 
@@ -139,6 +140,15 @@ def with_adapters(model, peft_config):
         )
     check_not_prompts(peft_config)
     return wrap_with_adapters(model, peft_config)
+
+
+def warn_of_subdirectory(model) -> None:
+    """Warn of an adapter that PEFT saves beside the tokenizer, not with it, so that output_dir itself loads nowhere."""
+    if (name := model.active_adapter) != "default":
+        logger.warning(
+            "the adapter is named %r: PEFT saves it in the subdirectory %s of output_dir and of its checkpoints, which "
+            "is the path to load it from. An adapter named 'default' is saved in output_dir itself", name, name,
+        )  # fmt: skip
 
 
 def check_not_prompts(peft_config) -> None:

@@ -135,6 +135,16 @@ def test_biases_are_trained_against_a_reference_of_its_own(tmp_path):
     assert torch.equal(scores(run)[1], initial)
 
 
+def test_in_half_precision_the_rounded_norms_of_dora_are_no_other_model(tmp_path):
+    """PEFT keeps them in float32, and norms of bfloat16 weights round, to about 0.01 nats a token; LoRA is exact."""
+    differences = []
+    for config in (RIGHT["lora"], RIGHT["dora"]):
+        policy, reference = scores(trainer(tmp_path, model=model().bfloat16(), peft_config=config))
+        differences.append((policy - reference).abs().max())
+    assert differences[0] == 0
+    assert differences[1] < 1
+
+
 def test_noise_is_refused_also_where_the_reference_is_given(tmp_path):
     with pytest.raises(ValueError, match="draw random numbers in each pass"):
         trainer(tmp_path, model=model(), ref_model=model(), peft_config=peft.PveraConfig(r=4))

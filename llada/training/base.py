@@ -6,12 +6,14 @@ loss of a step is the mean over its rows (`llada.training.even_rows`).
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalPrediction
@@ -23,7 +25,7 @@ from llada.data.turns import record_turns
 from llada.denoiser import ModuleDenoiser, as_denoiser
 from llada.training.epochs import EpochCounter
 from llada.training.evaluation import EvaluationTrainer
-from llada.training.even_rows import PADDING, WeighedCollator
+from llada.training.even_rows import PADDING, WeighedCollator, real_rows
 from llada.training.inputs import (
     activation_offloading,
     as_datasets,
@@ -31,8 +33,8 @@ from llada.training.inputs import (
     name_of,
     row_length,
     set_router_weight,
-    set_what_is_known,
     tokenizer_of,
+    what_is_known,
     with_adapters,
 )
 from llada.training.metric_sums import MetricSums
@@ -48,7 +50,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
     Raises:
         ValueError: the tokenizer or its ids do not fit the model, `max_length` exceeds its context, or a row cannot
             be trained on (`llada.errors.DataError`).
-        FloatingPointError: the loss is not finite; raised before the optimizer step.
+        FloatingPointError: the loss or the gradient is not finite; raised before the optimizer step.
     """
 
     # The columns of `prepare`'s output; rows that have them all are not prepared again.
@@ -78,7 +80,6 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         processing_class = tokenizer_of(model, given, processing_class, revision, type(self).__name__)
         self.set_tokenizer(processing_class, getattr(model, "config", None), args)
         spec = as_denoiser(model).spec
-        set_what_is_known(args, spec)
         self.ids = special_ids(processing_class, spec)
         self.spec = replace(spec, **{f"{name}_id": number for name, number in vars(self.ids).items()})
         self.max_length = row_length(args.max_length, self.spec.context)
@@ -89,23 +90,26 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         self.args, self.processing_class = args, processing_class  # `prepared` needs them before the Trainer sets them
         self.epoch_counter = EpochCounter()
         self.metric_sums = MetricSums()
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=self.collator(training=True),
-            train_dataset=self.prepared(train_dataset, "train_dataset"),
-            eval_dataset=None if eval_dataset is None else self.prepared(eval_dataset, "eval_dataset"),
-            processing_class=processing_class,
-            compute_metrics=self.evaluation_metrics,
-            callbacks=[self.epoch_counter, LowAdapterRate(), *(callbacks or [])],
-            optimizers=optimizers,
-            **trainer_options,
-        )
+        self.step_batches: list[dict[str, Any]] = []  # the micro-batches of the current step
+        with what_is_known(args, spec):
+            super().__init__(
+                model=model,
+                args=args,
+                data_collator=self.collator(training=True),
+                train_dataset=self.prepared(train_dataset, "train_dataset"),
+                eval_dataset=None if eval_dataset is None else self.prepared(eval_dataset, "eval_dataset"),
+                processing_class=processing_class,
+                compute_metrics=self.evaluation_metrics,
+                callbacks=[self.epoch_counter, LowAdapterRate(), *(callbacks or [])],
+                optimizers=optimizers,
+                **trainer_options,
+            )
         if args.n_gpu > 1:
             raise ValueError(
                 "several GPUs and one process: nn.DataParallel is not supported. Start the script with `accelerate "
                 "launch` or torchrun, or make one GPU visible (CUDA_VISIBLE_DEVICES)"
             )
+        self.check_full_evaluation()
         self.model_accepts_loss_kwargs = True  # the equivalent in releases without `loss_is_scaled_for_ga`
         self._signature_columns = [
             *sorted(self.prepared_columns),
@@ -220,6 +224,32 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
             tags=[*tags, *self.tags],
             finetuned_from=fields.pop("finetuned_from", name_of(self.model) or None),
             **fields,
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device):
+        batches, rows = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_batches = batches
+        return batches, rows
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm of a step's gradient, with which the Trainer calls this before it lets the optimizer step.
+
+        Raises:
+            FloatingPointError: the norm is not finite, unless the loss scale of fp16 is what is too large; it names
+                the rows of the step on all processes, which see the same norm.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is None or math.isfinite(norm):
+            return norm
+        if self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1:
+            return norm  # the scaler skips this step and halves its scale
+        found = gather_object([row for batch in self.step_batches for row in real_rows(batch)])
+        end = "Training stopped before this step changed a parameter"
+        if self.is_deepspeed_enabled:
+            end = "DeepSpeed has taken this step already: go on from an earlier checkpoint"
+        raise FloatingPointError(
+            f"the gradient is not finite (its norm is {float(norm)}) after {self.state.global_step} optimizer steps, "
+            f"although all losses are. The step has the rows {', '.join(map(str, sorted(set(found))))}. {end}"
         )
 
     def check_finite(self, value_B: Tensor, inputs: dict[str, Tensor], what: str = "loss") -> None:

@@ -114,6 +114,11 @@ def pad_sampler(loader: DataLoader, multiple: int) -> None:
         shard.batch_sampler.sampler = PaddedSampler(shard.batch_sampler.sampler, multiple)
 
 
+def real_rows(batch: dict[str, Any]) -> list[int]:
+    """The rows of the dataset in a micro-batch, without those that fill it up."""
+    return [] if batch.get(FILLER) else batch["row"][batch["row_weight"] > 0].tolist()
+
+
 class MeanOverRows(Trainer):
     """A `Trainer` whose loss of a step is the mean over its rows: a subclass weighs each row's loss by `share`."""
 

@@ -1,8 +1,9 @@
 """What a trainer is made from: a model and a tokenizer by name or as objects, adapters, and rows in any form."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def with_adapters(model, peft_config):
             check_not_prompts(adapter)
         if has_adapters(model):
             refuse_head_adapters(model)
+            warn_of_subdirectory(model)
         return model
     from peft import PeftConfig
 
@@ -140,6 +142,15 @@ def with_adapters(model, peft_config):
     return wrap_with_adapters(model, peft_config)
 
 
+def warn_of_subdirectory(model) -> None:
+    """Warn of an adapter that PEFT saves beside the tokenizer, not with it, so that output_dir itself loads nowhere."""
+    if (name := model.active_adapter) != "default":
+        logger.warning(
+            "the adapter is named %r: PEFT saves it in the subdirectory %s of output_dir and of its checkpoints, which "
+            "is the path to load it from. An adapter named 'default' is saved in output_dir itself", name, name,
+        )  # fmt: skip
+
+
 def check_not_prompts(peft_config) -> None:
     """Raise ValueError if a PEFT method learns a prompt instead of weights."""
     if peft_config.is_prompt_learning:
@@ -149,16 +160,23 @@ def check_not_prompts(peft_config) -> None:
         )
 
 
-def set_what_is_known(args: TrainingArguments, spec: DenoiserSpec) -> None:
-    """Set options of which torch warns where their defaults gain nothing, unless they are given.
+@contextlib.contextmanager
+def what_is_known(args: TrainingArguments, spec: DenoiserSpec) -> Iterator[None]:
+    """Set options of which torch warns where their defaults gain nothing, unless they are given, for a constructor.
 
     Memory is pinned for copies to an accelerator. A backward pass reaches all parameters of a model without auxiliary
-    losses; those with them have experts, of which some may see no token.
+    losses; those with them have experts, of which some may see no token. The same options may then serve for another
+    model, so the second is taken back; the first depends on the machine alone.
     """
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False
-    if args.ddp_find_unused_parameters is None and not spec.auxiliary_losses:
+    given = args.ddp_find_unused_parameters
+    if given is None and not spec.auxiliary_losses:
         args.ddp_find_unused_parameters = False
+    try:
+        yield
+    finally:
+        args.ddp_find_unused_parameters = given
 
 
 def as_datasets(data, name: str) -> Any:

@@ -1,19 +1,24 @@
-"""The reference of a preference run: a second model, or the policy with its adapters off or as they were."""
+"""The reference of a preference run as a second model; `vrpo.training.own_reference` has the other kind.
 
-import contextlib
+It is given, or a copy of the policy. Its weights are the initial policy's, and it computes as the policy does.
+"""
+
 import copy
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llada.denoiser import as_denoiser
 from llada.training.inputs import has_adapters
+from vrpo.training.own_reference import check_start
 
-REFERENCE_ADAPTER = "ref"  # TRL's name
+logger = logging.getLogger(__name__)
 
 
 def make_reference(
@@ -29,29 +34,21 @@ def make_reference(
             policy's.
 
     Raises:
-        ValueError: the reference has another vocabulary or is the policy itself; or new adapters do not start at zero,
-            so that without them the model is not the initial policy.
+        ValueError: the reference has another vocabulary or is the policy itself; new adapters do not start at zero,
+            so that without them the model is not the initial policy; or, under ZeRO-3, the policy cannot be read a
+            second time from where it was loaded.
     """
     if ref_model is None and peft_config is not None:
-        start = getattr(peft_config, "init_lora_weights", True)
-        if start not in (True, "gaussian"):
-            raise ValueError(
-                f"init_lora_weights={start!r} changes the model before training, so that with its adapters off it is "
-                "not the initial policy: use True or 'gaussian', or pass ref_model"
-            )
+        check_start(peft_config)
         return None
     if ref_model is None and has_adapters(model):
-        return None  # `freeze_adapter` makes the reference
+        return None  # `own_reference.freeze_adapter` makes the reference
     if ref_model is None and is_deepspeed_zero3_enabled():
-        ref_model = model.config._name_or_path  # a sharded model cannot be copied
-        if not ref_model:
-            raise ValueError("under ZeRO-3 a model without a saved copy cannot be its own reference: pass ref_model")
-    if ref_model is None:
+        reference = loaded_again(model, init_kwargs)  # a sharded model cannot be copied
+    elif ref_model is None:
         reference = copy.deepcopy(model)
     elif isinstance(ref_model, str):
-        options = {key: value for key, value in (init_kwargs or {}).items() if key != "torch_dtype"}
-        options["dtype"] = model.dtype
-        reference = AutoModelForCausalLM.from_pretrained(ref_model, **options)
+        reference = AutoModelForCausalLM.from_pretrained(ref_model, **load_options(model, init_kwargs))
     else:
         reference = ref_model
     if reference is model:
@@ -64,60 +61,89 @@ def make_reference(
     ):
         if ours != theirs:
             raise ValueError(f"the reference has another vocabulary: {name} is {theirs}, and {ours} in the model")
+    if ours_and_theirs := differences(model, reference):
+        logger.warning(
+            "the reference has %s: its scores differ from the policy's also where their weights are equal. Load both "
+            "alike", ours_and_theirs,
+        )  # fmt: skip
     return reference.requires_grad_(False).eval()
 
 
-def freeze_adapter(model) -> None:
-    """Copy the adapter that a model comes with to a frozen adapter, `REFERENCE_ADAPTER`: the initial policy, as in TRL.
+def load_options(model: PreTrainedModel, init_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """The arguments with which a reference is loaded that is to compute as the policy does."""
+    options = {key: value for key, value in (init_kwargs or {}).items() if key != "torch_dtype"}
+    if attention := getattr(model.config, "_attn_implementation", None):
+        options.setdefault("attn_implementation", attention)
+    return options | {"dtype": model.dtype}
+
+
+def differences(policy: PreTrainedModel, reference: PreTrainedModel) -> str:
+    """What makes the numbers of a reference others than the policy's, in words; empty if there is nothing."""
+    attention = [getattr(model.config, "_attn_implementation", None) for model in (reference, policy)]
+    values = {"dtype": (reference.dtype, policy.dtype), "attn_implementation": tuple(attention)}
+    return ", ".join(
+        f"{name} {theirs} and the policy {ours}" for name, (theirs, ours) in values.items() if theirs != ours
+    )
+
+
+def loaded_again(model: PreTrainedModel, init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
+    """The initial policy, read a second time from where it was loaded and compared with it element by element.
 
     Raises:
-        ValueError: the model has several adapters, or one that PEFT cannot copy.
+        ValueError: the model has no saved copy, or is another than its saved copy.
     """
-    names = list(model.peft_config)
-    if len(names) != 1:
-        raise ValueError(f"the model has the adapters {names}: keep the one to train, or pass ref_model")
-    trained = names[0]
-    try:
-        model.add_adapter(REFERENCE_ADAPTER, model.peft_config[trained])
-    except ValueError as error:
+    name = model.config._name_or_path
+    if not name:
+        raise ValueError("under ZeRO-3 a model without a saved copy cannot be its own reference: pass ref_model")
+    options = load_options(model, init_kwargs)
+    if commit := getattr(model.config, "_commit_hash", None):  # the revision may be a branch that has moved
+        options["revision"] = commit
+    reference = AutoModelForCausalLM.from_pretrained(name, **options)
+    theirs = dict(reference.named_parameters())
+    other = [
+        key for key, weight in model.named_parameters()
+        if key not in theirs or not torch.equal(own_elements(weight), own_elements(theirs[key]))
+    ]  # fmt: skip
+    if torch.distributed.is_initialized():  # each process holds other elements, and all must stop
+        found: list[list[str]] = [[]] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, other)
+        other = [key for keys in found for key in keys]
+    if other:
         raise ValueError(
-            f"PEFT cannot add a frozen copy of the adapter ({error}): merge it (merge_and_unload()) and pass "
-            "peft_config, or pass ref_model"
-        ) from error
-    weights = dict(model.named_parameters())
-    copied = [name for name in weights if f".{trained}." in name or name.endswith(f".{trained}")]
-    for name in copied:
-        copy_of = name.replace(f".{trained}", f".{REFERENCE_ADAPTER}")
-        weights[copy_of].data.copy_(weights[name].data)
-    model.set_adapter(trained)
+            f"under ZeRO-3 the reference is loaded again, but the model is not what {name} holds ({other[0]} differs): "
+            "save the model and load it from there, or pass ref_model"
+        )
+    return reference
 
 
-@contextlib.contextmanager
-def reference_adapters(model) -> Iterator[None]:
-    """Let a model with adapters compute as the initial policy: with `REFERENCE_ADAPTER`, or without adapters."""
-    if REFERENCE_ADAPTER not in model.peft_config:
-        with model.disable_adapter():
-            yield
-        return
-    trained = model.active_adapter
-    model.set_adapter(REFERENCE_ADAPTER)
-    try:
-        yield
-    finally:
-        model.set_adapter(trained)
+def own_elements(weight: nn.Parameter) -> Tensor:
+    """The elements of a weight that this process holds, flat; ZeRO-3 fills up the last piece with any memory."""
+    piece = getattr(weight, "ds_tensor", None)
+    if piece is None:
+        return weight.data.flatten()
+    begin = piece.numel() * torch.distributed.get_rank(weight.ds_process_group)
+    return piece.flatten()[: max(0, weight.ds_numel - begin)]
 
 
 def prepare_reference(reference: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
-    """Place the reference as the policy is placed: sharded under DeepSpeed ZeRO-3 and FSDP, on the device otherwise."""
+    """Prepare the reference as the policy is prepared: the same autocast and device, sharded if an engine shards.
+
+    It is kept out of accelerate's list of models: while that list is empty, the Trainer prepares the policy for an
+    evaluation before training, and policy and reference compute in the same precision.
+    """
+    prepared = list(accelerator._models)
     if accelerator.distributed_type == "DEEPSPEED":
         from trl.models.utils import prepare_deepspeed
 
         return prepare_deepspeed(reference, accelerator)
+    if not accelerator.is_fsdp2:  # which casts by itself, without autocast
+        reference = accelerator.prepare_model(reference, evaluation_mode=True)
+        accelerator._models[:] = prepared
     if accelerator.distributed_type == "FSDP":
         from trl.models.utils import prepare_fsdp
 
         return prepare_fsdp(reference, accelerator)
-    return accelerator.prepare_model(reference, evaluation_mode=True)
+    return reference
 
 
 def check_precomputed(args, *datasets) -> None:

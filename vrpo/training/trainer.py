@@ -12,7 +12,6 @@ the gradient is a sum over draws with known weights: exact for every loss, and m
 """
 
 import contextlib
-import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -26,26 +25,19 @@ from llada.diffusion.masking import MaskDraws
 from llada.diffusion.random_streams import EVALUATION, second_draw
 from llada.training.base import DiffusionTrainerBase
 from llada.training.distributed import gradients_reduced
-from llada.training.inputs import name_of
+from llada.training.inputs import has_adapters, name_of
 from vrpo.collator import PairCollator
 from vrpo.data import PAIR_COLUMNS, prepare_pairs
 from vrpo.estimators.designs import design, draw_for_pairs
 from vrpo.losses.pairwise import LossInputs
 from vrpo.scores import PairScores, length_weights
 from vrpo.training.config import VRPOConfig
+from vrpo.training.dropout import disable_dropout
 from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noise_of_two, pair_metrics
-from vrpo.training.reference import (
-    check_precomputed,
-    freeze_adapter,
-    make_reference,
-    prepare_reference,
-    reference_adapters,
-    synchronization,
-)
+from vrpo.training.own_reference import check_adapters, freeze_adapter, reference_adapters
+from vrpo.training.reference import check_precomputed, make_reference, prepare_reference, synchronization
 from vrpo.training.replay import batch_elbos, replay, sloped_elbo
 from vrpo.training.warnings import MeaninglessAccuracy, UnmovedMargin
-
-logger = logging.getLogger(__name__)
 
 
 class VRPOTrainer(DiffusionTrainerBase):
@@ -95,7 +87,9 @@ class VRPOTrainer(DiffusionTrainerBase):
             model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics,
             [UnmovedMargin(), MeaninglessAccuracy(), *(callbacks or [])], optimizers, quantization_config, peft_config,
         )  # fmt: skip
-        self.disable_dropout()
+        disable_dropout(self.evaluated_models())
+        if has_adapters(self.model):
+            check_adapters(self.model, self.denoiser(self.model), own_reference=self.ref_model is None)
         self.design, self.evaluation_design = args.design(), design("vrpo", n_t=args.eval_draws)
         if self.ref_model is not None:
             self.ref_model = prepare_reference(self.ref_model, self.accelerator)
@@ -124,20 +118,12 @@ class VRPOTrainer(DiffusionTrainerBase):
         if self.ref_model is None and peft_config is None:
             freeze_adapter(model)
 
+    def evaluated_models(self) -> list[nn.Module]:
+        return [self.model] if self.ref_model is None else [self.model, self.ref_model]
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         check_precomputed(self.args, eval_dataset)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-
-    def disable_dropout(self) -> None:
-        """Set all dropout, LoRA's included, to 0 and warn: it would differ between policy, reference and replay."""
-        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
-        dropouts = [m for model in models for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-        for module in dropouts:
-            module.p = 0.0
-        if dropouts:
-            logger.warning(
-                "%d dropout layers were set to 0: their noise would differ between the models", len(dropouts)
-            )
 
     @staticmethod
     def prepare(dataset, tokenizer, ids, args, max_length, source, training=True):

@@ -35,7 +35,8 @@ def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
     from peft import get_peft_model
 
     peft_config = copy.deepcopy(peft_config)
-    if peft_config.target_modules is None and not getattr(peft_config, "target_parameters", None):
+    without_targets = hasattr(peft_config, "target_modules") and peft_config.target_modules is None
+    if without_targets and not getattr(peft_config, "target_parameters", None):
         peft_config.target_modules = model.lora_targets
     peft_config.task_type = "CAUSAL_LM"
     with without_deprecations():
@@ -52,12 +53,23 @@ def wrap_with_adapters(model: PreTrainedModel, peft_config) -> nn.Module:
 
 
 def refuse_head_adapters(wrapped) -> None:
-    """Raise ValueError if a model's adapters include the language-model head, whose code would not apply them."""
-    if hasattr(wrapped.get_output_embeddings(), "lora_A"):
-        targets = wrapped.active_peft_config.target_modules
+    """Raise ValueError if a model's adapters include the language-model head, whose code would not apply them.
+
+    The head, or the embedding that is tied to it, reads its weight itself. PEFT's `modules_to_save` gives it the weight
+    that is trained; adapters beside the weight would train without any effect.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+
+    head = wrapped.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer | AuxiliaryTrainingWrapper) and not isinstance(head, ModulesToSaveWrapper):
+        base, config = wrapped.get_base_model(), wrapped.active_peft_config
+        names = ("target_modules", "target_parameters", "trainable_token_indices")
+        given = ", ".join(f"{name}={value!r}" for name in names if (value := getattr(config, name, None)))
+        tied = " (the input embedding is the head of this model, too)" if head is wrapped.get_input_embeddings() else ""
         raise ValueError(
-            f"target_modules={targets!r} puts adapters on the language-model head, which is not supported: leave it "
-            f"out, or use the default {wrapped.get_base_model().lora_targets!r}"
+            f"{given} puts adapters on the language-model head{tied}, which is not supported: leave it out, or use the "
+            f"default {base.lora_targets!r}"
         )
 
 

@@ -16,7 +16,6 @@ import re
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from inspect import get_annotations
 from numbers import Integral, Real
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -77,6 +76,17 @@ class Matches:
 
 
 @dataclass(frozen=True)
+class StepsOrShare:
+    """Whole numbers of steps, and numbers below 1, which are shares of a run's steps."""
+
+    def allows(self, value: Any) -> bool:
+        return 0 <= value < 1 or (value > 0 and value == int(value))
+
+    def __str__(self) -> str:
+        return "a whole number of steps, or a share of all that is below 1"
+
+
+@dataclass(frozen=True)
 class NotEmpty:
     """The texts and lists that hold something."""
 
@@ -90,6 +100,7 @@ class NotEmpty:
 NOT_EMPTY = NotEmpty()
 PositiveInt = Annotated[int, Range(at_least=1)]
 NonNegativeInt = Annotated[int, Range(at_least=0)]
+Steps = Annotated[float, StepsOrShare()]
 PositiveFloat = Annotated[float, Range(above=0)]
 NonNegativeFloat = Annotated[float, Range(at_least=0)]
 EosTail = Annotated[str, Matches("batch|[0-9]+", "a number of tokens or 'batch'")]  # of `llada.data.collator`
@@ -155,7 +166,7 @@ def check(name: str, value: Any, declared: Any) -> None:
         return
     if kind.type is float:
         words = [str(rule) for rule in kind.rules]
-        words += [] if any(isinstance(rule, Range) and rule.bounded for rule in kind.rules) else ["finite"]
+        words += ["finite"] if all(isinstance(rule, Range) and not rule.bounded for rule in kind.rules) else []
         if not is_finite(value) or not all(rule.allows(value) for rule in kind.rules):
             raise ValueError(f"{name}={value!r} must be {' and '.join(words)}")
         return
@@ -175,7 +186,6 @@ def is_finite(value: Any) -> bool:
         return False
 
 
-@cache
 def own_fields(owner: type, base: type | None = None) -> dict[str, Any]:
     """The declared types of a dataclass's fields, without those of a base class.
 

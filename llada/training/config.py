@@ -15,6 +15,7 @@ from llada.checks import (
     OneOf,
     PositiveInt,
     Range,
+    Steps,
     as_mapping,
     check_fields,
     own_fields,
@@ -29,25 +30,27 @@ def names_of(choices: type[Enum]) -> Any:
     return Annotated[str, OneOf([choice.value for choice in choices])]
 
 
-# Options of `TrainingArguments` that transformers takes without a check. nan, a negative number, or text where True or
-# False belongs would run, and train something else than was meant.
+# Options of `TrainingArguments` that transformers takes without a check: all numbers, all that are True or False, and
+# the names whose error there does not say which option it is. nan, a negative number, or text where True or False
+# belongs would run, and train something else than was meant.
 INHERITED: dict[str, Any] = {
-    **{name: bool | None for name, kind in get_type_hints(TrainingArguments).items() if kind in (bool, bool | None)},
+    **{name: kind for name, kind in get_type_hints(TrainingArguments).items() if kind in (bool, bool | None)},
+    "bf16": bool | None,  # `DiffusionOptions`
     "per_device_train_batch_size": PositiveInt,
     "per_device_eval_batch_size": PositiveInt,
     "gradient_accumulation_steps": PositiveInt,
     "num_train_epochs": NonNegativeFloat,
     "max_steps": Annotated[int, Range(at_least=-1)],
     "learning_rate": NonNegativeFloat,
-    "warmup_steps": NonNegativeFloat,
+    "warmup_steps": Steps,
     "weight_decay": NonNegativeFloat,
     "adam_beta1": Beta,
     "adam_beta2": Beta,
     "adam_epsilon": NonNegativeFloat,
     "max_grad_norm": NonNegativeFloat | None,
-    "logging_steps": NonNegativeFloat,
-    "eval_steps": NonNegativeFloat | None,
-    "save_steps": NonNegativeFloat,
+    "logging_steps": Steps,
+    "eval_steps": Steps | None,
+    "save_steps": Steps,
     "eval_delay": NonNegativeFloat,
     "eval_accumulation_steps": PositiveInt | None,
     "save_total_limit": NonNegativeInt | None,

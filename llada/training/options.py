@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from llada.checks import NOT_EMPTY, EosTail, NonNegativeFloat, OneOf, PositiveInt, Share
+from llada.checks import NOT_EMPTY, EosTail, NonNegativeFloat, OneOf, PositiveInt, Share, Steps
 
 STRATEGIES = ("bfd", "bfd_split", "wrapped")
 
@@ -108,7 +108,7 @@ class MaskedDiffusionOptions(DiffusionOptions):
     )
     loss_type: str = field(default="nll", metadata={"help": "Only 'nll': the likelihood bound."})
     eval_draws: PositiveInt = field(default=4, metadata={"help": "Masks (stratified exact counts) per evaluated row."})
-    decay_steps: NonNegativeFloat = field(
+    decay_steps: Steps = field(
         default=0.1, metadata={"help": "Steps of the learning rate's final decay: a number, or a share below 1."}
     )
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay."})

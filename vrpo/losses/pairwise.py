@@ -241,7 +241,7 @@ class PreferenceLoss:
     use_weighting: bool = False
 
     def __post_init__(self):
-        declared = dict(own_fields(type(self)))
+        declared = own_fields(type(self))
         check("loss_type", self.names, declared.pop("names"))  # by the names of the trainer's options
         check("loss_weights", self.weights, declared.pop("weights"))
         check_fields(self, declared)

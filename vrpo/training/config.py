@@ -55,6 +55,10 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
         self.estimator_options = parse_options(self.estimator_options)
         self.loss()
         self.design()
+        if self.ld_alpha not in (None, 1) and set(self.loss_type) == {"sft"}:
+            raise ValueError(
+                f"ld_alpha={self.ld_alpha} changes nothing with loss_type=['sft'], which has no log-ratio: leave it out"
+            )
         if self.eos_tail == "batch":
             raise ValueError("eos_tail='batch' is for SFT: a pair's score would depend on its batch. Give a number")
 

@@ -24,11 +24,12 @@ Shapes: B rows, L positions of a row, Q forwarded positions, N marked positions,
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from llada.checks import OneOf, PositiveInt, Range, check, check_fields
 from llada.kv_cache import KeyValueCache
 
 NOT_SCORED = -100  # the target of a token that is not predicted (torch's losses ignore the same value)
@@ -48,23 +49,24 @@ class DenoiserSpec:
         logged and its weight. The training loss adds the weighted mean over sequences. Empty if there are none.
 
     Raises:
-        ValueError: `attention` is unknown.
+        ValueError: `attention` is unknown, a size is below 1, or an id is outside the vocabulary.
     """
 
     mask_id: int | None
-    context: int
-    vocabulary: int
+    context: PositiveInt
+    vocabulary: PositiveInt
     eos_id: int | None = None
     pad_id: int | None = None
     eot_id: int | None = None
     shifted: bool = False
-    attention: str = "bidirectional"
+    attention: Annotated[str, OneOf(ATTENTION)] = "bidirectional"
     kv_cache: bool = False
     auxiliary_losses: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.attention not in ATTENTION:
-            raise ValueError(f"attention={self.attention!r} is unknown: it must be one of {ATTENTION}")
+        check_fields(self)
+        for name in ("mask_id", "eos_id", "pad_id", "eot_id"):
+            check(name, getattr(self, name), Annotated[int, Range(at_least=0, below=self.vocabulary)] | None)
 
 
 @dataclass(frozen=True)

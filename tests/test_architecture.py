@@ -9,7 +9,14 @@ from conftest import ROOT
 
 # Files of formulas: whole folders, and single files beside others that are not.
 FORMULAS = ["llada/diffusion", "vrpo/estimators", "vrpo/losses"]
-SINGLE = ["llada.kv_cache", "llada.denoiser", "llada.sampling.selection", "llada.sampling.guidance", "vrpo.scores"]
+SINGLE = [
+    "llada.checks",
+    "llada.kv_cache",
+    "llada.denoiser",
+    "llada.sampling.selection",
+    "llada.sampling.guidance",
+    "vrpo.scores",
+]
 SINGLE += ["vrpo.analysis.variance_sources"]
 ABOVE = {"llada": {"vrpo", "recipes", "examples", "benchmarks"}, "vrpo": {"recipes", "examples", "benchmarks"}}
 NEED_TRL = ("recipe.py", "loading.py", "train.py")  # of llada/cli
@@ -43,7 +50,7 @@ LEVELS = {
         ["models.common"],
         ["diffusion"],
         ["denoiser", "evaluation", "output"],
-        ["kv_cache", "errors", "files", "lazy"],
+        ["checks", "kv_cache", "errors", "files", "lazy"],
     ],
     "vrpo": [
         ["variance", "check", "__init__"],

@@ -220,9 +220,9 @@ def test_what_baselines_and_tilts_need_is_named():
         ComposedDesign(4, masks="bernoulli", baseline_prior=0.5)
     wrong = [("count_tilt", math.nan), ("count_tilt", 2.0), ("baseline_prior", math.nan), ("baseline_prior", math.inf)]
     for name, value in wrong:
-        with pytest.raises(ValueError, match=f"{name}={value} must be from 0 to"):
+        with pytest.raises(ValueError, match=f"{name}={value} must be between 0 and"):
             ComposedDesign(4, **{name: value})
-    with pytest.raises(ValueError, match="baseline_slope=400 must be from 0 to 100"):
+    with pytest.raises(ValueError, match="baseline_slope=400 must be between 0 and 100"):
         ComposedDesign(4, baseline_prior=0.5, baseline_slope=400)
     with pytest.raises(ValueError, match="baseline_slope=0.3 needs a baseline"):
         design("loo_complementary", baseline_prior=0, baseline_slope=0.3)

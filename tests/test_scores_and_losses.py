@@ -183,7 +183,7 @@ def test_names_and_budgets_are_checked():
         PreferenceLoss(("sigmoid", "sft"), (1.0,), 0.2)
     with pytest.raises(ValueError, match="beta=nan must be positive"):
         PreferenceLoss(("sigmoid",), (1.0,), math.nan)
-    with pytest.raises(ValueError, match="n_t=0 and n_y=1 must be at least 1"):
+    with pytest.raises(ValueError, match="n_t=0 must be at least 1"):
         ComposedDesign(0, 1, True, "exact_count")
     with pytest.raises(ValueError, match="masks='gauss' is unknown"):
         ComposedDesign(1, 1, True, "gauss")

@@ -297,7 +297,7 @@ def test_eos_token_is_set_on_tokenizer_and_model(tmp_path):
     ("changes", "message"),
     [
         ({"loss_type": "dft"}, "loss_type='dft' is refused"),
-        ({"packing_strategy": "ffd"}, "packing_strategy='ffd' must be one of"),
+        ({"packing_strategy": "ffd"}, "packing_strategy='ffd' is unknown: it must be one of"),
         ({"metric_for_best_model": "eval_mean_token_accuracy"}, "needs the logits of whole rows"),
         ({"padding_free": True}, "padding_free=True is refused"),
         ({"compute_loss_func": print}, "compute_loss_func is refused.*override compute_loss"),

@@ -103,7 +103,7 @@ def test_the_command_writes_its_table(tmp_path, capsys):
         ("--loss_type", "exo_pair", "label_smoothing=0 makes exo_pair infinite"),
         ("--budgets", "0", "must be at least 1"),
         ("--beta", "0", "beta=0.0 must be positive"),
-        ("--dtype", "bf16", "dtype='bf16' must be"),
+        ("--dtype", "bf16", "dtype='bf16' is unknown: it must be one of"),
         ("--pairs", "8", "out holds results: set overwrite to replace them"),
         ("--overwrite", "true", "pairs.jsonl, max_length=.*: 16 pairs fit, but pairs=32: ask for fewer"),
     ):

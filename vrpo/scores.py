@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llada.checks import Share, check
+
 SATURATED = 6.0  # |s| above which the sigmoid's slope is below 0.25%, so that the pair has almost no gradient
 
 
@@ -87,8 +89,7 @@ def length_weights(response_mask_BL: Tensor, alpha: float) -> Tensor:
 
     Example: responses of 2 and 4 tokens, alpha = 0.3: weights (1, 1) and (1, 1, 0.3, 0.3).
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"ld_alpha={alpha} must be between 0 and 1")
+    check("ld_alpha", alpha, Share)
     position_BL = response_mask_BL.long().cumsum(-1)
     length = PairScores.split(position_BL[:, -1])
     shared_P = torch.minimum(length.chosen, length.rejected)

@@ -1,6 +1,5 @@
 """Loading of the model, tokenizer and datasets that a recipe's options name."""
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -64,6 +63,7 @@ def load_model(
     set_seed(seed)  # for the weights of a new model and of new adapters
     source = tokenizer_source(name)
     if recipe.architecture is not None:
+        assert not isinstance(recipe.architecture, str)  # `RecipeArguments` has read the JSON
         tokenizer = load_tokenizer(source)
         config = new_config(recipe.architecture, tokenizer)
         dtype = torch.float32 if dtype in ("auto", None) else dtype
@@ -131,7 +131,7 @@ def target_modules(targets: str | list[str] | None, model: PreTrainedModel) -> A
     return targets
 
 
-def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+def new_config(architecture: dict, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """The configuration of a new model: the given fields, completed by the tokenizer's vocabulary size and special ids.
 
     With `num_experts` among the fields it is a LLaDA-MoE.
@@ -140,12 +140,11 @@ def new_config(architecture: dict | str, tokenizer: PreTrainedTokenizerBase) -> 
         RecipeError: a field is unknown.
         ValueError: sizes are inconsistent, or neither fields nor tokenizer have a mask or EOS token.
     """
-    fields = json.loads(architecture) if isinstance(architecture, str) else dict(architecture)
-    kind = config_class(fields)
-    unknown = set(fields) - set(kind.__dataclass_fields__)
+    kind = config_class(architecture)
+    unknown = set(architecture) - set(kind.__dataclass_fields__)
     if unknown:
         raise RecipeError(f"architecture: unknown fields {sorted(unknown)}")
-    fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | fields
+    fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | architecture
     config = kind(**fields)
     config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
     return config
@@ -167,7 +166,7 @@ def load_datasets(
         columns: see `load_columns`.
 
     Raises:
-        RecipeError: data or columns are missing, or `eval_fraction` is out of range or set for a stream.
+        RecipeError: data or columns are missing, or `eval_fraction` is set for a stream.
         llada.errors.DataError: a row cannot be trained on; the message names file, row and column.
     """
     check_data_options(recipe)
@@ -202,8 +201,6 @@ def check_data_options(recipe: RecipeArguments) -> None:
     """Raise RecipeError unless the options name training data and at most one kind of evaluation data."""
     if recipe.dataset_name is None:
         raise RecipeError("dataset_name is missing: a local .jsonl, .parquet, .csv or .txt file, or a hub dataset")
-    if not 0 <= recipe.eval_fraction < 1:
-        raise RecipeError(f"eval_fraction={recipe.eval_fraction} must be at least 0 and below 1")
     if recipe.eval_fraction and (recipe.dataset_streaming or recipe.eval_dataset_name):
         raise RecipeError("eval_fraction holds out rows of a dataset that is not streamed: use eval_dataset_name alone")
 

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from trl import ModelConfig, ScriptArguments, TrlParser
 
+from llada.checks import NOT_EMPTY, PositiveInt, Range, as_mapping, check_fields
 from llada.cli.arguments import OneLineErrors
 from llada.errors import RecipeError
 
@@ -20,26 +21,37 @@ EPILOG = (
 
 @dataclass
 class RecipeArguments(ScriptArguments):
-    """TRL's script arguments (`dataset_name` may be a local file), and options for starting a run."""
+    """TRL's script arguments (`dataset_name` may be a local file), and options for starting a run.
 
-    eval_dataset_name: str | None = field(default=None, metadata={"help": "Held-out file or hub dataset."})
-    eval_fraction: float = field(
+    Raises:
+        ValueError: an option is of another type or out of range, or `architecture` is no mapping.
+    """
+
+    eval_dataset_name: Annotated[str, NOT_EMPTY] | None = field(
+        default=None, metadata={"help": "Held-out file or hub dataset."}
+    )
+    eval_fraction: Annotated[float, Range(at_least=0, below=1)] = field(
         default=0.0, metadata={"help": "Without eval_dataset_name, hold out this share of the rows (from the end)."}
     )
-    tokenizer: str | None = field(
+    tokenizer: Annotated[str, NOT_EMPTY] | None = field(
         default=None, metadata={"help": "Tokenizer name or path, or 'bytes'; default: the model's."}
     )
     architecture: dict | str | None = field(
         default=None,
         metadata={"help": "Fields of LLaDAConfig (with num_experts, of LLaDAMoEConfig) for a new model."},
     )
-    expected_processes: int | None = field(
+    expected_processes: PositiveInt | None = field(
         default=None, metadata={"help": "Raise an error unless the launcher started this many processes."}
     )
     resume: bool = field(
         default=False, metadata={"help": "Continue the run in output_dir from its newest whole checkpoint."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the run in output_dir."})
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.architecture is not None:
+            self.architecture = as_mapping("architecture", self.architecture)
 
 
 class RecipeParser(OneLineErrors, TrlParser):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llada.checks import EosTail, check
 from llada.data.flaws import Room
 from llada.data.rows import UNSCORED, RowOut, TokenizedRows
 from llada.errors import SINGULAR, DataError, PairError
@@ -30,6 +31,9 @@ class Collator:
     pad_id: int
     eos_id: int
     eos_tail: int | str = 0
+
+    def __post_init__(self):
+        check("eos_tail", str(self.eos_tail), EosTail)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         lengths = [row["length"] for row in rows]

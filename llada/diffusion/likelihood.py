@@ -13,10 +13,12 @@ Shapes: S draws, B sequences, L tokens.
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 
+from llada.checks import PositiveInt, Range, check
 from llada.denoiser import Denoiser, as_denoiser
 from llada.diffusion.masking import MaskDraws, corrupt, exact_count_masks
 
@@ -75,8 +77,10 @@ def exact_elbo(
         tokens_L: clean tokens of one sequence; response_mask_L: bool, the tokens that may be masked (at most 20).
 
     Raises:
-        ValueError: more than 20 scored tokens (a million masks), or none.
+        ValueError: more than 20 scored tokens (a million masks), or none; eps is not in [0, 1), or batch_size below 1.
     """
+    check("eps", eps, Annotated[float, Range(at_least=0, below=1)])
+    check("batch_size", batch_size, PositiveInt)
     denoiser, length = as_denoiser(denoiser), int(response_mask_L.sum())
     if not 1 <= length <= 20:
         raise ValueError(f"exact_elbo enumerates 2^n masks: n={length} scored tokens must be between 1 and 20")
@@ -133,8 +137,10 @@ def log_likelihood(
         counts: (rows, length, generator) -> masked counts of a group; the default is unbiased.
 
     Raises:
-        ValueError: n is not a multiple of group, or `response_mask_L` has no True.
+        ValueError: n or group is below 1, n is no multiple of group, or `response_mask_L` has no True.
     """
+    check("n", n, PositiveInt)
+    check("group", group, PositiveInt)
     denoiser, length = as_denoiser(denoiser), int(response_mask_L.sum())
     if length == 0:
         raise ValueError("log_likelihood of an empty answer: response_mask_L has no True")

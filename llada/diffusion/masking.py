@@ -19,14 +19,18 @@ Shapes: S draws, B sequences, L tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
 
+from llada.checks import NonNegativeFloat, OneOf, PositiveInt, check
 from llada.denoiser import NOT_SCORED
 
 MASKS = ("bernoulli", "exact_count")
 LEVELS = ("iid", "stratified", "mirrored")
+MaskKind = Annotated[str, OneOf(MASKS)]
+LevelKind = Annotated[str, OneOf(LEVELS)]
 BERNOULLI_FLOOR = 1e-3  # eps of t = (1 - eps) u + eps, as in LLaDA's published training code
 
 
@@ -42,12 +46,6 @@ class MaskDraws:
 
     masked_SBL: Tensor
     weight_SBL: Tensor
-
-
-def check_mask_kind(masks: str) -> None:
-    """Raise ValueError unless `masks` is one of `MASKS`."""
-    if masks not in MASKS:
-        raise ValueError(f"masks={masks!r} is unknown: it must be one of {MASKS}")
 
 
 def timesteps(n: int, generator: Generator, levels: str = "iid") -> Tensor:
@@ -149,9 +147,14 @@ def draw_masks(
         count_tilt: importance tilt of exact counts (`exact_count_draws`).
 
     Raises:
-        ValueError: a row has no scored token, `masks` or `levels` is unknown, or Bernoulli masks with a `count_tilt`.
+        ValueError: a row has no scored token, a number is out of range, `masks` or `levels` is unknown, or Bernoulli
+            masks with a `count_tilt`.
     """
-    check_mask_kind(masks)
+    check("n_t", n_t, PositiveInt)
+    check("n_y", n_y, PositiveInt)
+    check("masks", masks, MaskKind)
+    check("levels", levels, LevelKind)
+    check("count_tilt", count_tilt, NonNegativeFloat)
     if count_tilt and masks != "exact_count":
         raise ValueError(f"count_tilt={count_tilt} needs masks='exact_count', not {masks!r}")
 

@@ -16,6 +16,8 @@ import hashlib
 import torch
 from torch import Generator
 
+from llada.checks import check
+
 EVALUATION = -1  # epoch of every evaluation: all use the same masks, so only the model changes the curve
 MASKED_SUMS = 1_000_003  # epoch of the masked sums from which `vrpo.analysis` splits variance by source
 CHOSEN, REJECTED = 0, 1  # sides
@@ -28,7 +30,13 @@ def second_draw(epoch: int) -> int:
 
 
 def generator_for(seed: int, *key: int) -> Generator:
-    """A CPU generator that depends only on the seed and a key, such as (epoch, example id)."""
+    """A CPU generator that depends only on the seed and a key, such as (epoch, example id).
+
+    Raises:
+        ValueError: a part is no integer. Rounded down, different keys would share their masks.
+    """
+    for name, part in (("seed", seed), *(("key", part) for part in key)):
+        check(name, part, int)
     text = ",".join(str(int(part)) for part in (seed, *key))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llada.checks import PositiveFloat, PositiveInt
 from llada.kv_cache import KeyValueCache
 from llada.models.common.attention import AttentionContext, QuerySubset, attend, attention_context, split_heads
 from llada.models.common.base import MaskedLM, RMSNorm
-from llada.models.common.config import FamilyConfig, check_supported
+from llada.models.common.config import FamilyConfig, RopeTheta, check_supported
 from llada.models.common.head import Head
 from llada.models.registry import register
 
@@ -70,17 +71,17 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
         "tie_word_embeddings": "weight_tying",
     }
 
-    d_model: int = 4096
-    n_layers: int = 32
-    n_heads: int = 32
-    n_kv_heads: int | None = None
-    mlp_hidden_size: int | None = None
-    mlp_ratio: int = 4
-    vocab_size: int = 126464
-    embedding_size: int | None = None
-    max_sequence_length: int = 4096
-    rope_theta: float = 500000.0
-    rms_norm_eps: float = 1e-5
+    d_model: PositiveInt = 4096
+    n_layers: PositiveInt = 32
+    n_heads: PositiveInt = 32
+    n_kv_heads: PositiveInt | None = None
+    mlp_hidden_size: PositiveInt | None = None
+    mlp_ratio: PositiveInt = 4
+    vocab_size: PositiveInt = 126464
+    embedding_size: PositiveInt | None = None
+    max_sequence_length: PositiveInt = 4096
+    rope_theta: RopeTheta = 500000.0
+    rms_norm_eps: PositiveFloat = 1e-5
     include_qkv_bias: bool = False
     weight_tying: bool = False
     mask_token_id: int | None = None
@@ -93,6 +94,7 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
         if "num_experts" in kwargs:
             raise ValueError("config field num_experts is of a mixture of experts: use LLaDAMoEConfig or AutoConfig")
         check_supported(kwargs, _SUPPORTED)
+        self.check_declared(PreTrainedConfig)
         # `rope_theta` stays the published plain field: the base class would turn it into `rope_parameters`.
         self.n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
         self.mlp_hidden_size = self.mlp_ratio * self.d_model if self.mlp_hidden_size is None else self.mlp_hidden_size
@@ -107,6 +109,7 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
             raise ValueError(
                 f"config field embedding_size={self.embedding_size} must be at least vocab_size={self.vocab_size}"
             )
+        self.check_ids()
         super().__post_init__(**kwargs)
 
 

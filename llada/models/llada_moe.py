@@ -26,10 +26,11 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 from transformers.integrations.moe import use_experts_implementation
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llada.checks import NonNegativeFloat, PositiveFloat, PositiveInt
 from llada.kv_cache import KeyValueCache
 from llada.models.common.attention import AttentionContext, QuerySubset, attend, attention_context, split_heads
 from llada.models.common.base import MaskedLM, RMSNorm
-from llada.models.common.config import FamilyConfig, check_supported
+from llada.models.common.config import FamilyConfig, RopeTheta, check_supported
 from llada.models.common.head import Head, at_least_fp32
 from llada.models.registry import register
 
@@ -65,22 +66,22 @@ class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
     model_type = "llada"
     attribute_map = {"max_sequence_length": "max_position_embeddings", "embedding_size": "vocab_size"}
 
-    vocab_size: int = 157184
-    hidden_size: int = 2048
-    dense_intermediate_size: int = 8192
-    expert_intermediate_size: int = 1024
-    num_hidden_layers: int = 16
-    num_attention_heads: int = 16
-    num_key_value_heads: int | None = None
-    num_experts: int = 64
-    num_experts_per_tok: int = 8
+    vocab_size: PositiveInt = 157184
+    hidden_size: PositiveInt = 2048
+    dense_intermediate_size: PositiveInt = 8192
+    expert_intermediate_size: PositiveInt = 1024
+    num_hidden_layers: PositiveInt = 16
+    num_attention_heads: PositiveInt = 16
+    num_key_value_heads: PositiveInt | None = None
+    num_experts: PositiveInt = 64
+    num_experts_per_tok: PositiveInt = 8
     moe_layer_freq: list[int] | None = None
-    max_position_embeddings: int = 8192
-    rope_theta: float = 50000.0
-    rms_norm_eps: float = 1e-5
+    max_position_embeddings: PositiveInt = 8192
+    rope_theta: RopeTheta = 50000.0
+    rms_norm_eps: PositiveFloat = 1e-5
     tie_word_embeddings: bool = False
-    router_aux_loss_coef: float = 0.01
-    router_z_loss_coef: float = 0.001
+    router_aux_loss_coef: NonNegativeFloat = 0.01
+    router_z_loss_coef: NonNegativeFloat = 0.001
     mask_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -89,6 +90,7 @@ class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         check_supported(kwargs, _SUPPORTED_MOE)
+        self.check_declared(PreTrainedConfig)
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.moe_layer_freq = [1] * self.num_hidden_layers if self.moe_layer_freq is None else list(self.moe_layer_freq)
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
@@ -106,11 +108,12 @@ class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
                 f"config field moe_layer_freq={self.moe_layer_freq} must have 0 or 1 for each of "
                 f"num_hidden_layers={self.num_hidden_layers}"
             )
-        if not 1 <= self.num_experts_per_tok <= self.num_experts:
+        if self.num_experts_per_tok > self.num_experts:
             raise ValueError(
                 f"config field num_experts_per_tok={self.num_experts_per_tok} must be between 1 and "
                 f"num_experts={self.num_experts}"
             )
+        self.check_ids()
         super().__post_init__(**kwargs)
 
     def feed_forward(self) -> str:

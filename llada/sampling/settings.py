@@ -3,6 +3,9 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Annotated
+
+from llada.checks import NonNegativeFloat, OneOf, PositiveFloat, PositiveInt, Range, check_fields
 
 REMASKING = ("low_confidence", "top_probability", "random")
 CACHES = ("prefix", "dual")
@@ -29,16 +32,16 @@ class SamplerSettings:
     allow_mask: let the model emit MASK, as the official code does.
     """
 
-    steps: int = 128
-    gen_length: int = 128
-    block_length: int = 128
-    temperature: float = 0.0
-    cfg_scale: float = 0.0
-    remasking: str = "low_confidence"
-    threshold: float | None = None
-    factor: float | None = None
-    cache: str | None = None
-    refresh_every: int | None = None
+    steps: PositiveInt = 128
+    gen_length: PositiveInt = 128
+    block_length: PositiveInt = 128
+    temperature: NonNegativeFloat = 0.0
+    cfg_scale: NonNegativeFloat = 0.0
+    remasking: Annotated[str, OneOf(REMASKING)] = "low_confidence"
+    threshold: Annotated[float, Range(above=0, at_most=1)] | None = None
+    factor: PositiveFloat | None = None
+    cache: Annotated[str, OneOf(CACHES)] | None = None
+    refresh_every: PositiveInt | None = None
     grow: bool = False
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
@@ -46,27 +49,15 @@ class SamplerSettings:
     allow_mask: bool = False
 
     def __post_init__(self):
-        for name in ("steps", "gen_length", "block_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.temperature < 0 or self.cfg_scale < 0:
-            raise ValueError(f"temperature={self.temperature} and cfg_scale={self.cfg_scale} must not be negative")
-        if self.remasking not in REMASKING:
-            raise ValueError(f"remasking={self.remasking!r} is unknown: it must be one of {REMASKING}")
-        if self.cache is not None and self.cache not in CACHES:
-            raise ValueError(f"cache={self.cache!r} is unknown: it must be prefix, dual or none (None in Python)")
-        if self.refresh_every is not None and (self.cache is None or self.refresh_every < 1):
-            raise ValueError(f"refresh_every={self.refresh_every} must be at least 1, and needs a cache")
+        check_fields(self)
+        if self.refresh_every is not None and self.cache is None:
+            raise ValueError(f"refresh_every={self.refresh_every} needs a cache")
         if self.threshold is not None and self.factor is not None:
             raise ValueError("threshold and factor are two rules: set one of them")
         if self.remasking == "random" and not self.fixed_steps:
             raise ValueError("remasking='random' computes no confidence, which threshold and factor need")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} must be above 0 and at most 1")
         if self.allow_mask and not self.fixed_steps:
             raise ValueError("allow_mask needs the share of steps: with threshold or factor it might never end")
-        if self.factor is not None and self.factor <= 0:
-            raise ValueError(f"factor={self.factor} must be positive")
 
     @property
     def fixed_steps(self) -> bool:
@@ -95,18 +86,24 @@ class SamplerSettings:
         """Read `sampler.json` from a model's directory; the defaults if there is none.
 
         Raises:
-            ValueError: a field is unknown or a value out of range; the message names the file.
+            ValueError: the file is no JSON object, a field is unknown or a value is out of range; the message names
+                the file.
         """
         file = Path(folder, FILE)
         if not file.exists():
             return cls()
-        found = json.loads(file.read_text())
+        try:
+            found = json.loads(file.read_text())
+        except ValueError as error:  # also text in another encoding
+            raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{file} must hold a JSON object with the settings, but holds {found!r:.80}")
         unknown = set(found) - {setting.name for setting in fields(cls)}
         if unknown:
             raise ValueError(f"{file}: unknown settings {sorted(unknown)}")
         try:
             return cls(**found)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
 

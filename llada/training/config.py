@@ -1,12 +1,72 @@
 """The base of all trainers' configurations: `TrainingArguments` with checks and defaults by device."""
 
-import json
 from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, get_type_hints
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 from transformers.utils import is_torch_bf16_gpu_available
 
+from llada.checks import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveInt,
+    Range,
+    Steps,
+    as_mapping,
+    check_fields,
+    own_fields,
+)
 from llada.training.trl_options import REFUSED, check_refused
+
+Beta = Annotated[float, Range(at_least=0, below=1)]
+
+
+def names_of(choices: type[Enum]) -> Any:
+    """The type of an option that takes the values of an enumeration."""
+    return Annotated[str, OneOf([choice.value for choice in choices])]
+
+
+# Options of `TrainingArguments` that transformers takes without a check: all numbers, all that are True or False, and
+# the names whose error there does not say which option it is. nan, a negative number, or text where True or False
+# belongs would run, and train something else than was meant.
+INHERITED: dict[str, Any] = {
+    **{name: kind for name, kind in get_type_hints(TrainingArguments).items() if kind in (bool, bool | None)},
+    "bf16": bool | None,  # `DiffusionOptions`
+    "per_device_train_batch_size": PositiveInt,
+    "per_device_eval_batch_size": PositiveInt,
+    "gradient_accumulation_steps": PositiveInt,
+    "num_train_epochs": NonNegativeFloat,
+    "max_steps": Annotated[int, Range(at_least=-1)],
+    "learning_rate": NonNegativeFloat,
+    "warmup_steps": Steps,
+    "weight_decay": NonNegativeFloat,
+    "adam_beta1": Beta,
+    "adam_beta2": Beta,
+    "adam_epsilon": NonNegativeFloat,
+    "max_grad_norm": NonNegativeFloat | None,
+    "logging_steps": Steps,
+    "eval_steps": Steps | None,
+    "save_steps": Steps,
+    "eval_delay": NonNegativeFloat,
+    "eval_accumulation_steps": PositiveInt | None,
+    "save_total_limit": NonNegativeInt | None,
+    "torch_empty_cache_steps": PositiveInt | None,
+    "seed": Annotated[int, Range(at_least=0, below=2**32)],
+    "data_seed": Annotated[int, Range(at_least=0, below=2**63)] | None,
+    "dataloader_num_workers": NonNegativeInt,
+    "dataloader_prefetch_factor": PositiveInt | None,
+    "ddp_bucket_cap_mb": PositiveInt | None,
+    "ddp_timeout": PositiveInt,
+    "lr_scheduler_type": names_of(SchedulerType),
+    "optim": names_of(OptimizerNames),
+    "logging_strategy": names_of(IntervalStrategy),
+    "eval_strategy": names_of(IntervalStrategy),
+    "save_strategy": names_of(SaveStrategy),
+}
 
 
 @dataclass
@@ -24,24 +84,23 @@ class DiffusionArguments(TrainingArguments):
 
     def __post_init__(self):
         check_refused(self, self.refused)
+        self.model_init_kwargs = as_mapping("model_init_kwargs", self.model_init_kwargs) or None
+        if not isinstance(self.eos_tail, bool):
+            self.eos_tail = str(self.eos_tail)  # a YAML file gives an integer
+        check_fields(self, own_fields(type(self), TrainingArguments) | INHERITED)
+        if self.save_strategy == "steps" and not self.save_steps:
+            raise ValueError("save_steps=0 saves nothing: set save_strategy='no', or a number of steps")
+        self.pad_to_multiple_of = multiple(self.pad_to_multiple_of)
         on_accelerator = is_torch_bf16_gpu_available() and not self.use_cpu
         self.bf16 = (on_accelerator and not self.fp16) if self.bf16 is None else self.bf16
         if self.activation_checkpointing is None:  # TRL's scripts use the older name of the option
             older = self.gradient_checkpointing
             self.activation_checkpointing = on_accelerator if older is None else older
-        if isinstance(self.model_init_kwargs, str):
-            self.model_init_kwargs = json.loads(self.model_init_kwargs)
         # Each process collates its own rows of a stream: accelerate's default would join batches of different widths.
         self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
         super().__post_init__()
-        self.eos_tail = str(self.eos_tail)
-        if self.eos_tail != "batch" and not self.eos_tail.isdigit():
-            raise ValueError(f"eos_tail={self.eos_tail!r} must be a number of tokens or 'batch'")
-        if self.eval_draws < 1:
-            raise ValueError(f"eval_draws={self.eval_draws} must be at least 1")
         if self.activation_offloading and self.device.type == "cpu":
             raise ValueError("activation_offloading=True needs an accelerator: on a CPU, activations are in its memory")
-        self.pad_to_multiple_of = multiple(self.pad_to_multiple_of)
 
 
 def multiple(value: int | str | None) -> int | None:
@@ -52,6 +111,6 @@ def multiple(value: int | str | None) -> int | None:
     """
     if value is None or str(value).lower() in ("auto", "none", "null"):
         return None
-    if not str(value).isdigit() or int(value) < 1:
+    if not str(value).isdecimal() or int(value) < 1:
         raise ValueError(f"pad_to_multiple_of={value!r} must be 'auto', None or a positive number")
     return int(value)

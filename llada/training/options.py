@@ -1,17 +1,21 @@
 """The options that pretraining and SFT add to `TrainingArguments`; importing this module does not import torch."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from llada.checks import NOT_EMPTY, EosTail, NonNegativeFloat, OneOf, PositiveInt, Share, Steps
+
+STRATEGIES = ("bfd", "bfd_split", "wrapped")
 
 
 @dataclass
 class DiffusionOptions:
     """Options that every trainer adds, and `TrainingArguments` whose default is another one here."""
 
-    max_length: int | None = field(
+    max_length: PositiveInt | None = field(
         default=None, metadata={"help": "Maximal tokens of a row, EOS tail included; default: the model's context."}
     )
-    eos_tail: str = field(
+    eos_tail: EosTail = field(
         default="1",
         metadata={
             "help": "EOS tokens that are appended to each response and scored: a number, or in SFT 'batch' (up to the "
@@ -27,7 +31,7 @@ class DiffusionOptions:
         default=False,
         metadata={"help": "Plain text may spell special tokens, as chats that are rendered already do; else refused."},
     )
-    dataset_num_proc: int | None = field(
+    dataset_num_proc: PositiveInt | None = field(
         default=None, metadata={"help": "Processes that tokenize; documents are packed in one."}
     )
 
@@ -35,7 +39,7 @@ class DiffusionOptions:
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained for a model given by name, as JSON."}
     )
-    router_aux_loss_coef: float | None = field(
+    router_aux_loss_coef: NonNegativeFloat | None = field(
         default=None, metadata={"help": "Weight of the load-balancing loss (LLaDA-MoE); default: the model's."}
     )
     pad_to_multiple_of: int | str | None = field(
@@ -70,7 +74,7 @@ class MaskedDiffusionOptions(DiffusionOptions):
     masks: str = field(
         default="bernoulli", metadata={"help": "Training masks: 'bernoulli' (weight 1/t) or 'exact_count' (L/l)."}
     )
-    random_length_probability: float = field(
+    random_length_probability: Share = field(
         default=0.0, metadata={"help": "In pretraining, share of rows that are cut to a random length (LLaDA: 0.01)."}
     )
     completion_only_loss: bool | None = field(
@@ -87,7 +91,7 @@ class MaskedDiffusionOptions(DiffusionOptions):
             "help": "Pack rows of max_length tokens (False: never). Default: documents are concatenated and cut."
         },
     )
-    packing_strategy: str | None = field(
+    packing_strategy: Annotated[str, OneOf(STRATEGIES)] | None = field(
         default=None,
         metadata={
             "help": "bfd (whole rows, which do not see each other; TRL's default with packing=True), bfd_split (cuts "
@@ -96,17 +100,19 @@ class MaskedDiffusionOptions(DiffusionOptions):
     )
     eval_packing: bool | None = field(default=None, metadata={"help": "packing of evaluation data; default: the same."})
     shuffle_dataset: bool = field(default=False, metadata={"help": "Shuffle the training data before it is packed."})
-    dataset_text_field: str = field(default="text", metadata={"help": "Column of documents."})
+    dataset_text_field: Annotated[str, NOT_EMPTY] = field(default="text", metadata={"help": "Column of documents."})
     dataset_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": '{"skip_prepare_dataset": true}: rows are tokenized already, as JSON.'}
     )
-    chat_template_path: str | None = field(
+    chat_template_path: Annotated[str, NOT_EMPTY] | None = field(
         default=None, metadata={"help": "A .jinja file, or a tokenizer whose chat template is taken."}
     )
-    eos_token: str | None = field(default=None, metadata={"help": "The EOS token; default: the tokenizer's."})
+    eos_token: Annotated[str, NOT_EMPTY] | None = field(
+        default=None, metadata={"help": "The EOS token; default: the tokenizer's."}
+    )
     loss_type: str = field(default="nll", metadata={"help": "Only 'nll': the likelihood bound."})
-    eval_draws: int = field(default=4, metadata={"help": "Masks (stratified exact counts) per evaluated row."})
-    decay_steps: float = field(
+    eval_draws: PositiveInt = field(default=4, metadata={"help": "Masks (stratified exact counts) per evaluated row."})
+    decay_steps: Steps = field(
         default=0.1, metadata={"help": "Steps of the learning rate's final decay: a number, or a share below 1."}
     )
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay."})

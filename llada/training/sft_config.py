@@ -1,18 +1,17 @@
 """The configuration of pretraining and SFT: `TrainingArguments`, the options of TRL's SFTConfig, and ours."""
 
-import json
 from dataclasses import dataclass, fields
 
 from transformers import TrainingArguments
 
+from llada.checks import as_mapping, check
 from llada.data.rows import RowForm
-from llada.diffusion.masking import check_mask_kind
+from llada.diffusion.masking import MaskKind
 from llada.training.config import DiffusionArguments
 from llada.training.options import MaskedDiffusionOptions
 from llada.training.trl_options import REFUSED
 
 NO_METRICS = ("mean_token_accuracy", "entropy")  # TRL's, of logits
-STRATEGIES = ("bfd", "bfd_split", "wrapped")
 
 
 @dataclass
@@ -34,21 +33,16 @@ class MaskedDiffusionConfig(MaskedDiffusionOptions, DiffusionArguments):
     }
 
     def __post_init__(self):
+        self.dataset_kwargs = as_mapping("dataset_kwargs", self.dataset_kwargs) or None
         super().__post_init__()
-        check_mask_kind(self.masks)
+        check("masks", self.masks, MaskKind)
         if str(self.metric_for_best_model).endswith(NO_METRICS):
             raise ValueError(
                 f"metric_for_best_model={self.metric_for_best_model!r} is refused: it needs the logits of whole rows, "
                 "and the model's head runs at masked positions only. Use 'eval_loss' or 'eval_bits_per_byte'"
             )
-        if self.packing_strategy not in (None, *STRATEGIES):
-            raise ValueError(f"packing_strategy={self.packing_strategy!r} must be one of {STRATEGIES}")
-        if isinstance(self.dataset_kwargs, str):
-            self.dataset_kwargs = json.loads(self.dataset_kwargs)
         if unknown := set(self.dataset_kwargs or {}) - {"skip_prepare_dataset"}:
             raise ValueError(f"dataset_kwargs has unknown keys {sorted(unknown)}: it may have 'skip_prepare_dataset'")
-        if not 0 <= self.random_length_probability <= 1:
-            raise ValueError(f"random_length_probability={self.random_length_probability} must be between 0 and 1")
 
     @classmethod
     def of(cls, args: TrainingArguments) -> "MaskedDiffusionConfig":

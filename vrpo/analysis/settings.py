@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from llada.checks import NOT_EMPTY, NonNegativeInt, OneOf, PositiveFloat, PositiveInt, Range, check, check_fields
 
 if TYPE_CHECKING:
     from vrpo.estimators.designs import Design
@@ -21,37 +23,34 @@ GRADIENTS = ("up", "head", "full")
 class Settings:
     """What is measured; the defaults are the paper's protocol."""
 
-    pairs: int | None = field(
+    pairs: PositiveInt | None = field(
         default=None, metadata={"help": "Pairs from the top of the data; default: 128, or fewer if the data has fewer."}
     )
-    batch_size: int = field(default=16, metadata={"help": "Pairs in a batch, whose gradient is one sample."})
-    repeats: int = field(default=8, metadata={"help": "Redraws of each batch."})
-    budgets: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "Values of n in the plot."})
-    designs: list[str] = field(
+    batch_size: PositiveInt = field(default=16, metadata={"help": "Pairs in a batch, whose gradient is one sample."})
+    repeats: Annotated[int, Range(at_least=2)] = field(default=8, metadata={"help": "Redraws of each batch."})
+    budgets: Annotated[list[PositiveInt], NOT_EMPTY] = field(
+        default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "Values of n in the plot."}
+    )
+    designs: Annotated[list[str], NOT_EMPTY] = field(
         default_factory=lambda: ["vrpo", "loo_complementary"], metadata={"help": "Designs to plot, by name."}
     )
-    gradient: str = field(default="up", metadata={"help": "Parameters: 'up', 'head', 'full', 'none' (much faster)."})
+    gradient: Annotated[str, OneOf((*GRADIENTS, "none"))] = field(
+        default="up", metadata={"help": "Parameters: 'up', 'head', 'full', 'none' (much faster)."}
+    )
     loss_type: str = field(default="sigmoid", metadata={"help": "A loss of vrpo.losses.pairwise."})
-    beta: float = field(default=0.2, metadata={"help": "Scale of the score, 1/nats."})
+    beta: PositiveFloat = field(default=0.2, metadata={"help": "Scale of the score, 1/nats."})
     label_smoothing: float = field(default=0.0, metadata={"help": "For 'robust' and 'exo_pair'."})
-    source_pairs: int = field(default=8, metadata={"help": "Pairs for the split by source: whole batches; 0: none."})
+    source_pairs: NonNegativeInt = field(
+        default=8, metadata={"help": "Pairs for the split by source: whole batches; 0: none."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
 
     def __post_init__(self):
-        if self.gradient not in (*GRADIENTS, "none"):
-            raise ValueError(f"gradient={self.gradient!r} must be one of {[*GRADIENTS, 'none']}")
-        if self.repeats < 2:
-            raise ValueError(f"repeats={self.repeats} must be at least 2: a variance needs two draws")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
-        if self.pairs is not None and (self.pairs < 1 or self.pairs % min(self.pairs, self.batch_size)):
+        check_fields(self)
+        if self.pairs is not None and self.pairs % min(self.pairs, self.batch_size):
             raise ValueError(
                 f"pairs={self.pairs} must be a positive multiple of batch_size={self.batch_size}: the gradient of a "
                 "smaller batch varies more"
-            )
-        if not self.budgets or min(self.budgets) < 1 or self.source_pairs < 0:
-            raise ValueError(
-                f"budgets={self.budgets} must be at least 1, and source_pairs={self.source_pairs} at least 0"
             )
         if self.loss_type == "sft":
             raise ValueError("loss_type='sft' is no function of a score: name a preference loss of vrpo.LOSSES")
@@ -85,8 +84,10 @@ class Settings:
 
     def rows(self) -> "list[tuple[str, Design]]":
         """Named designs, each once: the paper's rows, then `designs` at every budget (loo_complementary from n = 2)."""
-        from vrpo.estimators.designs import ComposedDesign, design
+        from vrpo.estimators.designs import DESIGNS, ComposedDesign, design
 
+        for name in self.designs:
+            check("designs", name, Annotated[str, OneOf(sorted(DESIGNS))])
         rows: list[tuple[str, Design]] = [("vrpo", ComposedDesign(n_t, n_y, shared)) for n_t, n_y, shared in TABLE_2]
         rows += [(name, design(name, n_t=n)) for name in self.designs for n in self.budgets]
         return list(dict.fromkeys((name, each) for name, each in rows if (name, each.n) != ("loo_complementary", 1)))
@@ -99,24 +100,26 @@ class TableArguments(Settings):
     model: str | None = field(default=None, metadata={"help": "Policy: a path or a hub name."})
     ref_model: str | None = field(default=None, metadata={"help": "Reference: a path or a hub name."})
     data: str | None = field(default=None, metadata={"help": "Preference pairs in TRL's formats."})
-    max_length: int | None = field(
+    max_length: PositiveInt | None = field(
         default=None,
         metadata={"help": "Token limit of a side; longer pairs, like invalid ones, are left out with a warning."},
     )
     allow_special_tokens: bool = field(
         default=False, metadata={"help": "Plain text may spell special tokens, as in chats that are rendered already."}
     )
-    output: str = field(default="runs/variance", metadata={"help": "Folder of variance.json, .csv and .png."})
+    output: Annotated[str, NOT_EMPTY] = field(
+        default="runs/variance", metadata={"help": "Folder of variance.json, .csv and .png."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace the results in output."})
     device: str = field(default="auto", metadata={"help": "A torch device, or 'auto': a GPU if there is one."})
-    dtype: str = field(default="auto", metadata={"help": "'auto' (as saved), 'float32' or 'bfloat16'."})
+    dtype: Annotated[str, OneOf(("auto", "float32", "bfloat16"))] = field(
+        default="auto", metadata={"help": "'auto' (as saved), 'float32' or 'bfloat16'."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
         missing = [f"--{name}" for name in ("model", "ref_model", "data") if getattr(self, name) is None]
         if missing:
             raise ValueError(f"missing: {', '.join(missing)}")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"dtype={self.dtype!r} must be 'auto', 'float32' or 'bfloat16'")
         if Path(self.output, "variance.json").exists() and not self.overwrite:
             raise ValueError(f"output={self.output} holds results: set overwrite to replace them")

@@ -20,6 +20,7 @@ Shapes: S draws, G groups of them, B responses, L tokens.
 import torch
 from torch import Tensor
 
+from llada.checks import NonNegativeFloat, PositiveFloat, PositiveInt, check
 from llada.diffusion.masking import MaskDraws
 
 
@@ -43,10 +44,11 @@ def leave_one_out(
         Draws with the same masks and new weights; `draws` itself if there is only one group and so no baseline.
 
     Raises:
-        ValueError: prior is not positive.
+        ValueError: group is below 1, prior is not positive, or slope is negative.
     """
-    if prior <= 0:
-        raise ValueError(f"prior={prior} must be positive")
+    check("group", group, PositiveInt)
+    check("prior", prior, PositiveFloat)
+    check("slope", slope, NonNegativeFloat)
     n = len(draws.masked_SBL)
     if n <= group:
         return draws

@@ -18,11 +18,12 @@ Shapes: S draws (S = n_t n_y), B responses, P pairs, L tokens. All values are in
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Generator, Tensor
 
-from llada.diffusion.masking import LEVELS, MaskDraws, check_mask_kind, draw_masks
+from llada.checks import OneOf, PositiveInt, Range, check, check_fields
+from llada.diffusion.masking import LevelKind, MaskDraws, MaskKind, draw_masks
 from llada.diffusion.random_streams import POLICY, REFERENCE, response_generators
 from vrpo.estimators.baseline import leave_one_out
 from vrpo.estimators.protocol import Design
@@ -47,25 +48,18 @@ class ComposedDesign:
         ValueError: a part that is unknown or out of range, or parts that cannot be combined.
     """
 
-    n_t: int = 8
-    n_y: int = 1
+    n_t: PositiveInt = 8
+    n_y: PositiveInt = 1
     shared_masks: bool = True
-    masks: str = "exact_count"
-    levels: str = "iid"
+    masks: MaskKind = "exact_count"
+    levels: LevelKind = "iid"
     complementary: bool = False
-    count_tilt: float = 0.0
-    baseline_prior: float = 0.0
-    baseline_slope: float = 0.0
+    count_tilt: Annotated[float, Range(at_least=0, at_most=1)] = 0.0
+    baseline_prior: Annotated[float, Range(at_least=0, at_most=1e6)] = 0.0
+    baseline_slope: Annotated[float, Range(at_least=0, at_most=100)] = 0.0
 
     def __post_init__(self):
-        for name, most in (("count_tilt", 1), ("baseline_prior", 1e6), ("baseline_slope", 100)):
-            if not 0 <= getattr(self, name) <= most:  # nan fails too
-                raise ValueError(f"{name}={getattr(self, name)} must be from 0 to {most}")
-        if self.n_t < 1 or self.n_y < 1:
-            raise ValueError(f"n_t={self.n_t} and n_y={self.n_y} must be at least 1")
-        check_mask_kind(self.masks)
-        if self.levels not in LEVELS:
-            raise ValueError(f"levels={self.levels!r} is unknown: it must be one of {LEVELS}")
+        check_fields(self)
         if self.baseline_slope and not self.baseline_prior:
             raise ValueError(f"baseline_slope={self.baseline_slope} needs a baseline: baseline_prior is 0")
         if self.masks != "exact_count" and (self.count_tilt or self.baseline_prior):
@@ -123,8 +117,7 @@ def design(name: str, **options: Any) -> Any:
     Raises:
         ValueError: an unknown name, an option that the design does not have, or options that cannot be combined.
     """
-    if name not in DESIGNS:
-        raise ValueError(f"estimator={name!r} is unknown: it must be one of {sorted(DESIGNS)}")
+    check("estimator", name, Annotated[str, OneOf(sorted(DESIGNS))])
     options = {option: value for option, value in options.items() if value is not None}
     known = [field.name for field in fields(DESIGNS[name])]  # type: ignore[arg-type]
     if unknown := sorted(set(options) - set(known)):

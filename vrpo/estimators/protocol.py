@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Generator, Tensor
 
+from llada.checks import PositiveInt, check_fields
 from llada.diffusion.masking import MaskDraws, draw_rows
 
 
@@ -48,16 +49,15 @@ class RowDesign:
     """Base class: a subclass draws masks [n, length] and weights [n] of one response in `draw_row`.
 
     Raises:
-        ValueError: n_t below 1.
+        ValueError: n_t is no integer of at least 1.
     """
 
-    n_t: int = 8
+    n_t: PositiveInt = 8
     shared_masks = True
     biased = False
 
     def __post_init__(self):
-        if self.n_t < 1:
-            raise ValueError(f"n_t={self.n_t} must be at least 1")
+        check_fields(self)
 
     @property
     def n(self) -> int:

@@ -12,12 +12,16 @@ reverse KL. Constants that cancel in a difference of rewards are TRL's. Log-rati
 """
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llada.checks import OneOf, check
+
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+Divergence = Annotated[str, OneOf(DIVERGENCES)]
 # e^80 is finite in float32, and at such ratios a loss is saturated. Beyond, infinity times a slope of 0 would be nan.
 LARGEST_EXPONENT = 80.0
 
@@ -31,9 +35,14 @@ def divergence_score(ratio: Tensor, divergence: str, alpha: float = 0.5) -> Tens
     Args:
         divergence: one of `DIVERGENCES`; alpha: a of alpha_divergence.
 
+    Raises:
+        ValueError: the divergence is unknown, or alpha is not finite.
+
     Example: r = 2: reverse_kl 2, forward_kl 1 - e^-2 = 0.864665, js_divergence 0.693147 - 0.126928 = 0.566219,
     alpha_divergence with a = 0.5: (e^-1 - 1) / -0.5 = 1.264241.
     """
+    check("divergence", divergence, Divergence)
+    check("alpha", alpha, float)
     if divergence == "js_divergence":
         return math.log(2) + F.logsigmoid(ratio)
     power = {"reverse_kl": 1.0, "forward_kl": 0.0, "alpha_divergence": alpha}[divergence] - 1

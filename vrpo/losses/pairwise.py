@@ -13,12 +13,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vrpo.losses.divergences import DIVERGENCES, divergence_score
+from llada.checks import NOT_EMPTY, OneOf, PositiveFloat, Range, check, check_fields, own_fields
+from vrpo.losses.divergences import Divergence, divergence_score
 from vrpo.scores import PairScores
 
 
@@ -229,35 +231,30 @@ class PreferenceLoss:
             message names the option and what is allowed.
     """
 
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
-    beta: float
-    label_smoothing: float = 0.0
-    f_divergence_type: str = "reverse_kl"
+    names: Annotated[tuple[str, ...], NOT_EMPTY]
+    weights: Annotated[tuple[float, ...], NOT_EMPTY]
+    beta: PositiveFloat
+    label_smoothing: Annotated[float, Range(at_least=0, below=0.5)] = 0.0
+    f_divergence_type: Divergence = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
-    discopop_tau: float = 0.05
+    discopop_tau: PositiveFloat = 0.05
     use_weighting: bool = False
 
     def __post_init__(self):
-        for option in ("beta", "discopop_tau"):
-            if not 0 < getattr(self, option) < math.inf:
-                raise ValueError(f"{option}={getattr(self, option)} must be positive and finite")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 0.5")
-        if not math.isfinite(self.f_alpha_divergence_coef):
-            raise ValueError(f"f_alpha_divergence_coef={self.f_alpha_divergence_coef} must be finite")
-        if unknown := [name for name in self.names if name not in LOSSES]:
-            raise ValueError(f"loss_type={unknown[0]!r} is unknown: it must be one of {list(LOSSES)}")
+        declared = own_fields(type(self))
+        check("loss_type", self.names, declared.pop("names"))  # by the names of the trainer's options
+        check("loss_weights", self.weights, declared.pop("weights"))
+        check_fields(self, declared)
+        for name in self.names:
+            check("loss_type", name, Annotated[str, OneOf(list(LOSSES))])
         if len(self.names) != len(self.weights):
             raise ValueError(
                 f"loss_weights={list(self.weights)} must have one weight for each of loss_type={list(self.names)}"
             )
+        if not any(self.weights):
+            raise ValueError(f"loss_weights={list(self.weights)} are all 0: the loss would train nothing")
         if "exo_pair" in self.names and self.label_smoothing == 0:
             raise ValueError("label_smoothing=0 makes exo_pair infinite: set it above 0 (TRL takes 1e-3)")
-        if self.f_divergence_type not in DIVERGENCES:
-            raise ValueError(
-                f"f_divergence_type={self.f_divergence_type!r} is unknown: it must be one of {list(DIVERGENCES)}"
-            )
         others = [name for name in self.names if name not in OF_DIFFERENCE]
         if self.f_divergence_type != "reverse_kl" and others:
             raise ValueError(

@@ -1,8 +1,8 @@
 """Options of preference training: TRL's names, the paper's values (LLaDA 1.5, arXiv 2505.19223, section 4.1)."""
 
-import json
 from dataclasses import dataclass
 
+from llada.checks import as_mapping
 from llada.training.config import DiffusionArguments
 from llada.training.trl_options import REFUSED
 from vrpo.estimators.designs import Design, design
@@ -18,11 +18,8 @@ def parse_options(options: dict | str | None) -> dict:
     Raises:
         ValueError: it is neither, or holds an option that the trainer has itself.
     """
-    try:
-        found = json.loads(options) if isinstance(options, str) else dict(options or {})
-    except ValueError as error:
-        raise ValueError(f"estimator_options={options!r} is no JSON: {error}") from error
-    if not isinstance(found, dict) or {"n_t", "n_y"} & set(found):
+    found = as_mapping("estimator_options", options)
+    if {"n_t", "n_y"} & set(found):
         raise ValueError(
             f"estimator_options={options!r} must be a mapping without n_t and n_y, which are options apart"
         )
@@ -46,22 +43,22 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
     }
 
     def __post_init__(self):
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
         super().__post_init__()
-        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
-            raise ValueError(f"ld_alpha={self.ld_alpha} must be between 0 (ignore the longer response's end) and 1")
         if self.sync_ref_model and self.precompute_ref_log_probs:
             raise ValueError(
                 "sync_ref_model changes the reference, which precompute_ref_log_probs takes as fixed: set one"
             )
-        if self.sync_ref_model and not (0 <= self.ref_model_mixup_alpha <= 1 and self.ref_model_sync_steps >= 1):
-            raise ValueError("ref_model_mixup_alpha must be between 0 and 1, and ref_model_sync_steps at least 1")
-        if isinstance(self.loss_type, str):
-            self.loss_type = [self.loss_type]
         if self.loss_weights is None:
             self.loss_weights = [SFT_WEIGHT if name == "sft" else 1.0 for name in self.loss_type]
         self.estimator_options = parse_options(self.estimator_options)
         self.loss()
         self.design()
+        if self.ld_alpha not in (None, 1) and set(self.loss_type) == {"sft"}:
+            raise ValueError(
+                f"ld_alpha={self.ld_alpha} changes nothing with loss_type=['sft'], which has no log-ratio: leave it out"
+            )
         if self.eos_tail == "batch":
             raise ValueError("eos_tail='batch' is for SFT: a pair's score would depend on its batch. Give a number")
 
@@ -81,8 +78,4 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
 
     def design(self) -> Design:
         """The sampling design that these options select."""
-        options = parse_options(self.estimator_options)
-        try:
-            return design(self.estimator, n_t=self.n_t, n_y=self.n_y, **options)
-        except TypeError as error:  # a value of another type, which a comparison does not take
-            raise ValueError(f"estimator_options={options}: {error}") from error
+        return design(self.estimator, n_t=self.n_t, n_y=self.n_y, **parse_options(self.estimator_options))

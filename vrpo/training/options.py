@@ -4,7 +4,9 @@ Names are TRL's, values the paper's (LLaDA 1.5, arXiv 2505.19223, section 4.1).
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from llada.checks import NOT_EMPTY, NonNegativeInt, PositiveInt, Share
 from llada.training.options import DiffusionOptions
 
 
@@ -13,7 +15,7 @@ class VRPOOptions(DiffusionOptions):
     """The default learning rate is for full fine-tuning; LoRA needs a larger one (our choice: 1e-5 to 1e-4)."""
 
     beta: float = field(default=0.2, metadata={"help": "Scale of the log-ratios in the score, 1/nats."})
-    loss_type: list[str] = field(
+    loss_type: Annotated[list[str], NOT_EMPTY] = field(
         default_factory=lambda: ["sigmoid", "sft"],
         metadata={"help": "Losses to sum, by TRL's names; sft is one (vrpo.losses.pairwise)."},
     )
@@ -41,14 +43,18 @@ class VRPOOptions(DiffusionOptions):
             "gauss_legendre (biased)."
         },
     )
-    n_t: int | None = field(default=None, metadata={"help": "Timesteps for each response; default: the design's."})
-    n_y: int | None = field(default=None, metadata={"help": "Masks at each timestep; default: the design's."})
+    n_t: PositiveInt | None = field(
+        default=None, metadata={"help": "Timesteps for each response; default: the design's."}
+    )
+    n_y: PositiveInt | None = field(default=None, metadata={"help": "Masks at each timestep; default: the design's."})
     estimator_options: dict | str | None = field(
         default=None,
         metadata={"help": 'Other options of the design as JSON, such as {"levels": "mirrored"} (vrpo.estimators).'},
     )
-    eval_draws: int = field(default=8, metadata={"help": "Timesteps for each response in evaluation; masks are fixed."})
-    variance_steps: int = field(
+    eval_draws: PositiveInt = field(
+        default=8, metadata={"help": "Timesteps for each response in evaluation; masks are fixed."}
+    )
+    variance_steps: NonNegativeInt = field(
         default=50,
         metadata={
             "help": "Every this many steps, score the batch again with fresh masks to log score/variance. Used only if "
@@ -56,7 +62,7 @@ class VRPOOptions(DiffusionOptions):
         },
     )
     allow_identical: bool = field(default=False, metadata={"help": "Keep pairs whose chosen and rejected are equal."})
-    ld_alpha: float | None = field(
+    ld_alpha: Share | None = field(
         default=None,
         metadata={"help": "LD-DPO: weight of a response's tokens beyond the shorter one's length; default: none (1)."},
     )
@@ -64,14 +70,16 @@ class VRPOOptions(DiffusionOptions):
         default=False,
         metadata={"help": "Accepted; the reference is still scored in every step, as each step draws other masks."},
     )
-    precompute_ref_batch_size: int | None = field(default=None, metadata={"help": "Without effect."})
+    precompute_ref_batch_size: PositiveInt | None = field(default=None, metadata={"help": "Without effect."})
     sync_ref_model: bool = field(
         default=False, metadata={"help": "TR-DPO: move the reference towards the policy during training."}
     )
-    ref_model_mixup_alpha: float = field(
+    ref_model_mixup_alpha: Share = field(
         default=0.6, metadata={"help": "Share of the policy in the reference after a synchronization (TR-DPO)."}
     )
-    ref_model_sync_steps: int = field(default=512, metadata={"help": "Steps between synchronizations (TR-DPO)."})
+    ref_model_sync_steps: PositiveInt = field(
+        default=512, metadata={"help": "Steps between synchronizations (TR-DPO)."}
+    )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout to 0; False is refused."})
     learning_rate: float = field(default=5e-7, metadata={"help": "Peak rate; the paper's, for full fine-tuning."})
     warmup_steps: float = field(default=15, metadata={"help": "Steps of linear warm-up."})

@@ -1,8 +1,11 @@
 """The base class of all model configurations, and the check of their fields."""
 
-from typing import Any
+from typing import Annotated, Any
 
+from llada.checks import Range, check, check_fields, own_fields
 from llada.denoiser import DenoiserSpec
+
+RopeTheta = Annotated[float, Range(at_least=1)]  # below 1, frequencies would rise with the index of a dimension
 
 
 def check_supported(fields: dict, supported: dict[str, tuple]) -> None:
@@ -15,6 +18,24 @@ def check_supported(fields: dict, supported: dict[str, tuple]) -> None:
 
 class FamilyConfig:
     """Mixin of the model configurations: describes a model to the rest of the package."""
+
+    def check_declared(self: Any, base: type) -> None:
+        """Compare each field with its declared type and range, but for those of the base class.
+
+        Raises:
+            ValueError: see `llada.checks.check`.
+        """
+        check_fields(self, own_fields(type(self), base), prefix="config field ")
+
+    def check_ids(self: Any) -> None:
+        """Compare the special ids with the rows of the embedding.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
+        inside = Annotated[int, Range(at_least=0, below=self.embedding_size)]
+        for name in ("mask", "bos", "eos", "pad", "eot"):
+            check(f"config field {name}_token_id", getattr(self, f"{name}_token_id"), inside | None)
 
     def auxiliary_losses(self) -> dict[str, float]:
         """Names and weights of the losses that the model returns in training besides its log-probabilities."""
@@ -31,9 +52,14 @@ class FamilyConfig:
         return "dense"
 
     def set_special_ids(self, mask: int, eos: int, pad: int, eot: int | None) -> None:
-        """Set the special ids, some of which the published files lack, from those of a tokenizer."""
+        """Set the special ids, some of which the published files lack, from those of a tokenizer.
+
+        Raises:
+            ValueError: an id is outside the vocabulary.
+        """
         for name, value in ("mask", mask), ("eos", eos), ("pad", pad), ("eot", eot):
             setattr(self, f"{name}_token_id", value)
+        self.check_ids()
 
     @property
     def denoiser_spec(self: Any) -> DenoiserSpec:

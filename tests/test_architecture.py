@@ -50,7 +50,7 @@ LEVELS = {
         ["models.common"],
         ["diffusion"],
         ["denoiser", "evaluation", "output"],
-        ["checks", "kv_cache", "errors", "files", "lazy"],
+        ["checks", "kv_cache", "errors", "files", "lazy", "pretrained"],
     ],
     "vrpo": [
         ["variance", "check", "__init__"],

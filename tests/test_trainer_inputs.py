@@ -366,4 +366,4 @@ def test_quantized_weights_need_adapters_which_a_directory_of_adapters_has(tmp_p
     assert any(
         weight.requires_grad for weight in load(str(tmp_path / "adapters"), None, False, "eight bits").parameters()
     )
-    assert given == {"quantization_config": "eight bits", "dtype": "auto"}
+    assert given == {"quantization_config": "eight bits", "dtype": "auto", "trust_remote_code": False}

@@ -3,10 +3,19 @@
 from types import SimpleNamespace
 
 import pytest
+import test_sft
+import test_vrpo_trainer
 from transformers import TrainerState, TrainingArguments
 
-from llada.training.warnings import LowAdapterRate
-from vrpo.training.warnings import LOGS, MeaninglessAccuracy, UnmovedMargin
+from llada.training.warnings import LowAdapterRate, RisingLoss
+from vrpo.training.warnings import (
+    LOGS,
+    CollapsingMargin,
+    FallingChosen,
+    FarFromReference,
+    MeaninglessAccuracy,
+    UnmovedMargin,
+)
 
 STATE = dict(max_steps=100, logging_steps=1, is_world_process_zero=True)
 
@@ -71,3 +80,89 @@ def test_an_accuracy_whose_margin_is_within_noise_means_nothing(tmp_path, caplog
     logs, warnings = ACCURACIES[case]
     run_through(MeaninglessAccuracy(), arguments(tmp_path), [logs, logs])
     assert caplog.text.count("means nothing yet") == warnings
+
+
+def preference_lines(margins=None, chosen=0.0, bound=-40.0) -> list[dict[str, float]]:
+    """Log lines; `bound` is the reference's on the chosen answers, in nats, and beta is 0.2."""
+    margins = [1.0] * LOGS if margins is None else margins
+    shared = {"rewards/chosen": chosen, "logps/chosen": bound + chosen / 0.2}
+    return [{"rewards/margins": margin} | shared for margin in margins]
+
+
+NOISE = [0.01, -0.01]
+DIVERGING = {
+    "margin at a tenth of its best": (
+        CollapsingMargin, preference_lines([1.0 + e for e in NOISE * 5] + [0.1 + e for e in NOISE * 5]), 1
+    ),
+    "margin below 0": (
+        CollapsingMargin, preference_lines([1.0 + e for e in NOISE * 5] + [-1.0 + e for e in NOISE * 5]), 1
+    ),
+    "margin at a third of its best": (
+        CollapsingMargin, preference_lines([1.0 + e for e in NOISE * 5] + [0.33 + e for e in NOISE * 5]), 0
+    ),
+    "margin that was noise only": (CollapsingMargin, preference_lines([0.5, -0.4] * LOGS + [-0.2, 0.1] * LOGS), 0),
+    "margin that scatters widely": (CollapsingMargin, preference_lines([6.0, -4.0, 3.0] * 5 + [-4.0, 4.2] * LOGS), 0),
+    "margin that grows": (CollapsingMargin, preference_lines([0.1 * step for step in range(30)]), 0),
+    "chosen at -3.1": (FallingChosen, preference_lines(chosen=-3.1), 1),
+    "chosen at -2.9": (FallingChosen, preference_lines(chosen=-2.9), 0),
+    "chosen at 4": (FallingChosen, preference_lines(chosen=4.0), 0),
+    "too few lines": (FallingChosen, preference_lines([1.0] * (LOGS - 1), chosen=-9.0), 0),
+    "20.5 of 40 nats lost": (FarFromReference, preference_lines(chosen=-4.1), 1),
+    "19.5 of 40 nats lost": (FarFromReference, preference_lines(chosen=-3.9), 0),
+    "20.5 of 400 nats lost": (FarFromReference, preference_lines(chosen=-4.1, bound=-400.0), 0),
+    "nats gained": (FarFromReference, preference_lines(chosen=4.1), 0),
+    "every line of ten at 1.6 times the first": (RisingLoss, [{"loss": loss} for loss in [5.0] + [8.0] * 10], 1),
+    "one line of ten at 1.4 times": (RisingLoss, [{"loss": loss} for loss in [5.0] + ([8.0] * 9 + [7.0]) * 5], 0),
+    "a loss that falls": (RisingLoss, [{"loss": 8.0 - 0.1 * step} for step in range(40)], 0),
+    "a loss that scatters": (RisingLoss, [{"loss": loss} for loss in [5.0, 44.0, 20.0, 4.0] * 10], 0),
+    "nine lines": (RisingLoss, [{"loss": loss} for loss in [5.0] + [50.0] * 9], 0),
+}  # fmt: skip
+WORDS = {
+    CollapsingMargin: "rewards/margins has collapsed",
+    FallingChosen: "rewards/chosen is far below 0",
+    FarFromReference: "the policy is far from its reference",
+    RisingLoss: "the loss has risen",
+}
+
+
+@pytest.mark.parametrize("case", DIVERGING)
+def test_a_run_that_diverges_is_said_once_in_words_with_what_to_try(tmp_path, caplog, case):
+    watch, lines, warnings = DIVERGING[case]
+    args = arguments(tmp_path, learning_rate=3e-5)
+    args.beta = 0.2
+    run_through(watch(), args, [*lines, lines[-1]] if warnings else lines)
+    assert caplog.text.count(WORDS[watch]) == warnings
+    assert caplog.text.count("ower learning_rate (now 3e-05)") == warnings
+
+
+def test_the_nats_that_are_lost_are_named(tmp_path, caplog):
+    """A reward of -4.1 at beta 0.2 is a log-ratio of -20.5 nats, over the reference's -40."""
+    args = arguments(tmp_path)
+    args.beta = 0.2
+    for watch in FallingChosen(), FarFromReference():
+        run_through(watch, args, preference_lines(chosen=-4.1))
+    assert "become less likely, by 20.5 nats each" in caplog.text
+    assert "have lost 20.5 nats each (-rewards/chosen / beta) of a bound that was -40 with the reference" in caplog.text
+
+
+def test_a_resumed_loss_is_compared_with_the_first_of_the_run(tmp_path, caplog):
+    watch, args = RisingLoss(), arguments(tmp_path)
+    state = TrainerState(global_step=50, log_history=[{"loss": 2.0}, {"eval_loss": 9.0}, {"loss": 1.0}], **STATE)
+    watch.on_train_begin(args, state, None)
+    for _ in range(10):
+        watch.on_log(args, state, None, logs={"loss": 3.1})
+    assert "after 2 in the first" in caplog.text
+
+
+@pytest.mark.parametrize(("rate", "says"), [(1e-2, ()), (1.0, (WORDS[FallingChosen], WORDS[FarFromReference]))])
+def test_a_preference_run_at_a_hundred_times_its_rate(tmp_path, caplog, rate, says):
+    test_vrpo_trainer.trainer(tmp_path, max_steps=30, learning_rate=rate, per_device_train_batch_size=4).train()
+    assert tuple(words for words in WORDS.values() if words in caplog.text) == says
+    assert all(caplog.text.count(words) == 1 for words in says)
+
+
+@pytest.mark.parametrize(("rate", "says"), [(2e-2, 0), (2.0, 1)])
+def test_an_sft_run_at_a_hundred_times_its_rate(tmp_path, caplog, rate, says):
+    options = dict(masks="exact_count", lr_scheduler_type="constant", max_steps=14, learning_rate=rate)
+    test_sft.trainer(tmp_path, **options).train()
+    assert caplog.text.count(WORDS[RisingLoss]) == says

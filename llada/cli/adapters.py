@@ -1,10 +1,10 @@
 """Where a model is: which names are paths, and the base of PEFT adapters. Importing this does not import torch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from llada.errors import RecipeError
+from llada.pretrained import read_object
 from llada.sampling.settings import FILE, SamplerSettings
 
 CONFIG = "adapter_config.json"
@@ -41,18 +41,10 @@ def adapter_fields(name: str) -> dict[str, Any] | None:
     """The fields of the `adapter_config.json` in a directory, or None if it holds no adapters.
 
     Raises:
-        RecipeError: the file is no JSON object.
+        ValueError: the file is no JSON object.
     """
     file = Path(name, CONFIG)
-    if not file.exists():
-        return None
-    try:
-        fields = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise RecipeError(f"{file} is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise RecipeError(f"{file} holds no object of fields and values")
-    return fields
+    return read_object(file) if file.exists() else None
 
 
 def base_revision(name: str) -> str | None:

@@ -22,10 +22,11 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from llada.cli.adapters import adapter_fields, base_of, base_revision, check_path, missing_base
-from llada.data.tokenizer import load_tokenizer, special_ids
+from llada.data.tokenizer import complete_ids, load_tokenizer
 from llada.errors import RecipeError
 from llada.files import MANIFEST, flaw_of, has_manifest
 from llada.models.common.lora import add_adapters, merge_adapters
+from llada.pretrained import check_config, from_files
 
 
 def model_config(name: str) -> PreTrainedConfig:
@@ -60,9 +61,11 @@ def pinned_config(name: str, revision: str | None) -> PreTrainedConfig:
 
     Raises:
         OSError: there is no such model or revision.
+        ValueError: its config is broken, or needs code that it brings along.
     """
+    check_config(name)
     commit = extract_commit_hash(cached_file(name, CONFIG_NAME, revision=revision), None)
-    config = AutoConfig.from_pretrained(name, revision=commit or revision)
+    config = from_files(AutoConfig, name, revision=commit or revision)
     config._commit_hash = commit  # transformers does not write this attribute to files
     return config
 
@@ -90,7 +93,7 @@ def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
     """
     config = model_config(name)
     tokenizer = tokenizer_of(name, config)
-    config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
+    complete_ids(tokenizer, config)
     return tokenizer, config
 
 
@@ -132,7 +135,7 @@ def load_base(name: str, config: PreTrainedConfig, dtype: str | torch.dtype) -> 
     base = base_of(name)
     for folder in dict.fromkeys((base, name)):
         check_weights(folder)
-    return AutoModelForCausalLM.from_pretrained(base, config=config, dtype=dtype, revision=commit_of(config) or "main")
+    return from_files(AutoModelForCausalLM, base, config=config, dtype=dtype, revision=commit_of(config) or "main")
 
 
 def check_weights(folder: str) -> None:
@@ -151,6 +154,6 @@ def check_weights(folder: str) -> None:
 def saved_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The tokenizer as it is saved, with the chat template of its files, for a copy of the model."""
     source = tokenizer_source(name)
-    return AutoTokenizer.from_pretrained(
-        source, revision=(commit_of(config) if source == base_of(name) else None) or "main"
+    return from_files(
+        AutoTokenizer, source, revision=(commit_of(config) if source == base_of(name) else None) or "main"
     )

@@ -23,10 +23,11 @@ from llada.cli.checkpoint import commit_of, pinned_config, tokenizer_source
 from llada.cli.recipe import RecipeArguments
 from llada.data.encoding import TEMPLATE_COLUMNS
 from llada.data.loading import check_columns, load_rows
-from llada.data.tokenizer import load_tokenizer, special_ids
+from llada.data.tokenizer import complete_ids, load_tokenizer, special_ids
 from llada.errors import RecipeError
 from llada.models.common.lora import add_adapters
 from llada.models.registry import config_class
+from llada.pretrained import from_files
 from llada.training.base import DiffusionTrainerBase
 from llada.training.inputs import row_length
 
@@ -74,14 +75,14 @@ def load_model(
     config = pinned_config(base, base_revision(path) or model_args.model_revision)
     revision = commit_of(config)  # of weights and tokenizer too, whatever is pushed meanwhile
     tokenizer = load_tokenizer(source, revision if source == base else None)
-    ids = special_ids(tokenizer, config.denoiser_spec)  # checked before gigabytes of weights are read
-    model = AutoModelForCausalLM.from_pretrained(
-        base, revision=revision or "main", dtype=dtype, attn_implementation=model_args.attn_implementation,
+    special_ids(tokenizer, config.denoiser_spec)  # checked before gigabytes of weights are read
+    model = from_files(
+        AutoModelForCausalLM, base, revision=revision or "main", dtype=dtype,
+        attn_implementation=model_args.attn_implementation,
         **({} if quantization is None else {"quantization_config": quantization}),
     )  # fmt: skip
     model.config._commit_hash = revision  # for adapters, which name their base's commit
-    if model.denoiser_spec.eot_id is None:
-        model.config.eot_token_id = ids.eot
+    complete_ids(tokenizer, model.config)
     return (model if base == path else add_adapters(model, path, trainable=True)), tokenizer
 
 
@@ -146,7 +147,7 @@ def new_config(architecture: dict, tokenizer: PreTrainedTokenizerBase) -> PreTra
         raise RecipeError(f"architecture: unknown fields {sorted(unknown)}")
     fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | architecture
     config = kind(**fields)
-    config.set_special_ids(**vars(special_ids(tokenizer, config.denoiser_spec)))
+    complete_ids(tokenizer, config)
     return config
 
 

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llada.denoiser import DenoiserSpec
+from llada.pretrained import from_files
 
 END_OF_TURN = "<|eot_id|>"
 CHAT_TEMPLATE = (
@@ -57,14 +58,14 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrained
 
     Raises:
         OSError: there is no such tokenizer.
-        ValueError: its files are damaged, which the message names, or its template ignores `add_generation_prompt` and
-            is not LLaDA's.
+        ValueError: its files are damaged, which the message names, or need code that they bring along; or its template
+            ignores `add_generation_prompt` and is not LLaDA's.
     """
     if name_or_path == "bytes":
         return byte_tokenizer()
     options = {} if revision is None else {"revision": revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+        tokenizer = from_files(AutoTokenizer, name_or_path, **options)
     except OSError:
         raise
     except Exception as error:  # of json, tokenizers and transformers, which name no file
@@ -216,3 +217,19 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec | None = 
     assert ids["mask"] is not None
     assert ids["eos"] is not None
     return SpecialIds(ids["mask"], ids["eos"], ids["eos"] if ids["pad"] is None else ids["pad"], eot)
+
+
+def complete_ids(tokenizer: PreTrainedTokenizerBase, config) -> SpecialIds:
+    """The special ids of a model's config and tokenizer (`special_ids`); those that the config lacks are set in it.
+
+    A model that is saved with this config then needs no tokenizer to be sampled from.
+
+    Args:
+        config: a config of `llada.models`.
+
+    Raises:
+        ValueError: see `special_ids`.
+    """
+    ids = special_ids(tokenizer, config.denoiser_spec)
+    config.set_special_ids(**vars(ids))
+    return ids

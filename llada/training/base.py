@@ -81,6 +81,8 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         self.set_tokenizer(processing_class, getattr(model, "config", None), args)
         spec = as_denoiser(model).spec
         self.ids = special_ids(processing_class, spec)
+        if hasattr(getattr(model, "config", None), "set_special_ids"):
+            model.config.set_special_ids(**vars(self.ids))  # so that the saved model has them
         self.spec = replace(spec, **{f"{name}_id": number for name, number in vars(self.ids).items()})
         self.max_length = row_length(args.max_length, self.spec.context)
         self.custom_collator, self.custom_metrics = data_collator, compute_metrics

@@ -1,7 +1,6 @@
 """What a trainer is made from: a model and a tokenizer by name or as objects, adapters, and rows in any form."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from llada.data.tokenizer import load_tokenizer, set_chat_template
 from llada.denoiser import DenoiserSpec, as_denoiser
 from llada.errors import DataError
 from llada.models.common.lora import add_adapters, refuse_head_adapters, wrap_with_adapters
+from llada.pretrained import check_config, from_files, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,13 @@ def load(
         options["dtype"] = options.pop("torch_dtype")
     options.setdefault("dtype", "auto" if adapters else torch.float32)
     if not Path(model, ADAPTERS).exists():
-        return AutoModelForCausalLM.from_pretrained(model, **options)
-    base = json.loads(Path(model, ADAPTERS).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    return add_adapters(AutoModelForCausalLM.from_pretrained(base, **options), model, trainable=True)
+        check_config(model)
+        return from_files(AutoModelForCausalLM, model, **options)
+    base = read_object(Path(model, ADAPTERS)).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ValueError(f"{Path(model, ADAPTERS)} names no base model: base_model_name_or_path={base!r}")
+    check_config(base)
+    return add_adapters(from_files(AutoModelForCausalLM, base, **options), model, trainable=True)
 
 
 def name_of(model) -> str:

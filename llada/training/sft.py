@@ -31,6 +31,7 @@ from llada.training.base import DiffusionTrainerBase
 from llada.training.even_rows import WeighedCollator
 from llada.training.inputs import as_datasets, name_of
 from llada.training.sft_config import MaskedDiffusionConfig
+from llada.training.warnings import RisingLoss
 
 
 def likelihood_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -112,8 +113,9 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
             )
         self.formatting_func = formatting_func
         super().__init__(
-            model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics, callbacks,
-            optimizers, quantization_config, peft_config, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics,
+            [RisingLoss(), *(callbacks or [])], optimizers, quantization_config, peft_config,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )  # fmt: skip
 
     def introduction(self) -> str:

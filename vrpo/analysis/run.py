@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from llada.cli.checkpoint import load_config, load_merged, model_config
 from llada.data.loading import load_rows
-from llada.data.tokenizer import special_ids
+from llada.data.tokenizer import complete_ids
 from llada.training.inputs import row_length
 from vrpo.analysis.report import draw_variance, print_variance
 from vrpo.analysis.settings import TableArguments
@@ -80,10 +80,10 @@ def run(args: TableArguments) -> None:
         raise ImportError("the picture needs matplotlib: pip install matplotlib")
     device = choose_device(args.device)
     tokenizer, config = load_config(args.model)
-    configs = config, model_config(args.ref_model)
-    specs = [each.denoiser_spec for each in configs]
-    ids = special_ids(tokenizer, specs[0])
-    length = min(row_length(args.max_length, spec.context) for spec in specs)
+    ref_config = model_config(args.ref_model)
+    ids = complete_ids(tokenizer, config)
+    complete_ids(tokenizer, ref_config)  # as in training, the policy's tokenizer has the ids that a config lacks
+    length = min(row_length(args.max_length, each.denoiser_spec.context) for each in (config, ref_config))
     rows = load_rows(args.data, None, "train", False)
     pairs = prepare_pairs(
         rows, tokenizer, ids, length, allow_identical=True, drop_invalid=True, source=args.data,
@@ -95,7 +95,7 @@ def run(args: TableArguments) -> None:
         raise ValueError(f"{args.data}, max_length={length}: {error}") from error
     print(f"{number} of {len(rows)} pairs of {args.data}, in {number // batch_size} batches of {batch_size}")
     policy = load_scored(args.model, config, args.dtype, device)
-    reference = load_scored(args.ref_model, configs[1], policy.dtype, device)
+    reference = load_scored(args.ref_model, ref_config, policy.dtype, device)
     make_reference(policy, reference)  # checks that the two fit each other
     collate = PairCollator(ids.pad, ids.eos, 1)
     chosen = list(pairs.select(range(number)))

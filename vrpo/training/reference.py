@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from llada.denoiser import as_denoiser
+from llada.pretrained import check_config, from_files
 from llada.training.inputs import has_adapters
 from vrpo.training.own_reference import check_start
 
@@ -48,7 +49,8 @@ def make_reference(
     elif ref_model is None:
         reference = copy.deepcopy(model)
     elif isinstance(ref_model, str):
-        reference = AutoModelForCausalLM.from_pretrained(ref_model, **load_options(model, init_kwargs))
+        check_config(ref_model)
+        reference = from_files(AutoModelForCausalLM, ref_model, **load_options(model, init_kwargs))
     else:
         reference = ref_model
     if reference is model:
@@ -59,7 +61,7 @@ def make_reference(
         ("mask_token_id", policy.mask_id, other.mask_id),
         ("shifted", policy.shifted, other.shifted),
     ):
-        if ours != theirs:
+        if ours != theirs and theirs is not None:  # an id that its config lacks is the tokenizer's
             raise ValueError(f"the reference has another vocabulary: {name} is {theirs}, and {ours} in the model")
     if ours_and_theirs := differences(model, reference):
         logger.warning(
@@ -98,7 +100,7 @@ def loaded_again(model: PreTrainedModel, init_kwargs: dict[str, Any] | None) -> 
     options = load_options(model, init_kwargs)
     if commit := getattr(model.config, "_commit_hash", None):  # the revision may be a branch that has moved
         options["revision"] = commit
-    reference = AutoModelForCausalLM.from_pretrained(name, **options)
+    reference = from_files(AutoModelForCausalLM, name, **options)
     theirs = dict(reference.named_parameters())
     other = [
         key for key, weight in model.named_parameters()

@@ -37,7 +37,7 @@ from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noi
 from vrpo.training.own_reference import check_adapters, freeze_adapter, reference_adapters
 from vrpo.training.reference import check_precomputed, make_reference, prepare_reference, synchronization
 from vrpo.training.replay import batch_elbos, replay, sloped_elbo
-from vrpo.training.warnings import MeaninglessAccuracy, UnmovedMargin
+from vrpo.training.warnings import WARNINGS
 
 
 class VRPOTrainer(DiffusionTrainerBase):
@@ -85,7 +85,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         check_precomputed(args, train_dataset, eval_dataset)
         super().__init__(
             model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics,
-            [UnmovedMargin(), MeaninglessAccuracy(), *(callbacks or [])], optimizers, quantization_config, peft_config,
+            [*(warning() for warning in WARNINGS), *(callbacks or [])], optimizers, quantization_config, peft_config,
         )  # fmt: skip
         disable_dropout(self.evaluated_models())
         if has_adapters(self.model):

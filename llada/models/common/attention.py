@@ -117,12 +117,18 @@ def attend(
     return out_BLHC.flatten(2)
 
 
-def segment_positions(segment_ids_BL: Tensor) -> Tensor:
-    """Positions that restart at 0 wherever the segment id changes, [B, L]."""
+def segment_runs(segment_ids_BL: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The number of each token's run of equal segment ids, and its position in that run, both [B, L].
+
+    An id may come again later in a row: [0, 0, 1, 0] has the runs [0, 0, 1, 2] and the positions [0, 1, 0, 0]. Padding
+    after a run belongs to it, so that its queries have keys and its output is a number on every backend.
+    """
     index_L = torch.arange(segment_ids_BL.shape[1], device=segment_ids_BL.device)
-    starts = torch.ones_like(segment_ids_BL, dtype=torch.bool)
-    starts[:, 1:] = segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1]
-    return index_L - torch.where(starts, index_L, 0).cummax(-1).values
+    starts_BL = torch.ones_like(segment_ids_BL, dtype=torch.bool)
+    starts_BL[:, 1:] = segment_ids_BL[:, 1:] != segment_ids_BL[:, :-1]
+    if attention_mask is not None:
+        starts_BL[:, 1:] &= attention_mask[:, 1:].bool()
+    return starts_BL.cumsum(-1) - 1, index_L - torch.where(starts_BL, index_L, 0).cummax(-1).values
 
 
 def attention_context(
@@ -132,13 +138,15 @@ def attention_context(
     """Positions, rotary angles and the attention mask of a batch.
 
     Raises:
-        ValueError: the attention backend does not support these segments, or padding with a cache.
+        ValueError: the segment ids are no integers [B, L] or come with a cache, or the attention backend does not
+            support these segments, or padding with a cache.
     """
     padded, same_segment = attention_mask is not None and not bool(attention_mask.all()), None
     positions_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device)[None]
     if segment_ids is not None:
-        check_segments(config._attn_implementation, len(segment_ids), padded)
-        positions_BL, same_segment = segment_positions(segment_ids), packed_sequence_mask_function(segment_ids)
+        check_segments(config._attn_implementation, segment_ids, x_BLD.shape[:2], padded, cache is not None)
+        runs_BL, positions_BL = segment_runs(segment_ids, attention_mask)
+        same_segment = packed_sequence_mask_function(runs_BL)
     if cache is not None and cache.positions_RQ is not None:
         positions_BL = cache.positions_RQ
         mask = partial_query_mask(config._attn_implementation, attention_mask, x_BLD.dtype) if padded else None
@@ -148,9 +156,21 @@ def attention_context(
     return AttentionContext(positions_BL, cos, sin, mask, cache)
 
 
-def check_segments(backend: str, rows: int, padded: bool) -> None:
-    """Raise ValueError if the backend would attend across packed segments."""
-    if "flash" in backend and (rows > 1 or padded):
+def check_segments(backend: str, segment_ids: Tensor, shape: torch.Size, padded: bool, cached: bool) -> None:
+    """Raise ValueError if the ids do not mark segments of these rows, or would not keep them apart.
+
+    Args:
+        shape: [B, L] of the rows. padded: whether these have padding; cached: whether they come with a cache.
+    """
+    if segment_ids.shape != shape:
+        raise ValueError(
+            f"segment_ids have the shape {tuple(segment_ids.shape)}: there must be one for each token, {tuple(shape)}"
+        )
+    if segment_ids.is_floating_point() or segment_ids.is_complex() or segment_ids.dtype == torch.bool:
+        raise ValueError(f"segment_ids are {segment_ids.dtype}: they must be integers")
+    if cached:
+        raise ValueError("segment_ids with a kv_cache are not supported: a cache is of rows of one sequence each")
+    if "flash" in backend and (len(segment_ids) > 1 or padded):
         raise ValueError(
             f"attn_implementation={backend!r} takes segment_ids for one row without padding only: pack into one row, "
             "or use 'sdpa' or 'flex_attention'"

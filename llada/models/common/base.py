@@ -20,7 +20,8 @@ from transformers.utils import ModelOutput
 from llada.denoiser import NOT_SCORED, DenoiserSpec
 from llada.kv_cache import KeyValueCache
 from llada.models.common.attention import QuerySubset
-from llada.models.common.checkpoints import check_loading_info, explain_load_errors
+from llada.models.common.checkpoints import check_loading_info, check_source, explain_load_errors
+from llada.models.common.config import check_dtype
 from llada.models.common.head import Head, at_least_fp32, chunked_log_probs
 
 
@@ -70,9 +71,15 @@ class MaskedLM(PreTrainedModel):
         """`PreTrainedModel.from_pretrained`, but a checkpoint that does not fit the model exactly is an error.
 
         Raises:
-            ValueError: tensors are missing, unknown or misshapen, or a file is truncated. The message names them.
+            ValueError: tensors are missing, unknown or misshapen, a file is absent or truncated, the weights are no
+                safetensors, or `dtype` is unknown. The message names them.
         """
         source = str(pretrained_model_name_or_path)
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("use_safetensors=False asks for pickled weights, which are not loaded: leave it out")
+        check_dtype(kwargs.get("dtype"))
+        check_source(source, kwargs)
+        kwargs |= {"use_safetensors": True}
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # raised below, together
 
         def published_names():
@@ -120,6 +127,47 @@ class MaskedLM(PreTrainedModel):
         """The number of parameters that are used for one token."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """`PreTrainedModel.resize_token_embeddings`; new rows of embedding and head are drawn around the old mean.
+
+        The config's `vocab_size` and `embedding_size` become the number of rows.
+
+        Raises:
+            ValueError: a number is not a positive integer, or a special id of the config would have no row.
+        """
+        for name, value in ("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name}={value!r} must be a positive integer")
+        names = ("mask_token_id", "bos_token_id", "eos_token_id", "eot_token_id", "pad_token_id")
+        ids = {name: number for name in names if (number := getattr(self.config, name)) is not None}
+        lost = [f"{name}={number}" for name, number in ids.items() if new_num_tokens and number >= new_num_tokens]
+        if lost:
+            raise ValueError(
+                f"new_num_tokens={new_num_tokens} leaves no row for {', '.join(lost)}: it must be at least "
+                f"{max(ids.values()) + 1}, or give the config other ids first"
+            )
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.embedding_size = embedding.num_embeddings
+        return embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self._replace(self.get_input_embeddings(), value)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        if type(new_embeddings) is nn.Linear:  # as transformers makes it: ours also scores targets in chunks
+            linear = new_embeddings
+            new_embeddings = Head(linear.in_features, linear.out_features, bias=False, device="meta")
+            new_embeddings.weight = linear.weight
+        self._replace(self.get_output_embeddings(), new_embeddings)
+
+    def _replace(self, old: nn.Module, new: nn.Module) -> None:
+        """Put a module where another one of this model is."""
+        for parent in list(self.modules()):
+            for name in [name for name, child in parent.named_children() if child is old]:
+                setattr(parent, name, new)
+
     @property
     def denoiser_spec(self) -> DenoiserSpec:
         """The description of this model for the rest of the package (`llada.denoiser`)."""
@@ -149,7 +197,8 @@ class MaskedLM(PreTrainedModel):
             attention_mask: [B, L], 0 on padding: padded keys are not attended to. Padding may be on either side,
                 because rotary positions are relative.
             segment_ids: [B, L], for several sequences packed into one row: attention stays inside a segment, and
-                positions restart in each. Neighbouring segments must have different ids.
+                positions restart in each. A segment is a run of equal ids, so that neighbours must have different
+                ones, and an id may come again.
             target_ids: [B, L] clean tokens where they are to be scored and `NOT_SCORED` elsewhere. The head then runs
                 at those positions only, `HEAD_CHUNK` at a time with recomputation, and `log_probs` [B, L] is returned,
                 so that training never needs a [B, L, V] tensor.
@@ -160,7 +209,8 @@ class MaskedLM(PreTrainedModel):
 
         Raises:
             TypeError: an argument that this method does not have.
-            ValueError: both `target_ids` and `logits_at`, or a sequence longer than `max_sequence_length`.
+            ValueError: both `target_ids` and `logits_at`, a sequence longer than `max_sequence_length`, or
+                `segment_ids` that are no integers [B, L] or come with a `kv_cache`.
         """
         if unknown := [name for name, value in of_causal_models.items() if value is not None]:
             raise TypeError(f"forward() of a diffusion model takes no {', '.join(unknown)}; targets are `target_ids`")

@@ -16,6 +16,19 @@ def check_supported(fields: dict, supported: dict[str, tuple]) -> None:
             raise ValueError(f"config field {field}={fields[field]!r} is not supported: it must be {allowed}")
 
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def check_dtype(value: Any, name: str = "dtype") -> None:
+    """Raise ValueError on a dtype that weights cannot have, or that is unknown; None and "auto" pass.
+
+    Args:
+        value: a dtype or its name. name: what it is called where it was given.
+    """
+    if value not in (None, "auto") and str(value).removeprefix("torch.") not in DTYPES:
+        raise ValueError(f"{name}={value!r} is not supported: it must be {', '.join(DTYPES)} or 'auto'")
+
+
 class FamilyConfig:
     """Mixin of the model configurations: describes a model to the rest of the package."""
 
@@ -36,6 +49,25 @@ class FamilyConfig:
         inside = Annotated[int, Range(at_least=0, below=self.embedding_size)]
         for name in ("mask", "bos", "eos", "pad", "eot"):
             check(f"config field {name}_token_id", getattr(self, f"{name}_token_id"), inside | None)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """`PreTrainedConfig.from_dict`, through which a config.json is read.
+
+        Raises:
+            ValueError: a field names an unknown dtype, code of the hub, or weights in a file of its own.
+        """
+        for name in ("dtype", "torch_dtype"):
+            check_dtype(config_dict.get(name), f"config field {name}")
+            check_dtype(kwargs.get(name), name)
+        for name in ("attn_implementation", "experts_implementation"):
+            if "/" in str(config_dict.get(name)):
+                raise ValueError(
+                    f"config field {name}={config_dict[name]!r} names code of the hub, which a file cannot ask for: "
+                    f"remove it, and pass {name} where the model is loaded"
+                )
+        check_supported(config_dict, {"transformers_weights": (None,)})
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def auxiliary_losses(self) -> dict[str, float]:
         """Names and weights of the losses that the model returns in training besides its log-probabilities."""

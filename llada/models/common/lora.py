@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from llada.models.common.checkpoints import adapter_errors, check_adapter_files, check_adapter_tensors
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,11 +76,19 @@ def refuse_head_adapters(wrapped) -> None:
 
 
 def add_adapters(model: PreTrainedModel, folder: str, trainable: bool = False) -> Any:
-    """The `peft.PeftModel` of a base model and the adapters saved in a directory, frozen unless `trainable`."""
+    """The `peft.PeftModel` of a base model and the adapters saved in a directory, frozen unless `trainable`.
+
+    Raises:
+        ValueError: the adapters are no safetensors, a file is broken, or their tensors are not those of the config and
+            model. The message names them.
+    """
     from peft import PeftModel
 
-    with without_deprecations():
-        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    check_adapter_files(folder)
+    with without_deprecations(), adapter_errors(folder):
+        wrapped = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    check_adapter_tensors(wrapped, folder)
+    return wrapped
 
 
 @torch.no_grad()

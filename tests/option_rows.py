@@ -47,6 +47,7 @@ DIFFUSION = {
     "eos_tail": (["batch", "0", "3", 2], ["-1", -1, "1.5", 1.5, NAN, "", "all", True, None, [1], "²"]),
     "drop_overlong": flag(),
     "drop_invalid": flag(),
+    "allow_special_tokens": flag(),
     "dataset_num_proc": natural(1, none=True),
     "model_init_kwargs": mapping,
     "router_aux_loss_coef": real([0, 0.0, 0.01], [-0.1], none=True),
@@ -183,6 +184,7 @@ VARIANCE = {
     "seed": ([-3, 0, 10**6], [1.5, *NUMBERS, *OBJECTS, None]),
 }
 TABLE = VARIANCE | {
+    "allow_special_tokens": flag(),
     "model": (["a"], [None, *TEXTS]),
     "ref_model": (["a"], [None, *TEXTS]),
     "data": (["a"], [None, *TEXTS]),
@@ -191,6 +193,17 @@ TABLE = VARIANCE | {
     "overwrite": flag(),
     "device": text("cpu"),
     "dtype": name("auto", "float32", "bfloat16"),
+}
+COMPLETIONS = {
+    "model": (["a"], ["", None, *TEXTS]),
+    "prompts": (["a"], ["", None, *TEXTS]),
+    "output": (["a"], ["", None, *TEXTS]),
+    "preset": text(none=True),
+    "limit": natural(1, none=True),
+    "batch_size": natural(1),
+    "seed": ([0, 2**63 - 1], [-1, 2**63, 0.5, *NUMBERS, *OBJECTS, None]),
+    "allow_special_tokens": flag(),
+    "overwrite": flag(),
 }
 LOSS = {
     "names": ([("sigmoid", "sft"), ["hinge", "ipo"]], [(), ("dpo", "sft"), (1, 2), "sigmoid", None]),

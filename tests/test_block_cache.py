@@ -246,10 +246,10 @@ KNOWN = replace(WHOLE, row_ids=(0,), block_starts=(1,), block_ends=(3,), enters_
     [
         ({"kind": "both"}, r"kind='both' of a cache must be one of \('prefix', 'dual'\)"),
         ({"kind": None}, "kind=None of a cache must be one of"),
-        ({"refresh_every": 0}, "refresh_every=0 must be a whole number of at least 1"),
-        ({"refresh_every": 1.5}, "refresh_every=1.5 must be a whole number"),
-        ({"refresh_every": float("nan")}, "refresh_every=nan must be a whole number"),
-        ({"refresh_every": True}, "refresh_every=True must be a whole number"),
+        ({"refresh_every": 0}, "refresh_every=0 must be at least 1"),
+        ({"refresh_every": 1.5}, "refresh_every=1.5 must be an integer, at least 1 or None"),
+        ({"refresh_every": float("nan")}, "refresh_every=nan must be an integer"),
+        ({"refresh_every": True}, "refresh_every=True must be an integer"),
     ],
 )
 def test_a_cache_of_an_unknown_kind_is_refused(changes, message):

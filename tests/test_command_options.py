@@ -3,29 +3,18 @@
 import json
 import os
 
+import option_rows
 import pytest
 from conftest import load_script
 from test_completions import command, saved  # noqa: F401  (a fixture)
 
 import llada.cli.completions
+from llada.checks import check_fields, own_fields
 from llada.cli.arguments import CompletionArguments, SamplerOptions
 from llada.cli.completions import Completions
 from llada.errors import RecipeError
 
-NAN, INF = float("nan"), float("inf")
-WHOLE = "must be a whole number of at least 1"
-BAD = {  # by option: its values, and what the message says
-    "model": ([None, "", 3], "model"),
-    "prompts": ([None, "", 3], "prompts"),
-    "output": ([None, "", 3], "output"),
-    "batch_size": ([0, -1, 2.5, NAN, INF, "2", None, True], f"batch_size=.* {WHOLE}"),
-    "limit": ([0, -1, 2.5, NAN, INF, "2", True], f"limit=.* {WHOLE}"),
-    "seed": (
-        [-1, 2**63, 0.5, NAN, INF, "0", None, True],
-        "seed=.* must be a whole number from 0 to 9223",
-    ),
-}
-CASES = [(name, value, message) for name, (values, message) in BAD.items() for value in values]
+CASES = [(name, value) for name, (_, values) in option_rows.COMPLETIONS.items() for value in values]
 
 
 def arguments(folder, **changes) -> CompletionArguments:
@@ -33,18 +22,25 @@ def arguments(folder, **changes) -> CompletionArguments:
     return CompletionArguments(**({name: str(folder / path) for name, path in paths.items()} | changes))
 
 
-@pytest.mark.parametrize(("name", "value", "message"), CASES)
-def test_a_bad_option_is_named(saved, monkeypatch, name, value, message):  # noqa: F811
+def test_every_option_has_a_row_whose_good_values_pass(tmp_path):
+    assert set(option_rows.COMPLETIONS) == set(own_fields(CompletionArguments))
+    for name, (values, _) in option_rows.COMPLETIONS.items():
+        for value in values:
+            check_fields(arguments(tmp_path, **{name: value}))
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_a_bad_option_is_named(saved, monkeypatch, name, value):  # noqa: F811
     monkeypatch.setattr(llada.cli.completions, "load_config", None)
     before = sorted(saved.iterdir())
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
         Completions(arguments(saved, **{name: value}), SamplerOptions())
     assert sorted(saved.iterdir()) == before
 
 
-@pytest.mark.parametrize("samples", [0, -1, 1.5, NAN, "4", True, None])
+@pytest.mark.parametrize("samples", [0, -1, 1.5, float("nan"), "4", True, None])
 def test_a_bad_number_of_samples_is_named(saved, samples):  # noqa: F811
-    with pytest.raises(RecipeError, match=f"samples=.* {WHOLE}"):
+    with pytest.raises(ValueError, match="samples=.* must be .*at least 1"):
         Completions(arguments(saved), SamplerOptions(), samples)
 
 
@@ -74,7 +70,7 @@ def test_an_output_that_cannot_be_written_is_named(saved, monkeypatch, output, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seed", "-1"], "seed=-1 must be a whole number"),
+        (["--seed", "-1"], "seed=-1 must be between 0 and 9223"),
         (["--seed", "nan"], "invalid int value: 'nan'"),
         (["--limit", "1e3"], "invalid int value: '1e3'"),
         (["--batch_size", ""], "invalid int value: ''"),

@@ -3,14 +3,17 @@
 import os
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from transformers import HfArgumentParser
 
+from llada.checks import NOT_EMPTY, PositiveInt, Range
 from llada.cli.adapters import settings_folder
 from llada.errors import RecipeError
 from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
+
+LARGEST_SEED = 2**63 - 1
 
 
 class OneLineErrors:
@@ -65,13 +68,19 @@ class ChatArguments:
 class CompletionArguments:
     """Options of commands that answer prompts: model, prompts, output and run."""
 
-    model: str = field(default="", metadata={"help": "Model or adapter directory, or hub name."})
-    prompts: str = field(default="", metadata={"help": "Local file or hub dataset with a 'prompt' column."})
-    output: str = field(default="", metadata={"help": "JSONL file to write."})
+    model: Annotated[str, NOT_EMPTY] = field(default="", metadata={"help": "Model or adapter directory, or hub name."})
+    prompts: Annotated[str, NOT_EMPTY] = field(
+        default="", metadata={"help": "Local file or hub dataset with a 'prompt' column."}
+    )
+    output: Annotated[str, NOT_EMPTY] = field(default="", metadata={"help": "JSONL file to write."})
     preset: str | None = field(default=None, metadata={"help": "Published sampler settings, such as llada-1.5/gsm8k."})
-    limit: int | None = field(default=None, metadata={"help": "Use only this many prompts from the start of the file."})
-    batch_size: int = field(default=16, metadata={"help": "Number of prompts sampled together."})
-    seed: int = field(default=0, metadata={"help": "Random seed of the samples."})
+    limit: PositiveInt | None = field(
+        default=None, metadata={"help": "Use only this many prompts from the start of the file."}
+    )
+    batch_size: PositiveInt = field(default=16, metadata={"help": "Number of prompts sampled together."})
+    seed: Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)] = field(
+        default=0, metadata={"help": "Random seed of the samples."}
+    )
     allow_special_tokens: bool = field(
         default=False, metadata={"help": "Prompts of plain text may spell special tokens, as rendered chats do."}
     )

@@ -18,6 +18,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from llada.checks import PositiveInt, check, check_fields
 from llada.cli.arguments import CompletionArguments, SamplerOptions, fit_context, note, sampler_settings
 from llada.cli.checkpoint import load_config, load_model
 from llada.cli.fingerprint import fingerprint
@@ -33,21 +34,11 @@ from llada.sampling.block_cache import SamplerStats
 from llada.sampling.text import answers
 from llada.training.signals import REQUEUE
 
-LARGEST_SEED = 2**63 - 1
-
 
 def check_completion_options(args: CompletionArguments, samples: int) -> None:
-    """Raise RecipeError if an option is missing or invalid, or if the output exists or cannot be written."""
-    for name in ("model", "prompts", "output"):
-        value = getattr(args, name)
-        if not isinstance(value, str) or not value:
-            raise RecipeError(f"{name}={value!r} must be given, as text" if value else f"{name} is missing")
-    numbers = {"batch_size": args.batch_size, "samples": samples, "limit": args.limit}
-    for name, number in numbers.items():
-        if (number is not None or name != "limit") and (type(number) is not int or number < 1):
-            raise RecipeError(f"{name}={number!r} must be a whole number of at least 1")
-    if type(args.seed) is not int or not 0 <= args.seed <= LARGEST_SEED:
-        raise RecipeError(f"seed={args.seed!r} must be a whole number from 0 to {LARGEST_SEED}")
+    """Raise ValueError if an option is missing or invalid, or if the output exists or cannot be written."""
+    check_fields(args)
+    check("samples", samples, PositiveInt)
     check_output(Path(args.output), args.overwrite)
     if Path(args.output).resolve() == Path(args.prompts).resolve():
         raise RecipeError(f"output={args.output} is the file of the prompts")

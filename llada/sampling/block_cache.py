@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from llada.checks import PositiveInt, check
 from llada.denoiser import Denoiser, DenoiserSpec, Request
 from llada.kv_cache import KeyValueCache
 from llada.sampling.settings import CACHES
@@ -81,8 +82,7 @@ class CachedDenoiser:
     def __post_init__(self):
         if self.kind not in CACHES:
             raise ValueError(f"kind={self.kind!r} of a cache must be one of {CACHES}")
-        if self.refresh_every is not None and (type(self.refresh_every) is not int or self.refresh_every < 1):
-            raise ValueError(f"refresh_every={self.refresh_every!r} must be a whole number of at least 1")
+        check("refresh_every", self.refresh_every, PositiveInt | None)
         spec = self.denoiser.spec
         if not spec.kv_cache or spec.attention != "bidirectional":
             raise ValueError(

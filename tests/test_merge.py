@@ -112,17 +112,17 @@ def test_a_torn_tokenizer_is_named_by_file(merged, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("chat_template.jinja", b"{% for message in", "the chat template of .*merged is no template of Jinja"),
+        ("chat_template.jinja", b"{% for message in", "the chat template of .*merged cannot be rendered"),
         ("chat_template.jinja", b"\xff\xfe", r"merged/chat_template\.jinja is damaged"),
         ("tokenizer.json", None, "merged has no tokenizer.json"),
-        ("adapter_config.json", b"", r"merged/adapter_config\.json is not JSON"),
-        ("adapter_config.json", b'{"base_model', r"merged/adapter_config\.json is not JSON"),
-        ("adapter_config.json", b"\xff", r"merged/adapter_config\.json is not JSON"),
-        ("adapter_config.json", b"[]", r"merged/adapter_config\.json holds no object"),
+        ("adapter_config.json", b"", r"merged/adapter_config\.json is no JSON"),
+        ("adapter_config.json", b'{"base_model', r"merged/adapter_config\.json is no JSON"),
+        ("adapter_config.json", b"\xff", r"merged/adapter_config\.json is no JSON"),
+        ("adapter_config.json", b"[]", r"merged/adapter_config\.json must hold a JSON object"),
         ("adapter_config.json", b"{}", "names no base model"),
-        ("config.json", b"", "not a valid JSON file"),
-        ("config.json", b'{"model_type"', "not a valid JSON file"),
-        ("config.json", None, "Unrecognized model"),
+        ("config.json", b"", "merged/config.json is no JSON"),
+        ("config.json", b'{"model_type"', "merged/config.json is no JSON"),
+        ("config.json", None, "holds no model"),
     ],
 )
 def test_other_torn_files_are_named(merged, name, content, message):

@@ -74,7 +74,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrained
     try:
         set_chat_template(tokenizer)
     except TemplateError as error:
-        raise ValueError(f"the chat template of {name_or_path} is no template of Jinja: {error}") from error
+        raise ValueError(f"the chat template of {name_or_path} cannot be rendered: {error}") from error
     return tokenizer
 
 

@@ -81,10 +81,15 @@ def load_options(model: PreTrainedModel, init_kwargs: dict[str, Any] | None) -> 
 
 def differences(policy: PreTrainedModel, reference: PreTrainedModel) -> str:
     """What makes the numbers of a reference others than the policy's, in words; empty if there is nothing."""
-    attention = [getattr(model.config, "_attn_implementation", None) for model in (reference, policy)]
-    values = {"dtype": (reference.dtype, policy.dtype), "attn_implementation": tuple(attention)}
+    theirs, ours = (
+        {
+            "dtype": getattr(model, "dtype", None),  # which a module that is no model of transformers lacks
+            "attn_implementation": getattr(getattr(model, "config", None), "_attn_implementation", None),
+        }
+        for model in (reference, policy)
+    )
     return ", ".join(
-        f"{name} {theirs} and the policy {ours}" for name, (theirs, ours) in values.items() if theirs != ours
+        f"{name} {theirs[name]} and the policy {ours[name]}" for name in theirs if theirs[name] != ours[name]
     )
 
 

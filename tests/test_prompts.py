@@ -5,7 +5,6 @@ import torch
 from conftest import tiny_model
 
 import llada
-from llada.denoiser import DenoiserSpec, ModuleDenoiser
 from llada.sampling.loop import infill
 
 IDS, MASK = torch.tensor([[5, 6, 7], [8, 9, 10]]), 39
@@ -94,13 +93,6 @@ def test_the_row_with_a_mask_token_and_the_one_without_are_named():
         llada.generate(tiny_model(n_layers=1), with_value(MASK), **BLOCKS)
     with pytest.raises(ValueError, match=r"row 0 has no mask token \(id 39\) to fill"):
         infill(tiny_model(n_layers=1), with_value(MASK), steps=2, block_length=2)
-
-
-def test_a_denoiser_s_own_mask_id_is_checked():
-    model = tiny_model(n_layers=1)
-    outside = ModuleDenoiser(model, DenoiserSpec(mask_id=40, context=64, vocabulary=40, eos_id=1))
-    with pytest.raises(ValueError, match="mask_token_id=40 must be a token id"):
-        llada.generate(outside, IDS, **BLOCKS)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32])

@@ -69,7 +69,7 @@ def test_commands_find_the_ids_as_training_does(tmp_path, capsys):
     policy, reference = save(tmp_path / "policy"), save(tmp_path / "reference", seed=2)
     tokenizer, config = load_config(policy)  # of chat, generate and make_pairs
     assert load_model(policy, config).denoiser_spec.mask_id == FOUND["mask"] == tokenizer.mask_token_id
-    assert dict(rows(policy, 4))["ids"] == "mask 258, eos 257, pad 257, eot 261; tokenizer of 262 agrees"
+    assert dict(rows(policy, 4))["ids"].startswith("mask 258, eos 257, pad 257, eot 261; tokenizer of 262 agrees")
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "completions.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
     options = ["--prompts", str(prompts), "--output", str(out), "--steps", "2", "--gen_length", "4"]

@@ -142,7 +142,7 @@ class DenoisingLoop:
         self.settings, self.on_step, self.stats, self.mask_id = s, on_step, SamplerStats(), mask_id_of(denoiser)
         self.eos_id = spec.eos_id if eos_id is None else eos_id
         eot_id = spec.eot_id if eot_id is None else eot_id
-        for name, value in (("mask_token_id", self.mask_id), ("eos_token_id", self.eos_id), ("eot_token_id", eot_id)):
+        for name, value in (("eos_token_id", self.eos_id), ("eot_token_id", eot_id)):
             check_special_id(name, value, spec)
         if self.eos_id is None and (s.stop_at_eos or s.logits_eos_inf or s.confidence_eos_eot_inf):
             raise ValueError(

@@ -237,6 +237,17 @@ def test_old_checkpoints_are_deleted_and_unfinished_ones_do_not_count(tmp_path):
     assert len(steps(run)) == 2
 
 
+def test_what_killed_runs_left_half_written_is_deleted_and_nothing_else(tmp_path):
+    """A kill while the last old checkpoint was deleted left it under a hidden name for ever."""
+    for name in (".checkpoint-2.77.tmp", ".checkpoint-4.77.old.tmp", ".model.tmp", ".mine.tmp", "x.77.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    for name in (".manifest.json.77.tmp", ".mine.json.tmp"):
+        (tmp_path / name).touch()
+    trainer(tmp_path, max_steps=1, dtype=torch.float32).train()
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.tmp", "x.77.tmp", ".mine.json.tmp", ".run.lock"}
+
+
 def test_an_older_checkpoint_is_deleted_only_when_the_next_one_is_whole(tmp_path, monkeypatch):
     run = trainer(tmp_path, max_steps=2, save_total_limit=1, **EVERY)
 

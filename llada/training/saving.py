@@ -11,9 +11,17 @@ from pathlib import Path
 from transformers import Trainer, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from llada.files import UNFINISHED, delete_directory, files_below, mark_unfinished, read_manifest, write_manifest
+from llada.files import delete_directory, files_below, mark_unfinished, read_manifest, write_manifest
 from llada.output import lock, writing
-from llada.training.checkpoints import checkpoints_in, delete_old, flaw_of_checkpoint, resume_point, state_of
+from llada.training.checkpoints import (
+    MODEL,
+    checkpoints_in,
+    delete_leftovers,
+    delete_old,
+    flaw_of_checkpoint,
+    resume_point,
+    state_of,
+)
 from llada.training.distributed import leave_group, on_first_process
 from llada.training.metric_sums import MetricSums
 from llada.training.signals import REQUEUE, StopOnSignal
@@ -83,6 +91,8 @@ class WholeCheckpoints(Trainer):
         mine = self.is_world_process_zero()
         with lock(self.args.output_dir) if mine else contextlib.nullcontext(), self.stop.listening():
             try:
+                if mine:
+                    delete_leftovers(self.args.output_dir)
                 return super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
             finally:
                 self.complete()
@@ -198,7 +208,7 @@ class WholeCheckpoints(Trainer):
         if _internal_call and folder.name == f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}":
             super().save_model(output_dir, _internal_call)
             return
-        new = folder / f".model{UNFINISHED}"
+        new = folder / MODEL
         with writing(folder, INTACT):
             if self.args.should_save:
                 shutil.rmtree(new, ignore_errors=True)

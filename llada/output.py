@@ -10,11 +10,11 @@ import logging
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from llada.errors import OutputError
-from llada.files import beside, flush_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +49,13 @@ def probe(folder: Path) -> str | None:
     """Why a file of `PROBE` bytes cannot be written into a directory, or above it if it does not exist."""
     while not folder.exists():
         folder = folder.parent
-    new = beside(folder / "probe")
     try:
-        new.write_bytes(bytes(PROBE))
-        flush_to_disk(new)
+        with tempfile.TemporaryFile(dir=folder) as file:  # it has no name, so that a kill leaves nothing
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         return error.strerror
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
     return None
 
 

@@ -8,7 +8,7 @@ import pytest
 from faults.report import record
 from faults.runs import EVERY, STEPS, completed, differences, moment
 
-KILLS = {"sft": 30, "align": 10, "adapters": 10}
+KILLS = {"sft": 30, "align": 30, "adapters": 10}
 
 
 @pytest.mark.parametrize("name", KILLS)

@@ -237,6 +237,13 @@ def test_old_checkpoints_are_deleted_and_unfinished_ones_do_not_count(tmp_path):
     assert len(steps(run)) == 2
 
 
+def test_a_run_that_was_killed_before_it_deleted_old_checkpoints_does_so_when_it_goes_on(tmp_path, whole):
+    """One more than `save_total_limit` stayed for ever."""
+    shutil.copytree(whole, tmp_path / "run")
+    trainer(tmp_path / "run", max_steps=4, save_total_limit=2, **EVERY).train(resume_from_checkpoint=True)
+    assert steps(tmp_path / "run") == ["checkpoint-3", "checkpoint-4"]
+
+
 def test_what_killed_runs_left_half_written_is_deleted_and_nothing_else(tmp_path):
     """A kill while the last old checkpoint was deleted left it under a hidden name for ever."""
     for name in (".checkpoint-2.77.tmp", ".checkpoint-4.77.old.tmp", ".model.tmp", ".mine.tmp", "x.77.tmp"):

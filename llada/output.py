@@ -19,8 +19,8 @@ from llada.errors import OutputError
 logger = logging.getLogger(__name__)
 
 
-# What torch.save says when a write fails; it does not say why.
-TORCH_WRITER = ("PytorchStreamWriter", "unexpected pos", "file write failed", "cannot be opened")
+# What torch.save says when a write fails; it says why only where a file cannot be opened.
+TORCH_WRITER = ("PytorchStreamWriter", "unexpected pos", "file write failed", "cannot be opened", "iostream error")
 PROBE = 2**20  # bytes
 LOCK = ".run.lock"
 held: set[Path] = set()  # locks of this process
@@ -40,6 +40,8 @@ def write_error(error: BaseException, folder: Path) -> str | None:
         chain = chain.__cause__ or chain.__context__
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         return os.strerror(int(found[1]))
+    if isinstance(error, RuntimeError) and (found := re.search(r"open file failed with strerror: (.+)", str(error))):
+        return found[1].strip()
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in TORCH_WRITER):
         return probe(folder) or f"torch.save failed: {error}"
     return None

@@ -306,6 +306,8 @@ CAUSES = [
     (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device"),  # safetensors
     (Exception("Input/output error (os error 5)"), "Input/output error"),  # tokenizers raises a bare Exception
     (RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 5312 vs 5204"), "torch.save failed: .*"),
+    (RuntimeError("basic_ios::clear: iostream error"), "torch.save failed: .*"),
+    (RuntimeError("x] . open file failed with strerror: No space left on device"), "No space left on device"),
     (RuntimeError("a bug"), None),
     (ValueError("unexpected pos"), None),
     (OSError("x is not a local folder"), None),

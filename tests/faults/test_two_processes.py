@@ -38,7 +38,7 @@ def whole(prepared):
     return new, run
 
 
-@pytest.mark.parametrize(("rank", "number"), [(0, 7), (1, 10)])
+@pytest.mark.parametrize(("rank", "number"), [(0, 7), (1, 6)])
 def test_a_run_of_two_processes_ends_when_one_is_killed_and_goes_on_exactly(whole, rank, number):
     run = whole[0].copy(f"sft_two_{rank}")
     result = launch(run, rank, kind="step", number=number)

@@ -440,6 +440,18 @@ def test_the_last_step_is_evaluated_once_and_logged_to_one_file(tmp_path, good):
     assert [len(list(run.rglob("events.out.*"))) for run in (often, once)] == [1, 1]
 
 
+def test_a_run_that_was_killed_while_it_saved_its_model_is_not_evaluated_again(tmp_path, good):
+    """Its log had the evaluation of the last step twice."""
+    extra = ("--eval_fraction", "0.25", "--save_strategy", "steps", "--save_steps", "1")
+    sft.main(arguments(tmp_path, good, *extra))
+    before = results(tmp_path / "run")
+    for name in ("trainer_state.json", "eval_results.json", "all_results.json"):
+        (tmp_path / "run" / name).unlink()
+    sft.main(arguments(tmp_path, good, *extra, "--resume", "true"))
+    assert evaluated_steps(tmp_path / "run") == [2]
+    assert results(tmp_path / "run") == before
+
+
 def test_the_saved_model_is_evaluated_where_it_is_not_the_last(tmp_path, good):
     """A rate at which the loss grows: the best model is that of step 1, and its metrics are the run's."""
     extra = ("--eval_fraction", "0.25", "--eval_strategy", "steps", "--eval_steps", "1", "--learning_rate", "10")

@@ -332,7 +332,7 @@ def results(folder) -> dict[str, float]:
     return {"loss": losses[-1]} | {name: saved[name] for name in names if name in saved}
 
 
-@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("streaming", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_two_cpu_processes_through_the_shipped_config_equal_one(tmp_path, good, streaming):
     """2 x 4 rows against 1 x 8, held-out rows (an odd number) each scored once; a stream is split by row."""
     held_out = write_rows(

@@ -154,14 +154,14 @@ def check_plan(plan: MaskDraws, eps: float = 0.0) -> None:
 
 @pytest.mark.parametrize(("name", "n"), names_and_budgets())
 def test_every_design_is_unbiased(name, n):
-    check_design(name, n, 6, 8_000)
+    check_design(name, n, 6, 4_000)
 
 
 def test_only_the_quadrature_and_the_floored_form_are_marked_biased():
     """Gauss-Legendre with two nodes hides 1 and 4 of 6 tokens with weights 6 and 3/2: its mean is not the ELBO's."""
     assert {name for name, each in DESIGNS.items() if each.biased} == {"gauss_legendre", "vrpo_bernoulli"}
     with pytest.raises(AssertionError):
-        check_design("gauss_legendre", 2, 6, 8_000)
+        check_design("gauss_legendre", 2, 6, 4_000)
 
 
 @pytest.mark.slow

@@ -58,8 +58,8 @@ def sharp(kind: str):
 @pytest.mark.parametrize(
     ("kind", "cache"),
     [
-        *(("dense", cache) for cache in (None, "prefix", "dual")), ("moe", "dual"),
-        *(pytest.param("moe", cache, marks=pytest.mark.slow) for cache in (None, "prefix")),
+        *(("dense", cache) for cache in (None, "prefix", "dual")), ("moe", None),
+        *(pytest.param("moe", cache, marks=pytest.mark.slow) for cache in ("prefix", "dual")),
     ],
 )  # fmt: skip
 def test_a_left_padded_batch_equals_each_prompt_alone(kind, cache, monkeypatch):

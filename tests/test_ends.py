@@ -415,6 +415,7 @@ run.train(**{how!r})
 """
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_when_one_gets_a_signal(tmp_path, capfd):
     """They exit with 75 after the same step; all files of both are in the manifest; the run goes on to its end."""
 

@@ -389,6 +389,7 @@ MESSAGE = r"DataError: \S*bad.jsonl: \d+ of \d+ rows cannot be trained on:"
 END = "Remove them, or set drop_invalid to leave them out"
 
 
+@pytest.mark.slow
 def test_an_error_stands_last_and_alone_under_a_quiet_launcher(tmp_path):
     config = ("--quiet", "--config_file", "recipes/accelerate/single.yaml")
     result = launch_recipe(*config, "recipes/sft.py", *arguments(tmp_path, write_flawed(tmp_path)))

@@ -74,6 +74,7 @@ def test_two_processes_do_not_repeat_rows(tmp_path, kind, streamed, remove):
     assert (whole - split).abs().max() <= 1e-10
 
 
+@pytest.mark.slow
 def test_two_processes_group_rows_by_length(tmp_path):
     settings = dict(kind="vrpo", train_sampling_strategy="group_by_length", per_device_train_batch_size=4, max_steps=2)
     assert two_processes(tmp_path, "test_trainer_inputs", torch.float64, **settings).isfinite().all()

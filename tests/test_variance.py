@@ -13,13 +13,19 @@ from test_vrpo_trainer import PAIRS, first_batch, moved, trainer
 from llada.diffusion.masking import MaskDraws
 from vrpo import variance
 from vrpo.analysis.advice import advise
-from vrpo.analysis.redraw import count_grid, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.redraw import (
+    batch_elbos,
+    count_grid,
+    mask_redraws,
+    masked_sum_tables,
+    redrawn_elbos,
+    redrawn_gradients,
+)
 from vrpo.analysis.report import variance_figure
 from vrpo.analysis.settings import Settings
 from vrpo.analysis.table import measure
 from vrpo.estimators.designs import draw_for_pairs
 from vrpo.scores import log_ratios
-from vrpo.training.replay import batch_elbos
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import tempfile
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPES = {  # width, feed-forward, blocks, heads, vocabulary; blocks and vocabulary that are built
@@ -139,7 +138,11 @@ def step(case: Case, blocks: int, vocabulary: int) -> tuple[dict[str, float], li
         trainer.current_gradient_accumulation_steps = 1
         if args.gradient_checkpointing:
             trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        trainer.plan.kept_tokens, trainer.plan.unit_gradients, trainer.plan.made = plan_of(case), not case.checkpointing, True
+        trainer.plan.kept_tokens, trainer.plan.unit_gradients, trainer.plan.made = (
+            plan_of(case),
+            not case.checkpointing,
+            True,
+        )
         with Counter(vocabulary, fake=case.shape == "8b") as counter:
             trainer.training_step(trainer.model, batch)
         kept = trainer.plan.kept_draws(case.draws, batch["input_ids"].numel())

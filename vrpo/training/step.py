@@ -9,30 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llada.diffusion.forwards import Forward, of_sequence, row_lengths, similar_lengths, whole_batches
+from llada.diffusion.forwards import Forward, of_sequence, row_lengths
 from llada.diffusion.likelihood import in_order, row_elbos
 from llada.diffusion.masking import MaskDraws
-from llada.training.distributed import gradients_reduced, is_sharded, reduce_gradients
+from llada.training.batching import forwards_of, tokens_of_forward
+from llada.training.distributed import gradients_reduced, reduce_gradients
 from vrpo.losses.pairwise import LossInputs
 from vrpo.scores import PairScores
 from vrpo.training.gradients import graph_gradient, unit_gradient
-
-
-def tokens_of_forward(trainer, inputs: dict[str, Tensor]) -> int:
-    """The most tokens of a forward pass: by default, as many as one draw of the padded batch has."""
-    return inputs["input_ids"].numel() * (trainer.args.draws_per_forward or 1)
-
-
-def pair_forwards(trainer, inputs: dict[str, Tensor], draws: range) -> list[Forward]:
-    """Forward passes of some draws of all responses of a batch, as the model and the engine allow them."""
-    lengths, width = row_lengths(inputs["attention_mask"]), inputs["input_ids"].shape[1]
-    if any(trainer.spec.auxiliary_losses.values()):  # which are averages over the rows of each draw
-        return whole_batches(draws, lengths, width)
-    if is_sharded(trainer.accelerator):
-        # Such engines need the same number of forward passes on all processes, whatever their rows' lengths are.
-        together = trainer.args.draws_per_forward or 1
-        return [rows for b, length in enumerate(lengths) for rows in of_sequence(b, length, draws, together)]
-    return similar_lengths(draws, lengths, tokens_of_forward(trainer, inputs))
 
 
 class PairStep:
@@ -54,7 +38,8 @@ class PairStep:
 
     def forwards(self, draws: range) -> list[Forward]:
         """Forward passes of some draws of all responses."""
-        return pair_forwards(self.trainer, self.inputs, draws)
+        attention_BL, together = self.inputs["attention_mask"], self.trainer.args.draws_per_forward
+        return forwards_of(self.trainer, attention_BL, draws, together)
 
     def elbos(self, draws: MaskDraws, rows: Forward) -> Tensor:
         """ELBOs of the policy for the rows of a forward pass, [K, R] in nats, with a graph where that is enabled."""
@@ -109,8 +94,11 @@ class PairStep:
                 values.append(policy_KS2)
                 return self.slopes(reference, [pair], policy_KS2)[0].tolist()
 
-            most = tokens_of_forward(self.trainer, self.inputs)
-            lengths = row_lengths(self.inputs["attention_mask"])
+            attention_BL = self.inputs["attention_mask"]
+            most, lengths = (
+                tokens_of_forward(attention_BL, self.trainer.args.draws_per_forward),
+                row_lengths(attention_BL),
+            )
             forwards = [
                 of_sequence(b, length, range(number), max(1, most // length)) for b, length in enumerate(lengths)
             ]

@@ -20,10 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import EvalPrediction
 
 from llada.denoiser import ModuleDenoiser
+from llada.diffusion.forwards import Forward
 from llada.diffusion.likelihood import elbo_draws
 from llada.diffusion.masking import MaskDraws
 from llada.diffusion.random_streams import EVALUATION, second_draw
 from llada.training.base import DiffusionTrainerBase
+from llada.training.batching import forwards_of
 from llada.training.inputs import has_adapters, name_of
 from vrpo.collator import PairCollator
 from vrpo.data import PAIR_COLUMNS, prepare_pairs
@@ -36,7 +38,7 @@ from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noi
 from vrpo.training.own_reference import check_adapters, freeze_adapter, reference_adapters
 from vrpo.training.plan import GradientPlan
 from vrpo.training.reference import check_precomputed, make_reference, prepare_reference, synchronization
-from vrpo.training.step import PairStep, pair_forwards
+from vrpo.training.step import PairStep
 from vrpo.training.warnings import WARNINGS
 
 
@@ -146,12 +148,12 @@ class VRPOTrainer(DiffusionTrainerBase):
     ) -> BatchScores:
         """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without).
 
-        without_padding: forward rows of similar length together (`vrpo.training.step.pair_forwards`).
+        without_padding: forward rows of similar length together (`forwards`).
         """
         # Evaluation always uses design vrpo, so that its curves compare between runs with different training designs.
         design = self.evaluation_design if epoch == EVALUATION else self.design
         policy_masks, reference_masks = self.masks(design, inputs, epoch)
-        forwards = pair_forwards(self, inputs, range(design.n)) if without_padding else None
+        forwards = self.forwards(inputs, design.n) if without_padding else None
         policy, *unweighted = self.elbos(denoiser, inputs, policy_masks, self.token_weights(inputs), forwards)
         reference = self.reference_scores(denoiser.module, inputs, reference_masks, forwards)
         return BatchScores(policy, reference, policy_masks, design, *unweighted)
@@ -159,6 +161,10 @@ class VRPOTrainer(DiffusionTrainerBase):
     def masks(self, design: Design, inputs: dict[str, Tensor], epoch: int) -> tuple[MaskDraws, MaskDraws]:
         """Masks of a batch for the policy and for the reference."""
         return draw_for_pairs(design, inputs["response_mask"], inputs["example_id"].tolist(), self.args.seed, epoch)
+
+    def forwards(self, inputs: dict[str, Tensor], draws: int) -> list[Forward]:
+        """Forward passes of all rows of a batch, with hardly any padding."""
+        return forwards_of(self, inputs["attention_mask"], range(draws), self.args.draws_per_forward)
 
     def reference_scores(self, model: nn.Module, inputs, draws: MaskDraws, forwards=None) -> PairScores:
         """ELBO draws of the reference. forwards: see `elbo_draws`."""
@@ -214,8 +220,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         share_P = self.share(inputs, num_items_in_batch)
         step = PairStep(self, model, inputs, share_P)
         policy_masks, reference_masks = self.masks(self.design, inputs, self.epoch)
-        forwards = pair_forwards(self, inputs, range(self.design.n))
-        reference = self.reference_scores(model, inputs, reference_masks, forwards)
+        reference = self.reference_scores(model, inputs, reference_masks, self.forwards(inputs, self.design.n))
         # This comes before the last backward pass, in which DeepSpeed steps the optimizer.
         second = self.second_scores(model, inputs)
         with self.offload:

@@ -97,7 +97,7 @@ def obstacle_to_unit_gradients(trainer) -> str:
     args = trainer.args
     if is_sharded(trainer.accelerator):
         return "with an engine that shards gradients"
-    if args.ld_alpha is not None and "sft" in args.loss_type:
+    if args.ld_alpha is not None:
         return "with ld_alpha, as a response then has two ELBOs"
     if any(trainer.spec.auxiliary_losses.values()):
         return "with auxiliary losses of a router"

@@ -4,12 +4,13 @@ import json
 from collections import Counter
 
 import pytest
+import test_sft
 import torch
 from conftest import tiny_model, trajectory
 from peft import LoraConfig
-from test_sft import IDS
 from test_vrpo_trainer import first_batch, moved, trainer
 
+import llada.training.sft
 import vrpo.training.plan
 from llada.denoiser import as_denoiser
 from llada.diffusion.forwards import Forward, of_sequence, row_lengths, similar_lengths, whole_batches
@@ -211,3 +212,23 @@ def test_buffers_that_cannot_be_used_are_refused(tmp_path, changes, message):
     run = trainer(tmp_path, unit_gradients=True, **changes)
     with pytest.raises(ValueError, match=message):
         step(run, first_batch(run))
+
+
+def test_sft_forwards_rows_of_similar_length_with_the_same_gradient(tmp_path, monkeypatch):
+    """Eight rows of three lengths: fewer tokens are forwarded than the padded batch has."""
+    rows = [{"prompt": "? ", "completion": "yes " * (1 + 4 * (index % 3))} for index in range(8)]
+    found, tokens = [], []
+    for whole in (False, True):
+        if whole:
+            monkeypatch.setattr(llada.training.sft, "forwards_of", lambda *args: None)
+        run = test_sft.trainer(tmp_path, rows=rows)
+        sizes: list[int] = []
+        run.model.register_forward_pre_hook(
+            lambda module, args, kwargs, sizes=sizes: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+        )
+        loss = run.compute_loss(run.model, first_batch(run))
+        loss.backward()
+        found.append([loss.detach(), *gradients(run)])
+        tokens.append(sum(sizes))
+    assert tokens[0] < 0.75 * tokens[1]
+    assert max((a - b).abs().max() for a, b in zip(*found, strict=True)) <= 1e-12

@@ -37,7 +37,7 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
     refused = REFUSED | {  # no annotation: an attribute of the class, not an option
         "disable_dropout": (
             (True,),
-            "dropout would differ between policy, reference and replay, which would add noise to the score. Leave it "
+            "dropout would differ between policy and reference, which would add noise to the score. Leave it "
             "at True",
         ),
     }

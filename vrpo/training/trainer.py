@@ -2,10 +2,10 @@
 
 One step:
     draws         = masks of every response, seeded by (seed, epoch, pair, side)             (vrpo.estimators.designs)
-    policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats, no graph
+    policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats
     reference_B   = the same with the reference
     loss_P        = -log sigmoid(beta (ratio of chosen - ratio of rejected)) + 0.05 SFT      (vrpo.losses.pairwise)
-    gradient      = sum_B  dloss/dpolicy_B * grad policy_B, replayed draw by draw
+    gradient      = sum_B  dloss/dpolicy_B * grad policy_B                                  (vrpo.training.gradients)
 
 The loss depends on the parameters only through the 2P numbers policy_B, each a mean over draws. Once they are known,
 the gradient is a sum over draws with known weights: exact for every loss, and memory does not grow with n.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from llada.diffusion.masking import MaskDraws
+from llada.training.batching import forwards_of
 from llada.training.distributed import is_sharded
 
 SHARE = 0.5  # of the memory that is free, for graphs or buffers
@@ -42,9 +42,9 @@ class GradientPlan(TrainerCallback, ExportableState):
     def state(self) -> dict:
         return {"args": {}, "attributes": dict(vars(self))}
 
-    def make(self, step, draws: MaskDraws) -> None:
+    def make(self, step) -> None:
         """Choose, by a forward pass of the first step (`vrpo.training.step.PairStep`), and say what was chosen."""
-        trainer, number = step.trainer, len(draws.masked_SBL)
+        trainer, number, batch = step.trainer, step.number, step.inputs
         args, obstacle = trainer.args, obstacle_to_unit_gradients(trainer)
         self.made = True
         if args.unit_gradients or args.kept_draws is not None or number == 1:
@@ -56,14 +56,14 @@ class GradientPlan(TrainerCallback, ExportableState):
         to_come = buffers // 2 if any(parameter.grad is not None for parameter in trained) else buffers * 3 // 2
         free = int(SHARE * (free_memory(trained[0].device) - to_come))  # after gradients and AdamW's two moments
         cheap = max(buffers, CHEAP * free)
-        rows = step.forwards(range(1))[0]
+        rows = forwards_of(trainer, batch["attention_mask"], range(1), args.draws_per_forward)[0]
         with SavedBytes(step.model) as saved:
-            step.elbos(draws, rows)
+            step.elbos(rows)
         step.pending.clear()
         token = saved.total / (len(rows) * rows.width)
-        graphs = token * step.inputs["input_ids"].numel() * number
+        graphs = token * batch["input_ids"].numel() * number
         if is_sharded(trainer.accelerator):  # whose processes need the same number of forward passes
-            longest = step.inputs["input_ids"].shape[0] * trainer.max_length
+            longest = len(batch["input_ids"]) * trainer.max_length
             self.kept = least(max(1, int(free / (token * longest))), trained[0].device)
         elif graphs <= min(free, cheap):
             self.kept_tokens = int(min(free, cheap) / token)
@@ -72,7 +72,7 @@ class GradientPlan(TrainerCallback, ExportableState):
         else:
             self.kept_tokens = int(free / token)
         if trainer.is_world_process_zero() and args.log_level not in ("error", "critical"):
-            print(self.describe(number, step.inputs["input_ids"].numel(), graphs, buffers, free, obstacle))
+            print(self.describe(number, batch["input_ids"].numel(), graphs, buffers, free, obstacle))
 
     def describe(self, draws: int, tokens: int, graphs: float, buffers: int, free: int, obstacle: str) -> str:
         """What was chosen and why, in one sentence."""

@@ -219,13 +219,13 @@ class VRPOTrainer(DiffusionTrainerBase):
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         share_P = self.share(inputs, num_items_in_batch)
-        step = PairStep(self, model, inputs, share_P)
         policy_masks, reference_masks = self.masks(self.design, inputs, self.epoch)
-        reference = self.reference_scores(model, inputs, reference_masks, self.forwards(inputs, self.design.n))
+        step = PairStep(self, model, inputs, share_P, policy_masks)
+        reference = self.reference_scores(step.model, inputs, reference_masks, step.forwards)
         # This comes before the last backward pass, in which DeepSpeed steps the optimizer.
         second = self.second_scores(model, inputs)
         with self.offload:
-            policy = [PairScores.split(elbo_SB) for elbo_SB in step.add_gradient(policy_masks, reference)]
+            policy = [PairScores.split(elbo_SB) for elbo_SB in step.add_gradient(reference)]
         scores = BatchScores(policy[0], reference, policy_masks, self.design, *policy[1:])
         self.metric_sums.add(self.metrics_of(scores, inputs, second), share_P > 0)
         self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])

@@ -223,7 +223,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         step = PairStep(self, model, inputs, share_P, policy_masks)
         reference = self.reference_scores(step.model, inputs, reference_masks, step.forwards)
         # This comes before the last backward pass, in which DeepSpeed steps the optimizer.
-        second = self.second_scores(model, inputs)
+        second = self.second_scores(step.model, inputs)
         with self.offload:
             policy = [PairScores.split(elbo_SB) for elbo_SB in step.add_gradient(reference)]
         scores = BatchScores(policy[0], reference, policy_masks, self.design, *policy[1:])

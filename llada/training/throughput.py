@@ -81,7 +81,7 @@ class Throughput:
     @classmethod
     def of(cls, trainer) -> "Throughput":
         """For a run of a trainer (`DiffusionTrainerBase`), from its beginning."""
-        args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+        args, model = trainer.args, trainer.model
         half = args.bf16 or args.fp16 or next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
         peak = peak_flops(args.device) if half else None
         return cls(trainer.unit, args.device, None if peak is None else MatrixSizes.of(model), peak)

@@ -212,6 +212,8 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
             keep_BL = keep_BL.to(response_mask_BL.device)
             attention_BL, response_mask_BL = attention_BL * keep_BL, response_mask_BL & keep_BL
         draws = draw_masks(response_mask_BL, generators, n, masks, levels)
+        if epoch != EVALUATION:
+            self.throughput.count_work(inputs, draws.masked_SBL, attention_BL=attention_BL)
         packed = inputs.get("segment_ids") is not None
         forwards = None if packed else forwards_of(self, attention_BL, range(n))
         elbos_SB = elbo_draws(denoiser, inputs["input_ids"], draws, attention_BL, forwards=forwards)
@@ -226,7 +228,7 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
         return (loss, {"nelbo": nelbo_B}) if return_outputs else loss
 
     def training_step_of_rows(self, model, inputs, num_items_in_batch) -> Tensor:
-        self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])
+        self.count(inputs)
         with self.offload:
             return super().training_step_of_rows(model, inputs, num_items_in_batch)
 

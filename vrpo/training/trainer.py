@@ -27,6 +27,7 @@ from llada.diffusion.random_streams import EVALUATION, second_draw
 from llada.training.base import DiffusionTrainerBase
 from llada.training.batching import forwards_of
 from llada.training.inputs import has_adapters, name_of
+from llada.training.stopwatch import REFERENCE
 from vrpo.collator import PairCollator
 from vrpo.data import PAIR_COLUMNS, prepare_pairs
 from vrpo.estimators.designs import Design, design, draw_for_pairs
@@ -104,6 +105,7 @@ class VRPOTrainer(DiffusionTrainerBase):
     metrics = staticmethod(mean_metrics)
     prepared_columns = PAIR_COLUMNS
     tags = ("trl", "dpo", "vrpo", "llada", "masked-diffusion")
+    unit = "pairs"
 
     def introduction(self) -> str:
         args = self.args
@@ -170,7 +172,8 @@ class VRPOTrainer(DiffusionTrainerBase):
     def reference_scores(self, model: nn.Module, inputs, draws: MaskDraws, forwards=None) -> PairScores:
         """ELBO draws of the reference. forwards: see `elbo_draws`."""
         weights = self.token_weights(inputs)[:1]
-        with torch.no_grad(), self.compute_loss_context_manager(), self.reference_model(model) as reference:
+        phase, precision = self.throughput.phase(REFERENCE), self.compute_loss_context_manager()
+        with phase, torch.no_grad(), precision, self.reference_model(model) as reference:
             return self.elbos(self.denoiser(reference), inputs, draws, weights, forwards)[0]
 
     def token_weights(self, inputs: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
@@ -228,7 +231,8 @@ class VRPOTrainer(DiffusionTrainerBase):
             policy = [PairScores.split(elbo_SB) for elbo_SB in step.add_gradient(reference)]
         scores = BatchScores(policy[0], reference, policy_masks, self.design, *policy[1:])
         self.metric_sums.add(self.metrics_of(scores, inputs, second), share_P > 0)
-        self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])
+        self.count(inputs)
+        self.throughput.count_work(inputs, policy_masks.masked_SBL, reference_masks.masked_SBL)
         return (share_P * step.loss_P).sum() + step.auxiliary
 
     # Metrics

@@ -123,9 +123,14 @@ class MaskedLM(PreTrainedModel):
         """The first block's up-projection (of all its experts), for which the VRPO paper reports gradient variance."""
         raise NotImplementedError
 
+    def active_share(self, module: nn.Module) -> float:
+        """The share of a module's own parameters that are used for one token."""
+        return 1.0
+
     def active_parameters(self) -> int:
         """The number of parameters that are used for one token."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        own = ((module, weight) for module in self.modules() for weight in module.parameters(recurse=False))
+        return round(sum(self.active_share(module) * weight.numel() for module, weight in own))
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True

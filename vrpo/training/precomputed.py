@@ -10,6 +10,7 @@ Shapes: N rows, P pairs of a batch, S draws, L tokens.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from llada.cli.fingerprint import hash_of, hash_of_config, hash_of_tokenizer
+from llada.cli.fingerprint import hash_of, hash_of_tokenizer
 from llada.diffusion.random_streams import EVALUATION
 from llada.errors import DataError
 from llada.output import lock
-from llada.training.distributed import on_first_process
+from llada.training.distributed import is_sharded, on_first_process
 from vrpo.estimators.protocol import Design
 from vrpo.training.reference_table import ReferenceTable
 
+# Fields of a config that decide no score, or that the identity has by itself. Special ids are aligned with the
+# tokenizer's when training begins, and only that of the mask decides a score.
+IGNORED = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "router_aux_loss_coef"}
 WRAPPERS = ("base_model.model.", "base_layer.", "original_module.")  # parts of names that PEFT adds
 
 
@@ -61,6 +65,14 @@ def hash_of_reference(model: nn.Module) -> str:
             hasher.update(f"{plain[name]} {value.dtype} {tuple(value.shape)}".encode())
             hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return hasher.hexdigest()
+
+
+def hash_of_architecture(model: nn.Module) -> str | None:
+    """The hash of what a model's config says of its computation; None for a model without a config."""
+    if not hasattr(model, "config"):
+        return None
+    fields = model.config.to_dict().items()
+    return hash_of({name: value for name, value in fields if name not in IGNORED and not name.endswith("_token_id")})
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ class PrecomputedReference(TrainerCallback):
     It is made before an engine shards the reference, whose weights it hashes.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer) -> None:
         self.trainer = trainer
         args = trainer.args
         self.folder = Path(args.ref_log_probs_dir or Path(args.output_dir, "reference"))
@@ -140,10 +152,10 @@ class PrecomputedReference(TrainerCallback):
             )
         self.within = self.folder.resolve().parent == output_dir  # `overwrite` of a recipe deletes it there
         model = trainer.model if trainer.ref_model is None else trainer.ref_model
-        config = getattr(model, "config", None)
         self.reference = {
             "reference": hash_of_reference(model),
-            "config": None if config is None else hash_of_config(config),
+            "config": hash_of_architecture(model),
+            "mask_token_id": trainer.spec.mask_id,
             "dtype": str(next(model.parameters()).dtype),
         }
         self.parts: list[Part] = []
@@ -186,7 +198,8 @@ class PrecomputedReference(TrainerCallback):
     def check(self) -> None:
         """Raise ValueError unless the directory can be used; see `ReferenceTable.check`."""
         table = ReferenceTable(self.folder)
-        on_first_process(lambda: [table.check(part.name, part.identity, part.numbers) for part in self.parts])
+        for part in self.parts:
+            on_first_process(partial(table.check, part.name, part.identity, part.numbers))
 
     def prepare(self) -> None:
         """Read the scores that are stored, score the others, and let the reference go."""
@@ -227,12 +240,12 @@ class PrecomputedReference(TrainerCallback):
                 for epoch in part.epochs:
                     if epoch not in table.scores:
                         table.scores[epoch] = ids_N, self.score(part, epoch)
-                        on_first_process(lambda part=part, epoch=epoch: table.write(part.name, part.identity, epoch))
+                        on_first_process(partial(table.write, part.name, part.identity, epoch))
 
     def score(self, part: Part, epoch: int) -> Tensor:
         """ELBO draws of the reference for the rows of a part in the order of `Rows.found`, [N, 2, S] on the CPU.
 
-        Each process scores batches of its own, and all the same number of them, since engines that shard need that.
+        Each process scores batches of its own; engines that shard need the same number and size of them on all.
         """
         trainer, args = self.trainer, self.trainer.args
         model, rows = trainer.model_wrapped, list(part.rows.found.values())
@@ -246,8 +259,10 @@ class PrecomputedReference(TrainerCallback):
         starts = range(0, len(rows), size * args.world_size)
         for start in tqdm(starts, desc=f"reference, {what}", unit="batch", disable=hidden):
             first = start + args.process_index * size
-            # The last batches are filled up with rows from the start, whose values are dropped.
             chosen = [order[place % len(rows)] for place in range(first, first + size)]
+            own = chosen[: max(0, len(rows) - first)]  # the last batches are filled up with rows from the start
+            if not is_sharded(trainer.accelerator):
+                chosen = own or chosen[:1]
             inputs = trainer._prepare_inputs(part.rows.batch([rows[index] for index in chosen]))
             draws = trainer.masks(part.design, inputs, epoch)[1]
             forwards = trainer.forwards(inputs, part.design.n)
@@ -255,7 +270,6 @@ class PrecomputedReference(TrainerCallback):
             found_P2S = torch.stack([found.chosen, found.rejected]).permute(2, 0, 1)
             if all_N2S is None:
                 all_N2S = found_P2S.new_zeros(len(rows), *found_P2S.shape[1:])
-            own = chosen[: max(0, len(rows) - first)]
             all_N2S[own] = found_P2S[: len(own)]
         assert all_N2S is not None  # a dataset without rows is refused
         return trainer.accelerator.reduce(all_N2S, "sum").cpu()

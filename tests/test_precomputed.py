@@ -1,10 +1,13 @@
 """Precomputed scores of the reference: the same trajectories, shared by runs, and refused by name when not theirs."""
 
+import contextlib
 import copy
 import gc
 import json
+import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -284,3 +287,25 @@ def test_the_hash_of_a_reference_is_that_of_the_weights_without_new_adapters(tmp
     moved = tiny_model(seed=1, **IDS).requires_grad_(False)
     moved.model.transformer.ln_f.weight.data[3] += 1e-12
     assert hash_of_reference(moved) != expected
+
+
+def test_weights_in_pieces_are_gathered_to_be_hashed(monkeypatch):
+    """As under ZeRO-3, where a weight is empty but within a context of DeepSpeed."""
+    model = tiny_model(seed=1, **IDS).requires_grad_(False)
+    expected, gathered = hash_of_reference(model), []
+    for weight in model.parameters():
+        weight.ds_id, weight.all, weight.data = 0, weight.data, weight.new_empty(0)
+
+    @contextlib.contextmanager
+    def gather(weights):
+        for weight in weights:
+            weight.data = weight.all
+        gathered.extend(weights)
+        yield
+        for weight in weights:
+            weight.data = weight.new_empty(0)
+
+    zero = SimpleNamespace(GatheredParameters=gather)
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=zero))
+    assert hash_of_reference(model) == expected
+    assert len(gathered) == len(list(model.parameters()))

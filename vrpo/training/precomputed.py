@@ -212,8 +212,8 @@ class PrecomputedReference(TrainerCallback):
             self.score_missing(table)
         if trainer.is_world_process_zero() and trainer.args.log_level not in ("error", "critical"):
             print(
-                f"Reference: {all_rows} rows, {len(epochs)} passes (evaluation's too), {read} of them read from "
-                f"{self.folder} and {len(epochs) - read} scored. It is not run again."
+                f"Reference: {all_rows} rows are scored for {len(epochs)} passes, evaluation's included; {read} of the "
+                f"passes were stored in {self.folder}. From here on it is not run."
             )
         trainer.reference_table = table
         if trainer.ref_model is not None:

@@ -17,8 +17,8 @@ quickstart-short: $(INSTALLED)
 	$(VENV)/bin/python examples/quickstart.py --short
 
 test: $(INSTALLED)
-	@echo "The quick tests take about 7 minutes on 2 cores; a line for each file shows how far they are."
-	$(VENV)/bin/python -m pytest
+	@echo "The quick tests take about 10 minutes on 2 cores; the percentages show how far they are."
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

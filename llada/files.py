@@ -4,6 +4,7 @@ Importing it imports neither torch nor transformers.
 """
 
 import contextlib
+import glob
 import hashlib
 import itertools
 import json
@@ -51,6 +52,13 @@ def replace_file(path: str | Path, content: str | bytes) -> None:
     finally:
         new.unlink(missing_ok=True)
     flush_to_disk(path.parent)
+
+
+def delete_left(path: Path) -> None:
+    """Delete what killed processes have left of `replace_file(path)`: for the one that now holds the file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
+        if left.name.removeprefix(f".{path.name}.").removesuffix(UNFINISHED).isdecimal():
+            left.unlink(missing_ok=True)
 
 
 def digest(path: str | Path) -> str:

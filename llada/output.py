@@ -10,17 +10,17 @@ import logging
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from llada.errors import OutputError
-from llada.files import beside, flush_to_disk
 
 logger = logging.getLogger(__name__)
 
 
-# What torch.save says when a write fails; it does not say why.
-TORCH_WRITER = ("PytorchStreamWriter", "unexpected pos", "file write failed", "cannot be opened")
+# What torch.save says when a write fails; it says why only where a file cannot be opened.
+TORCH_WRITER = ("PytorchStreamWriter", "unexpected pos", "file write failed", "cannot be opened", "iostream error")
 PROBE = 2**20  # bytes
 LOCK = ".run.lock"
 held: set[Path] = set()  # locks of this process
@@ -40,6 +40,8 @@ def write_error(error: BaseException, folder: Path) -> str | None:
         chain = chain.__cause__ or chain.__context__
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         return os.strerror(int(found[1]))
+    if isinstance(error, RuntimeError) and (found := re.search(r"open file failed with strerror: (.+)", str(error))):
+        return found[1].strip()
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in TORCH_WRITER):
         return probe(folder) or f"torch.save failed: {error}"
     return None
@@ -49,15 +51,13 @@ def probe(folder: Path) -> str | None:
     """Why a file of `PROBE` bytes cannot be written into a directory, or above it if it does not exist."""
     while not folder.exists():
         folder = folder.parent
-    new = beside(folder / "probe")
     try:
-        new.write_bytes(bytes(PROBE))
-        flush_to_disk(new)
+        with tempfile.TemporaryFile(dir=folder) as file:  # it has no name, so that a kill leaves nothing
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         return error.strerror
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
     return None
 
 

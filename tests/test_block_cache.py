@@ -55,8 +55,13 @@ def sharp(kind: str):
     return model
 
 
-@pytest.mark.parametrize("kind", BUILD)
-@pytest.mark.parametrize("cache", [None, "prefix", "dual"])
+@pytest.mark.parametrize(
+    ("kind", "cache"),
+    [
+        *(("dense", cache) for cache in (None, "prefix", "dual")), ("moe", "dual"),
+        *(pytest.param("moe", cache, marks=pytest.mark.slow) for cache in (None, "prefix")),
+    ],
+)  # fmt: skip
 def test_a_left_padded_batch_equals_each_prompt_alone(kind, cache, monkeypatch):
     """By every rule, guided, growing and refreshed; most often rows are in different blocks and leave one by one."""
     model, (ids, mask), seen = sharp(kind), left_padded(PROMPTS), {"apart": 0, "left": 0, "uneven": 0}

@@ -204,7 +204,7 @@ def test_output_is_not_overwritten_and_bad_input_is_named(saved):
         assert (saved / "there.jsonl").read_text() == "mine\n"
 
     refused("gen_length=9 must be a multiple of block_length=8, such as 8 or 16", "--gen_length", "9")
-    refused("batch_size=0 must be a whole number of at least 1", "--batch_size", "0")
+    refused("batch_size=0 must be at least 1", "--batch_size", "0")
     refused(r"'llada-1.5/mmlu' is unknown: of llada-1.5 there are \['alignbench'", "--preset", "llada-1.5/mmlu")
     refused(r"prompts.jsonl is the file of the prompts", "--output", str(saved / "prompts.jsonl"))
     refused("samples=1 must be at least 2", "--samples", "1", recipe=make_pairs)

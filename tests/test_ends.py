@@ -237,6 +237,24 @@ def test_old_checkpoints_are_deleted_and_unfinished_ones_do_not_count(tmp_path):
     assert len(steps(run)) == 2
 
 
+def test_a_run_that_was_killed_before_it_deleted_old_checkpoints_does_so_when_it_goes_on(tmp_path, whole):
+    """One more than `save_total_limit` stayed for ever."""
+    shutil.copytree(whole, tmp_path / "run")
+    trainer(tmp_path / "run", max_steps=4, save_total_limit=2, **EVERY).train(resume_from_checkpoint=True)
+    assert steps(tmp_path / "run") == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_what_killed_runs_left_half_written_is_deleted_and_nothing_else(tmp_path):
+    """A kill while the last old checkpoint was deleted left it under a hidden name for ever."""
+    for name in (".checkpoint-2.77.tmp", ".checkpoint-4.77.old.tmp", ".model.tmp", ".mine.tmp", "x.77.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    for name in (".manifest.json.77.tmp", ".mine.json.tmp"):
+        (tmp_path / name).touch()
+    trainer(tmp_path, max_steps=1, dtype=torch.float32).train()
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.tmp", "x.77.tmp", ".mine.json.tmp", ".run.lock"}
+
+
 def test_an_older_checkpoint_is_deleted_only_when_the_next_one_is_whole(tmp_path, monkeypatch):
     run = trainer(tmp_path, max_steps=2, save_total_limit=1, **EVERY)
 
@@ -288,6 +306,8 @@ CAUSES = [
     (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device"),  # safetensors
     (Exception("Input/output error (os error 5)"), "Input/output error"),  # tokenizers raises a bare Exception
     (RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 5312 vs 5204"), "torch.save failed: .*"),
+    (RuntimeError("basic_ios::clear: iostream error"), "torch.save failed: .*"),
+    (RuntimeError("x] . open file failed with strerror: No space left on device"), "No space left on device"),
     (RuntimeError("a bug"), None),
     (ValueError("unexpected pos"), None),
     (OSError("x is not a local folder"), None),

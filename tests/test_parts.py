@@ -179,6 +179,14 @@ def test_a_second_run_on_the_same_output_is_refused_while_the_first_is_at_work(t
         assert second.done() == {0: "x"}
 
 
+def test_what_a_killed_run_left_of_the_output_is_deleted_by_the_next(tmp_path):
+    """A hidden file, as long as the output, stayed for ever."""
+    for name in (".o.jsonl.77.tmp", ".o.jsonl.mine.tmp", ".p.jsonl.77.tmp"):
+        (tmp_path / name).touch()
+    PartFiles(tmp_path / "o.jsonl", RUN).finish([{"completion": "x"}])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".o.jsonl.mine.tmp", ".p.jsonl.77.tmp", "o.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, REQUEUE), (signal.SIGUSR1, REQUEUE), (signal.SIGINT, 130)]
 )

@@ -332,7 +332,7 @@ def results(folder) -> dict[str, float]:
     return {"loss": losses[-1]} | {name: saved[name] for name in names if name in saved}
 
 
-@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("streaming", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_two_cpu_processes_through_the_shipped_config_equal_one(tmp_path, good, streaming):
     """2 x 4 rows against 1 x 8, held-out rows (an odd number) each scored once; a stream is split by row."""
     held_out = write_rows(
@@ -438,6 +438,18 @@ def test_the_last_step_is_evaluated_once_and_logged_to_one_file(tmp_path, good):
     assert (evaluated_steps(often), evaluated_steps(once)) == ([1, 2], [2])
     assert results(often) == results(once)
     assert [len(list(run.rglob("events.out.*"))) for run in (often, once)] == [1, 1]
+
+
+def test_a_run_that_was_killed_while_it_saved_its_model_is_not_evaluated_again(tmp_path, good):
+    """Its log had the evaluation of the last step twice."""
+    extra = ("--eval_fraction", "0.25", "--save_strategy", "steps", "--save_steps", "1")
+    sft.main(arguments(tmp_path, good, *extra))
+    before = results(tmp_path / "run")
+    for name in ("trainer_state.json", "eval_results.json", "all_results.json"):
+        (tmp_path / "run" / name).unlink()
+    sft.main(arguments(tmp_path, good, *extra, "--resume", "true"))
+    assert evaluated_steps(tmp_path / "run") == [2]
+    assert results(tmp_path / "run") == before
 
 
 def test_the_saved_model_is_evaluated_where_it_is_not_the_last(tmp_path, good):

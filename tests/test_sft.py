@@ -43,7 +43,10 @@ def trainer(tmp_path, dtype=torch.float64, rows=PAIRS, model=None, **changes) ->
 
 
 # Absolute. The 1/t weights of Bernoulli masks make losses above 10 that float32 cannot hold to 1e-5.
-PRECISIONS = [(torch.float64, "bernoulli", 1e-10), (torch.float32, "exact_count", 1e-5)]
+PRECISIONS = [
+    (torch.float64, "bernoulli", 1e-10),
+    pytest.param(torch.float32, "exact_count", 1e-5, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("dtype", "masks", "bound"), PRECISIONS)

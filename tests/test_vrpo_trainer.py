@@ -92,7 +92,7 @@ def test_the_replayed_gradient_is_that_of_the_full_graph(tmp_path, loss, shared)
     assert max(a.abs().max().item() for a, _ in gradients) > 1e-4
 
 
-PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
+PRECISIONS = [(torch.float64, 1e-10), pytest.param(torch.float32, 1e-5, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("dtype", "bound"), PRECISIONS)

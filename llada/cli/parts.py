@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from llada.cli.arguments import note
 from llada.errors import OutputError, RecipeError
-from llada.files import replace_file
+from llada.files import delete_left, replace_file
 from llada.output import writing
 
 KEPT = "The answers so far are kept beside it: the same command goes on from them"
@@ -141,11 +141,12 @@ class PartFiles:
         """Write the output, which appears when it is whole, and remove the parts.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: it cannot be written, or another run writes it.
         """
-        with writing(self.output, KEPT):
+        with self.lock(), writing(self.output, KEPT):
+            delete_left(self.output)
             replace_file(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        self.remove_parts()
+            self.remove_parts()
 
     def remove_parts(self) -> None:
         """Remove the parts of all processes."""

@@ -90,6 +90,15 @@ class LastEvaluation(TrainerCallback):
         self.step: int | None = None
         self.metrics: dict[str, float] = {}
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A run that was stopped after its last step, while it saved, has been evaluated then.
+        rows = [row for row in state.log_history if row.get("step") == state.global_step >= state.max_steps]
+        for row in rows:
+            found = {name: value for name, value in row.items() if name.startswith("eval_")}
+            if found:
+                self.step = state.global_step
+                self.metrics |= found | {"epoch": row["epoch"]}
+
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
             control.should_evaluate = True

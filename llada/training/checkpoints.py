@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from llada.errors import RecipeError
 from llada.files import UNFINISHED, delete_directory, flaw_of, has_manifest, is_unfinished
 
 logger = logging.getLogger(__name__)
+
+MODEL = f".model{UNFINISHED}"  # where a model is written before its files take their places
+LEFT = rf"\..+\.\d+(\.old)?{re.escape(UNFINISHED)}"  # names that `llada.files.beside` gives
 
 
 def step_of(path: Path) -> int:
@@ -87,6 +91,16 @@ def resume_point(wanted: str | bool, output_dir: str) -> Path:
     if not path.is_dir():
         raise RecipeError(f"resume_from_checkpoint={wanted} is no directory")
     return newest_whole([path, *(other for other in checkpoints_in(path.parent) if step_of(other) < step_of(path))])
+
+
+def delete_leftovers(folder: str | Path) -> None:
+    """Delete what killed runs left half written or half deleted in an output directory, which this process holds."""
+    for left in Path(folder).glob(f".*{UNFINISHED}"):
+        if left.name == MODEL or re.fullmatch(LEFT, left.name):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def delete_old(folder: Path, limit: int | None, kept: Sequence[Path]) -> None:

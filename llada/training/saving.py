@@ -11,9 +11,17 @@ from pathlib import Path
 from transformers import Trainer, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from llada.files import UNFINISHED, delete_directory, files_below, mark_unfinished, read_manifest, write_manifest
+from llada.files import delete_directory, files_below, mark_unfinished, read_manifest, write_manifest
 from llada.output import lock, writing
-from llada.training.checkpoints import checkpoints_in, delete_old, flaw_of_checkpoint, resume_point, state_of
+from llada.training.checkpoints import (
+    MODEL,
+    checkpoints_in,
+    delete_leftovers,
+    delete_old,
+    flaw_of_checkpoint,
+    resume_point,
+    state_of,
+)
 from llada.training.distributed import leave_group, on_first_process
 from llada.training.metric_sums import MetricSums
 from llada.training.signals import REQUEUE, StopOnSignal
@@ -75,27 +83,40 @@ class WholeCheckpoints(Trainer):
             SystemExit: with code `REQUEUE`, after SIGTERM or SIGUSR1, when a checkpoint is saved.
             KeyboardInterrupt: after Ctrl-C, when a checkpoint is saved; at once after a second one.
         """
-        checkpoint = None
+        checkpoint, nothing_left = None, False
         if resume_from_checkpoint:
             wanted = resume_from_checkpoint
             checkpoint = on_first_process(lambda: resume_point(wanted, self.args.output_dir))
-            self.continue_from(checkpoint)
+            nothing_left = self.continue_from(checkpoint)
         mine = self.is_world_process_zero()
         with lock(self.args.output_dir) if mine else contextlib.nullcontext(), self.stop.listening():
             try:
+                if mine:
+                    delete_leftovers(self.args.output_dir)
+                if mine and checkpoint is not None and nothing_left:
+                    self.delete_old_beside(checkpoint)
                 return super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
             finally:
                 self.complete()
 
-    def continue_from(self, checkpoint: Path) -> None:
-        """Take over the count of tokens, and say if nothing is left to train."""
+    def continue_from(self, checkpoint: Path) -> bool:
+        """Take over the count of tokens, and say whether nothing is left to train."""
         state, planned = state_of(checkpoint), self.planned_steps()
+        nothing_left = state.get("global_step", 0) >= planned
         if not self.is_world_process_zero():
-            return
+            return nothing_left
         counted = state.get("stateful_callbacks", {}).get(TOKENS, {}).get("attributes", {})
         self.metric_sums.tokens = counted.get("tokens", 0)  # the sum over processes, so the first one has it
-        if state.get("global_step", 0) >= planned:
+        if nothing_left:
             print(f"{checkpoint}: all {planned} steps are done, and none is trained")
+        return nothing_left
+
+    def delete_old_beside(self, checkpoint: Path) -> None:
+        """Delete old checkpoints as after the last save: the run may have been killed between the two."""
+        if checkpoint.parent.resolve() == Path(self.args.output_dir).resolve():
+            best = state_of(checkpoint).get("best_model_checkpoint")
+            kept = [checkpoint] if best is None else [checkpoint, Path(best)]
+            delete_old(checkpoint.parent, self.args.save_total_limit, kept)
 
     def _run_epoch(self, *args, **kwargs):
         # The Trainer looks whether it is at its last step after a step only.
@@ -198,7 +219,7 @@ class WholeCheckpoints(Trainer):
         if _internal_call and folder.name == f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}":
             super().save_model(output_dir, _internal_call)
             return
-        new = folder / f".model{UNFINISHED}"
+        new = folder / MODEL
         with writing(folder, INTACT):
             if self.args.should_save:
                 shutil.rmtree(new, ignore_errors=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from llada.diffusion.masking import MaskDraws
+from llada.training.batching import forwards_of
 from llada.training.distributed import is_sharded
 
 SHARE = 0.5  # of the memory that is free, for graphs or buffers
@@ -42,16 +42,10 @@ class GradientPlan(TrainerCallback, ExportableState):
     def state(self) -> dict:
         return {"args": {}, "attributes": dict(vars(self))}
 
-    def make(self, step, draws: MaskDraws) -> None:
-        """Choose, by a forward pass of the first step (`vrpo.training.step.PairStep`), and say what was chosen.
-
-        Raises:
-            ValueError: `unit_gradients` is set where it is not possible.
-        """
-        trainer, number = step.trainer, len(draws.masked_SBL)
+    def make(self, step) -> None:
+        """Choose, by a forward pass of the first step (`vrpo.training.step.PairStep`), and say what was chosen."""
+        trainer, number, batch = step.trainer, step.number, step.inputs
         args, obstacle = trainer.args, obstacle_to_unit_gradients(trainer)
-        if args.unit_gradients and obstacle:
-            raise ValueError(f"unit_gradients=True is not possible {obstacle}: leave it out")
         self.made = True
         if args.unit_gradients or args.kept_draws is not None or number == 1:
             self.unit_gradients, self.kept = bool(args.unit_gradients), args.kept_draws or int(number == 1)
@@ -62,14 +56,14 @@ class GradientPlan(TrainerCallback, ExportableState):
         to_come = buffers // 2 if any(parameter.grad is not None for parameter in trained) else buffers * 3 // 2
         free = int(SHARE * (free_memory(trained[0].device) - to_come))  # after gradients and AdamW's two moments
         cheap = max(buffers, CHEAP * free)
-        rows = step.forwards(range(1))[0]
+        rows = forwards_of(trainer, batch["attention_mask"], range(1), args.draws_per_forward)[0]
         with SavedBytes(step.model) as saved:
-            step.elbos(draws, rows)
+            step.elbos(rows)
         step.pending.clear()
         token = saved.total / (len(rows) * rows.width)
-        graphs = token * step.inputs["input_ids"].numel() * number
+        graphs = token * batch["input_ids"].numel() * number
         if is_sharded(trainer.accelerator):  # whose processes need the same number of forward passes
-            longest = step.inputs["input_ids"].shape[0] * trainer.max_length
+            longest = len(batch["input_ids"]) * trainer.max_length
             self.kept = least(max(1, int(free / (token * longest))), trained[0].device)
         elif graphs <= min(free, cheap):
             self.kept_tokens = int(min(free, cheap) / token)
@@ -78,7 +72,7 @@ class GradientPlan(TrainerCallback, ExportableState):
         else:
             self.kept_tokens = int(free / token)
         if trainer.is_world_process_zero() and args.log_level not in ("error", "critical"):
-            print(self.describe(number, step.inputs["input_ids"].numel(), graphs, buffers, free, obstacle))
+            print(self.describe(number, batch["input_ids"].numel(), graphs, buffers, free, obstacle))
 
     def describe(self, draws: int, tokens: int, graphs: float, buffers: int, free: int, obstacle: str) -> str:
         """What was chosen and why, in one sentence."""
@@ -92,12 +86,18 @@ class GradientPlan(TrainerCallback, ExportableState):
         return f"Gradients: the graphs of {kept} draws are kept, {again} ({sizes}{why})."
 
 
+def check_unit_gradients(trainer) -> None:
+    """Raise ValueError if `unit_gradients` is set where it is not possible."""
+    if trainer.args.unit_gradients and (obstacle := obstacle_to_unit_gradients(trainer)):
+        raise ValueError(f"unit_gradients=True is not possible {obstacle}: leave it out")
+
+
 def obstacle_to_unit_gradients(trainer) -> str:
     """Why gradients cannot be computed for one response at a time, or an empty text."""
     args = trainer.args
     if is_sharded(trainer.accelerator):
         return "with an engine that shards gradients"
-    if args.ld_alpha is not None and "sft" in args.loss_type:
+    if args.ld_alpha is not None:
         return "with ld_alpha, as a response then has two ELBOs"
     if any(trainer.spec.auxiliary_losses.values()):
         return "with auxiliary losses of a router"

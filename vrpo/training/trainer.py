@@ -2,10 +2,10 @@
 
 One step:
     draws         = masks of every response, seeded by (seed, epoch, pair, side)             (vrpo.estimators.designs)
-    policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats, no graph
+    policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats
     reference_B   = the same with the reference
     loss_P        = -log sigmoid(beta (ratio of chosen - ratio of rejected)) + 0.05 SFT      (vrpo.losses.pairwise)
-    gradient      = sum_B  dloss/dpolicy_B * grad policy_B, replayed draw by draw
+    gradient      = sum_B  dloss/dpolicy_B * grad policy_B                                  (vrpo.training.gradients)
 
 The loss depends on the parameters only through the 2P numbers policy_B, each a mean over draws. Once they are known,
 the gradient is a sum over draws with known weights: exact for every loss, and memory does not grow with n.
@@ -36,7 +36,7 @@ from vrpo.training.config import VRPOConfig
 from vrpo.training.dropout import disable_dropout
 from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noise_of_two, pair_metrics
 from vrpo.training.own_reference import check_adapters, freeze_adapter, reference_adapters
-from vrpo.training.plan import GradientPlan
+from vrpo.training.plan import GradientPlan, check_unit_gradients
 from vrpo.training.precomputed import PrecomputedReference
 from vrpo.training.reference import check_precomputed, make_reference, prepare_reference, synchronization
 from vrpo.training.reference_table import ReferenceTable
@@ -93,6 +93,7 @@ class VRPOTrainer(DiffusionTrainerBase):
             [self.plan, *(warning() for warning in WARNINGS), *(callbacks or [])], optimizers, quantization_config,
             peft_config,
         )  # fmt: skip
+        check_unit_gradients(self)
         disable_dropout(self.evaluated_models())
         if has_adapters(self.model):
             check_adapters(self.model, self.denoiser(self.model), own_reference=self.ref_model is None)
@@ -229,14 +230,13 @@ class VRPOTrainer(DiffusionTrainerBase):
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         share_P = self.share(inputs, num_items_in_batch)
-        step = PairStep(self, model, inputs, share_P)
         policy_masks, reference_masks = self.masks(self.design, inputs, self.epoch)
-        forwards = self.forwards(inputs, self.design.n)
-        reference = self.reference_of(self.epoch, model, inputs, reference_masks, forwards)
+        step = PairStep(self, model, inputs, share_P, policy_masks)
+        reference = self.reference_of(self.epoch, step.model, inputs, reference_masks, step.forwards)
         # This comes before the last backward pass, in which DeepSpeed steps the optimizer.
         second = self.second_scores(model, inputs)
         with self.offload:
-            policy = [PairScores.split(elbo_SB) for elbo_SB in step.add_gradient(policy_masks, reference)]
+            policy = [PairScores.split(elbo_SB) for elbo_SB in step.add_gradient(reference)]
         scores = BatchScores(policy[0], reference, policy_masks, self.design, *policy[1:])
         self.metric_sums.add(self.metrics_of(scores, inputs, second), share_P > 0)
         self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])

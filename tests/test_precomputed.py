@@ -51,6 +51,14 @@ def table(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> tuple[torch.Tensor, str]:
+    """The trajectory of a run that scores its reference in every step, and its checkpoint after ten of 20 steps."""
+    folder = tmp_path_factory.mktemp("plain")
+    found = trajectory(trainer(folder, save_strategy="steps", save_steps=10))
+    return found, str(folder / "checkpoint-10")
+
+
 KINDS = {
     "all parameters": {},
     "adapters": dict(peft_config=LoraConfig(r=2)),
@@ -62,45 +70,39 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_trajectories_are_those_of_a_reference_in_every_step(tmp_path, kind):
+def test_trajectories_are_those_of_a_reference_in_every_step(tmp_path, kind, request):
     """Two steps are a pass over the data, each with its own masks."""
-    runs, steps = [], 20 if kind in ("all parameters", "adapters") else 6
-    for precompute in (False, True):
-        changes = KINDS[kind] | {"max_steps": steps}
-        if "ref_model" in changes:
-            changes["ref_model"] = tiny_model(seed=changes["ref_model"], **IDS)
-        run = trainer(tmp_path, precompute_ref_log_probs=precompute, **changes)
-        runs.append(trajectory(run))
-    assert runs[0].shape == (steps, 2)
-    assert (runs[0] - runs[1]).abs().max() <= 1e-10
+    steps = 20 if kind in ("all parameters", "adapters") else 6
+
+    def changes():
+        second = {"ref_model": tiny_model(seed=2, **IDS)} if "ref_model" in KINDS[kind] else {}
+        return KINDS[kind] | second | {"max_steps": steps}
+
+    scored = trajectory(trainer(tmp_path, **changes())) if KINDS[kind] else request.getfixturevalue("plain")[0]
+    run = stored(tmp_path, **changes())
+    found = trajectory(run)
+    assert scored.shape == (steps, 2)
+    assert (scored - found).abs().max() <= 1e-10
     assert run.ref_model is None
     assert len(list((tmp_path / "reference").glob("*.epoch-*.safetensors"))) == steps // 2
 
 
-def test_a_resumed_run_reads_what_the_first_one_scored(tmp_path, monkeypatch, request):
-    whole = trajectory(trainer(tmp_path / "whole"))
-    trajectory(stored(tmp_path / "cut", max_steps=20, save_strategy="steps", save_steps=10))
-    request.getfixturevalue("no_reference")
-    checkpoint = str(tmp_path / "cut" / "checkpoint-10")
-    resumed = trajectory(stored(tmp_path / "cut", max_steps=20), resume_from_checkpoint=checkpoint)
+def test_a_resumed_run_scores_the_passes_to_come_and_a_second_one_reads_them(tmp_path, plain, request):
+    whole, checkpoint = plain
+    resumed = trajectory(stored(tmp_path, max_steps=20), resume_from_checkpoint=checkpoint)
     assert (whole[10:] - resumed).abs().max() <= 1e-10
-
-
-def test_a_resumed_run_scores_the_passes_to_come_only(tmp_path):
-    whole = trajectory(trainer(tmp_path / "cut", save_strategy="steps", save_steps=10))
-    checkpoint = str(tmp_path / "cut" / "checkpoint-10")
-    resumed = trajectory(stored(tmp_path / "cut", max_steps=20), resume_from_checkpoint=checkpoint)
-    assert (whole[10:] - resumed).abs().max() <= 1e-10
-    epochs = sorted(path.name for path in (tmp_path / "cut" / "reference").glob("*.safetensors"))
+    epochs = sorted(path.name for path in (tmp_path / "reference").glob("*.safetensors"))
     assert epochs == [f"ref_log_probs.epoch-{epoch}.safetensors" for epoch in range(5, 10)]
+    request.getfixturevalue("no_reference")
+    again = trajectory(stored(tmp_path, max_steps=20), resume_from_checkpoint=checkpoint)
+    assert torch.equal(resumed, again)
 
 
-def test_two_processes_score_a_share_each(tmp_path):
-    """Batches of three of 16 rows, so that the last ones are filled up with rows that are dropped."""
-    whole = trajectory(trainer(tmp_path))
-    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "precompute_ref_batch_size": 3}
+def test_two_processes_score_a_share_each(tmp_path, plain):
+    """Batches of seven of 16 rows, so that the last one has two rows on one process and none on the other."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "precompute_ref_batch_size": 7}
     split = two_processes(tmp_path, "test_vrpo_trainer", torch.float64, precompute_ref_log_probs=True, **settings)
-    assert (whole - split).abs().max() <= 1e-10
+    assert (plain[0] - split).abs().max() <= 1e-10
 
 
 def test_the_reference_runs_once_for_each_different_row_and_pass_and_leaves_the_memory(tmp_path):

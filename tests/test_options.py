@@ -125,6 +125,8 @@ COMBINATIONS = [
     (VRPOConfig, dict(loss_type=["sft"], ld_alpha=0.5), "ld_alpha=0.5 changes nothing"),
     (VRPOConfig, dict(kept_draws=2, unit_gradients=True), "exclude each other"),
     (VRPOConfig, dict(sync_ref_model=True, precompute_ref_log_probs=True), "sync_ref_model changes the reference"),
+    (VRPOConfig, dict(ref_log_probs_dir="a"), "ref_log_probs_dir='a' is for precompute_ref_log_probs=True"),
+    (VRPOConfig, dict(precompute_ref_log_probs=True, bf16_full_eval=True), "stored in its own precision"),
     (VRPOConfig, dict(estimator="mirror", n_y=2), "estimator='mirror' has no option 'n_y'"),
     (VRPOConfig, dict(estimator="naive_dpo", n_t=0), "n_t=0 must be at least 1"),
     (VRPOConfig, dict(estimator_options={"masks": "bernoulli", "count_tilt": 0.1}), "need masks='exact_count'"),

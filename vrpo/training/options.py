@@ -89,9 +89,21 @@ class VRPOOptions(DiffusionOptions):
     )
     precompute_ref_log_probs: bool = field(
         default=False,
-        metadata={"help": "Accepted; the reference is still scored in every step, as each step draws other masks."},
+        metadata={
+            "help": "Score the reference once, before training, under the masks of every epoch, and store the scores, "
+            "so that training holds one model. score/variance of dependent draws (variance_steps) is then left out."
+        },
     )
-    precompute_ref_batch_size: PositiveInt | None = field(default=None, metadata={"help": "Without effect."})
+    precompute_ref_batch_size: PositiveInt | None = field(
+        default=None, metadata={"help": "Pairs that are scored together then; default: per_device_train_batch_size."}
+    )
+    ref_log_probs_dir: Annotated[str, NOT_EMPTY] | None = field(
+        default=None,
+        metadata={
+            "help": "Directory of the stored scores, which runs that differ in loss or rate may share; default: "
+            "'reference' in output_dir."
+        },
+    )
     sync_ref_model: bool = field(
         default=False, metadata={"help": "TR-DPO: move the reference towards the policy during training."}
     )

@@ -38,7 +38,9 @@ from vrpo.training.dropout import disable_dropout
 from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noise_of_two, pair_metrics
 from vrpo.training.own_reference import check_adapters, freeze_adapter, reference_adapters
 from vrpo.training.plan import GradientPlan, check_unit_gradients
+from vrpo.training.precomputed import PrecomputedReference
 from vrpo.training.reference import check_precomputed, make_reference, prepare_reference, synchronization
+from vrpo.training.reference_table import ReferenceTable
 from vrpo.training.step import PairStep
 from vrpo.training.warnings import WARNINGS
 
@@ -97,6 +99,9 @@ class VRPOTrainer(DiffusionTrainerBase):
         if has_adapters(self.model):
             check_adapters(self.model, self.denoiser(self.model), own_reference=self.ref_model is None)
         self.design, self.evaluation_design = args.design(), design("vrpo", n_t=args.eval_draws)
+        self.reference_table: ReferenceTable | None = None  # scores that are looked up, once training has begun
+        if args.precompute_ref_log_probs:
+            self.add_callback(PrecomputedReference(self))
         if self.ref_model is not None:
             self.ref_model = prepare_reference(self.ref_model, self.accelerator)
         if args.sync_ref_model:
@@ -158,7 +163,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         policy_masks, reference_masks = self.masks(design, inputs, epoch)
         forwards = self.forwards(inputs, design.n) if without_padding else None
         policy, *unweighted = self.elbos(denoiser, inputs, policy_masks, self.token_weights(inputs), forwards)
-        reference = self.reference_scores(denoiser.module, inputs, reference_masks, forwards)
+        reference = self.reference_of(epoch, denoiser.module, inputs, reference_masks, forwards)
         return BatchScores(policy, reference, policy_masks, design, *unweighted)
 
     def masks(self, design: Design, inputs: dict[str, Tensor], epoch: int) -> tuple[MaskDraws, MaskDraws]:
@@ -168,6 +173,12 @@ class VRPOTrainer(DiffusionTrainerBase):
     def forwards(self, inputs: dict[str, Tensor], draws: int) -> list[Forward]:
         """Forward passes of all rows of a batch, with hardly any padding."""
         return forwards_of(self, inputs["attention_mask"], range(draws), self.args.draws_per_forward)
+
+    def reference_of(self, epoch: int, model: nn.Module, inputs, draws: MaskDraws, forwards=None) -> PairScores:
+        """ELBO draws of the reference under the masks of a pass, scored or, if they are stored, looked up."""
+        if self.reference_table is not None:
+            return self.reference_table.lookup(epoch, inputs)
+        return self.reference_scores(model, inputs, draws, forwards)
 
     def reference_scores(self, model: nn.Module, inputs, draws: MaskDraws, forwards=None) -> PairScores:
         """ELBO draws of the reference. forwards: see `elbo_draws`."""
@@ -224,7 +235,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         share_P = self.share(inputs, num_items_in_batch)
         policy_masks, reference_masks = self.masks(self.design, inputs, self.epoch)
         step = PairStep(self, model, inputs, share_P, policy_masks)
-        reference = self.reference_scores(step.model, inputs, reference_masks, step.forwards)
+        reference = self.reference_of(self.epoch, step.model, inputs, reference_masks, step.forwards)
         # This comes before the last backward pass, in which DeepSpeed steps the optimizer.
         second = self.second_scores(step.model, inputs)
         with self.offload:
@@ -246,10 +257,13 @@ class VRPOTrainer(DiffusionTrainerBase):
         return pair_metrics(scores, response_lengths(inputs), self.args.loss(), noise)
 
     def second_scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> BatchScores | None:
-        """Every `variance_steps` steps, scores with fresh masks if the draws have no sample variance; else None."""
+        """Every `variance_steps` steps, scores with fresh masks if the draws have no sample variance; else None.
+
+        The stored scores of a reference are those of other masks.
+        """
         every = self.args.variance_steps
         sampled = self.design.independent and self.design.n > 1
-        if sampled or not every or self.state.global_step % every:
+        if sampled or not every or self.state.global_step % every or self.reference_table is not None:
             return None
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.scores(self.denoiser(model), inputs, second_draw(self.epoch), without_padding=True)

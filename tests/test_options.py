@@ -2,10 +2,9 @@
 
 import json
 import math
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import option_rows as rows
 import pytest
@@ -105,7 +104,7 @@ def test_no_field_is_without_a_row():
     }
     for config, (table, _) in CONFIGS.items():
         assert set(table) == set(owners[config]), config
-    numbers = {field.name for field in fields(TrainingArguments) if field.type in (int, float)}
+    numbers = {name for name, kind in get_type_hints(TrainingArguments).items() if kind in (int, float)}
     refused = {"label_smoothing_factor"}  # at any value but 0 (llada.training.trl_options)
     assert numbers - set(INHERITED) == refused | {"local_rank"}  # which a launcher sets
 

@@ -2,11 +2,11 @@
 
 python benchmarks/step_flops.py [--shape tiny|8b] [--draws 1 8] [--json PATH]
 
-Needed are, for each response and draw, on its real tokens alone: the reference's forward pass, the policy's forward pass
-and backward pass, with checkpointing one more forward pass of the blocks, and the head at masked positions once. What a
-step executes is counted where torch dispatches matrix products and attention. For the 8B shape these return zeros
-without computing, the vocabulary is an eighth and there are 2 and 3 blocks; counts are linear in both, and are given for
-126,464 words and 32 blocks.
+Needed are, for each response and draw, on its real tokens alone: the reference's forward pass, the policy's forward and
+backward pass, with checkpointing one more forward pass of the blocks, and the head at masked positions once. A step can
+execute less, because the last block skips positions that the head does not read. What it executes is counted where
+torch dispatches matrix products and attention. For the 8B shape these return zeros without computing, the vocabulary is
+an eighth and there are 2 and 3 blocks; counts are linear in both, and are given for 126,464 words and 32 blocks.
 """
 
 import argparse
@@ -138,21 +138,14 @@ def step(case: Case, blocks: int, vocabulary: int) -> tuple[dict[str, float], li
         trainer.current_gradient_accumulation_steps = 1
         if args.gradient_checkpointing:
             trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        trainer.plan.kept_tokens, trainer.plan.unit_gradients, trainer.plan.made = (
-            plan_of(case),
-            not case.checkpointing,
-            True,
-        )
+        # What the trainer chooses where memory allows: with checkpointing, a graph is only the blocks' inputs.
+        trainer.plan.unit_gradients, trainer.plan.made = not case.checkpointing, True
+        trainer.plan.kept_tokens = 10**9 if case.checkpointing else 0
         with Counter(vocabulary, fake=case.shape == "8b") as counter:
             trainer.training_step(trainer.model, batch)
         kept = trainer.plan.kept_draws(case.draws, batch["input_ids"].numel())
     plan = "unit gradients" if trainer.plan.unit_gradients and kept < case.draws else f"{kept} graphs"
     return counter.flops, draws.masked_SBL.sum((0, 2)).tolist(), plan
-
-
-def plan_of(case: Case) -> int:
-    """With checkpointing a graph is the blocks' inputs, and all are kept."""
-    return 10**9 if case.checkpointing else 0
 
 
 def main() -> None:

@@ -123,6 +123,7 @@ COMBINATIONS = [
     (VRPOConfig, dict(loss_type=["aot"], use_weighting=True), "use_weighting=True does not go with"),
     (VRPOConfig, dict(loss_type=["nca_pair"], f_divergence_type="forward_kl"), "f_divergence_type='forward_kl' does"),
     (VRPOConfig, dict(loss_type=["sft"], ld_alpha=0.5), "ld_alpha=0.5 changes nothing"),
+    (VRPOConfig, dict(kept_draws=2, unit_gradients=True), "exclude each other"),
     (VRPOConfig, dict(sync_ref_model=True, precompute_ref_log_probs=True), "sync_ref_model changes the reference"),
     (VRPOConfig, dict(estimator="mirror", n_y=2), "estimator='mirror' has no option 'n_y'"),
     (VRPOConfig, dict(estimator="naive_dpo", n_t=0), "n_t=0 must be at least 1"),

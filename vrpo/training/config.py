@@ -37,8 +37,7 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
     refused = REFUSED | {  # no annotation: an attribute of the class, not an option
         "disable_dropout": (
             (True,),
-            "dropout would differ between policy, reference and replay, which would add noise to the score. Leave it "
-            "at True",
+            "dropout would differ between policy and reference, which would add noise to the score. Leave it at True",
         ),
     }
 
@@ -59,6 +58,8 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
             raise ValueError(
                 f"ld_alpha={self.ld_alpha} changes nothing with loss_type=['sft'], which has no log-ratio: leave it out"
             )
+        if self.unit_gradients and self.kept_draws is not None:
+            raise ValueError(f"kept_draws={self.kept_draws} and unit_gradients=True exclude each other: set one")
         if self.eos_tail == "batch":
             raise ValueError("eos_tail='batch' is for SFT: a pair's score would depend on its batch. Give a number")
 

@@ -43,15 +43,9 @@ class GradientPlan(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": dict(vars(self))}
 
     def make(self, step, draws: MaskDraws) -> None:
-        """Choose, by a forward pass of the first step (`vrpo.training.step.PairStep`), and say what was chosen.
-
-        Raises:
-            ValueError: `unit_gradients` is set where it is not possible.
-        """
+        """Choose, by a forward pass of the first step (`vrpo.training.step.PairStep`), and say what was chosen."""
         trainer, number = step.trainer, len(draws.masked_SBL)
         args, obstacle = trainer.args, obstacle_to_unit_gradients(trainer)
-        if args.unit_gradients and obstacle:
-            raise ValueError(f"unit_gradients=True is not possible {obstacle}: leave it out")
         self.made = True
         if args.unit_gradients or args.kept_draws is not None or number == 1:
             self.unit_gradients, self.kept = bool(args.unit_gradients), args.kept_draws or int(number == 1)
@@ -92,12 +86,18 @@ class GradientPlan(TrainerCallback, ExportableState):
         return f"Gradients: the graphs of {kept} draws are kept, {again} ({sizes}{why})."
 
 
+def check_unit_gradients(trainer) -> None:
+    """Raise ValueError if `unit_gradients` is set where it is not possible."""
+    if trainer.args.unit_gradients and (obstacle := obstacle_to_unit_gradients(trainer)):
+        raise ValueError(f"unit_gradients=True is not possible {obstacle}: leave it out")
+
+
 def obstacle_to_unit_gradients(trainer) -> str:
     """Why gradients cannot be computed for one response at a time, or an empty text."""
     args = trainer.args
     if is_sharded(trainer.accelerator):
         return "with an engine that shards gradients"
-    if args.ld_alpha is not None and "sft" in args.loss_type:
+    if args.ld_alpha is not None:
         return "with ld_alpha, as a response then has two ELBOs"
     if any(trainer.spec.auxiliary_losses.values()):
         return "with auxiliary losses of a router"

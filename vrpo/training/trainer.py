@@ -2,10 +2,10 @@
 
 One step:
     draws         = masks of every response, seeded by (seed, epoch, pair, side)             (vrpo.estimators.designs)
-    policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats, no graph
+    policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats
     reference_B   = the same with the reference
     loss_P        = -log sigmoid(beta (ratio of chosen - ratio of rejected)) + 0.05 SFT      (vrpo.losses.pairwise)
-    gradient      = sum_B  dloss/dpolicy_B * grad policy_B, replayed draw by draw
+    gradient      = sum_B  dloss/dpolicy_B * grad policy_B                                  (vrpo.training.gradients)
 
 The loss depends on the parameters only through the 2P numbers policy_B, each a mean over draws. Once they are known,
 the gradient is a sum over draws with known weights: exact for every loss, and memory does not grow with n.
@@ -36,7 +36,7 @@ from vrpo.training.config import VRPOConfig
 from vrpo.training.dropout import disable_dropout
 from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noise_of_two, pair_metrics
 from vrpo.training.own_reference import check_adapters, freeze_adapter, reference_adapters
-from vrpo.training.plan import GradientPlan
+from vrpo.training.plan import GradientPlan, check_unit_gradients
 from vrpo.training.reference import check_precomputed, make_reference, prepare_reference, synchronization
 from vrpo.training.step import PairStep
 from vrpo.training.warnings import WARNINGS
@@ -91,6 +91,7 @@ class VRPOTrainer(DiffusionTrainerBase):
             [self.plan, *(warning() for warning in WARNINGS), *(callbacks or [])], optimizers, quantization_config,
             peft_config,
         )  # fmt: skip
+        check_unit_gradients(self)
         disable_dropout(self.evaluated_models())
         if has_adapters(self.model):
             check_adapters(self.model, self.denoiser(self.model), own_reference=self.ref_model is None)

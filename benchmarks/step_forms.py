@@ -132,7 +132,8 @@ def plain_elbos(trainer: VRPOTrainer, model, inputs: dict[str, Tensor], masked_B
     noisy_BL = tokens_BL.masked_fill(masked_BL, trainer.spec.mask_id)
     with trainer.compute_loss_context_manager():
         logits_BLV = model(input_ids=noisy_BL, attention_mask=inputs["attention_mask"]).logits
-    log_probs_BL = logits_BLV.float().log_softmax(-1).gather(-1, tokens_BL[..., None])[..., 0]
+    logits_BLV = logits_BLV.to(head.at_least_fp32(logits_BLV.dtype))
+    log_probs_BL = logits_BLV.log_softmax(-1).gather(-1, tokens_BL[..., None])[..., 0]
     return (weight_BL.to(log_probs_BL) * log_probs_BL).sum(-1)
 
 

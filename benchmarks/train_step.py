@@ -8,11 +8,11 @@ and responses of 192 and 120 tokens ("fixed"), or 8 pairs with lengths of GSM8K.
 bfloat16 autocast, the trainer's default), otherwise on one thread of the CPU. Each line of the output is a JSON row
 {name, value, unit, low, high}.
 
-All forms must compute one gradient: to 1e-10 in float64, with a tiny model, and up to rounding in the case itself, in a
+All forms must compute one gradient: to 1e-10 in float64 with a tiny model, and up to rounding in the case itself, in a
 round before the first that is timed.
 
-Time: the forms run one after another in each round. Seconds are medians over rounds (CPU time on a CPU); a ratio is the median over rounds of plain time over the
-form's, with the 95% interval of a bootstrap over rounds.
+Time: the forms run one after another in each round. Seconds are medians over rounds (CPU time on a CPU); a ratio is the
+median over rounds of plain time over the form's, with the 95% interval of a bootstrap over rounds.
 
 Memory: each case has its own process, in which a small step comes first. The figure is the peak of the step above the
 size before it, when model, reference, gradients and data are there: resident size on a CPU, allocated on a GPU.
@@ -69,9 +69,11 @@ def gradient_of(step: Step) -> torch.Tensor:
 
 def check(steps: dict[str, Step], tolerance: float, what: str) -> None:
     """Stop unless the gradients of all forms agree."""
-    (first, reference), *others = ((form, gradient_of(step)) for form, step in steps.items())
-    for form, gradient in others:
-        error = float((gradient - reference).norm() / reference.norm())
+    first, reference = next(iter(steps)), gradient_of(next(iter(steps.values())))
+    for form, step in steps.items():
+        if form == first:
+            continue
+        error = float((gradient_of(step) - reference).norm() / reference.norm())
         print(f"{what}: the gradients of {form} and {first} differ by {error:.1e}", file=sys.stderr, flush=True)
         if not error < tolerance:
             raise SystemExit(f"this must be below {tolerance:g}")

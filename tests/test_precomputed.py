@@ -98,6 +98,7 @@ def test_a_resumed_run_scores_the_passes_to_come_and_a_second_one_reads_them(tmp
     assert torch.equal(resumed, again)
 
 
+@pytest.mark.slow
 def test_two_processes_score_a_share_each(tmp_path, plain):
     """Batches of seven of 16 rows, so that the last one has two rows on one process and none on the other."""
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "precompute_ref_batch_size": 7}

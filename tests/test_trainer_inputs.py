@@ -64,7 +64,10 @@ def test_the_last_window_of_a_pass_weighs_its_rows_alike(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("kind", "streamed", "remove"),
-    [("vrpo", False, True), ("sft", True, False), pytest.param("sft", False, False, marks=pytest.mark.slow)],
+    [
+        ("sft", True, False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("sft", False, False), ("vrpo", False, True))),
+    ],
 )
 def test_two_processes_do_not_repeat_rows(tmp_path, kind, streamed, remove):
     """13 rows on two processes: the step of 5 rows has them once, and padding weighs nothing."""
@@ -79,7 +82,8 @@ def test_two_processes_group_rows_by_length(tmp_path):
     assert two_processes(tmp_path, "test_trainer_inputs", torch.float64, **settings).isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["vrpo", pytest.param("sft", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_evaluate_a_stream_s_rows_once(tmp_path, kind):
     settings = dict(kind=kind, evaluation=True, per_device_eval_batch_size=4)
     alone = trajectory(trainer(tmp_path, **settings))

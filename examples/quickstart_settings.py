@@ -29,7 +29,10 @@ class Size:
 
     @property
     def forwards(self) -> int:
-        """Sequences that VRPO forwards: chosen and rejected, `draws` of each, through policy, reference and replay."""
+        """Sequences that the control gets: chosen and rejected, `draws` of each, three times.
+
+        VRPO forwards them twice, through policy and reference; until 2026-11 each draw was forwarded once more.
+        """
         return self.vrpo_steps * self.vrpo_batch * 2 * self.draws * 3
 
 

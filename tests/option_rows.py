@@ -98,8 +98,12 @@ VRPO = DIFFUSION | {
     "variance_steps": natural(0),
     "allow_identical": flag(),
     "ld_alpha": real([0, 0.5, 1], [-0.1, 1.1], none=True),
+    "kept_draws": natural(1, none=True),
+    "unit_gradients": flag(none=True),
+    "draws_per_forward": natural(1, none=True),
     "precompute_ref_log_probs": flag(),
     "precompute_ref_batch_size": natural(1, none=True),
+    "ref_log_probs_dir": ([None], path[1]),  # a name needs precompute_ref_log_probs
     "sync_ref_model": flag(),
     "ref_model_mixup_alpha": share,
     "ref_model_sync_steps": natural(1),

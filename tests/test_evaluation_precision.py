@@ -11,8 +11,11 @@ from test_sft import IDS
 
 MODULES = {"sft": test_sft, "vrpo": test_vrpo_trainer}
 HELD_OUT = {kind: Dataset.from_list(module.PAIRS[:5]) for kind, module in MODULES.items()}
-PRECISIONS = [{}, {"bf16": True}, {"bf16_full_eval": True}, {"fp16_full_eval": True}]
-PRECISIONS += [{"bf16": True, "bf16_full_eval": True}]
+PRECISIONS = [{}, {"bf16": True}, {"bf16_full_eval": True}]
+PRECISIONS += [
+    pytest.param(each, marks=pytest.mark.slow)
+    for each in ({"fp16_full_eval": True}, {"bf16": True, "bf16_full_eval": True})
+]
 REFERENCES = {
     "copy": lambda: {},
     "model": lambda: {"ref_model": tiny_model(seed=1, dtype=torch.float32, **IDS)},
@@ -81,6 +84,7 @@ def test_before_training_and_after_a_step_of_rate_zero_the_loss_is_the_same(tmp_
     assert run.evaluate()["eval_loss"] == before
 
 
+@pytest.mark.slow
 def test_two_processes_that_evaluate_first_still_share_their_gradients(tmp_path):
     """accelerate's mark of a prepared model would keep it out of the data-parallel wrapper, for all trainers alike."""
     options = {"max_steps": 3, "kind": "sft"}

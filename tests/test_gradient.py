@@ -67,6 +67,7 @@ def test_with_deepspeed_which_steps_in_the_backward_pass_it_says_so(tmp_path):
         run._get_grad_norm(run.model, torch.tensor(torch.nan))
 
 
+@pytest.mark.slow
 def test_both_processes_stop_and_name_the_rows_of_both(tmp_path):
     with pytest.raises(
         AssertionError, match=r"the gradient is not finite .* The step has the rows \d+, \d+, \d+, \d+\. "

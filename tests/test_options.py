@@ -2,10 +2,9 @@
 
 import json
 import math
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import option_rows as rows
 import pytest
@@ -105,7 +104,7 @@ def test_no_field_is_without_a_row():
     }
     for config, (table, _) in CONFIGS.items():
         assert set(table) == set(owners[config]), config
-    numbers = {field.name for field in fields(TrainingArguments) if field.type in (int, float)}
+    numbers = {name for name, kind in get_type_hints(TrainingArguments).items() if kind in (int, float)}
     refused = {"label_smoothing_factor"}  # at any value but 0 (llada.training.trl_options)
     assert numbers - set(INHERITED) == refused | {"local_rank"}  # which a launcher sets
 
@@ -123,7 +122,10 @@ COMBINATIONS = [
     (VRPOConfig, dict(loss_type=["aot"], use_weighting=True), "use_weighting=True does not go with"),
     (VRPOConfig, dict(loss_type=["nca_pair"], f_divergence_type="forward_kl"), "f_divergence_type='forward_kl' does"),
     (VRPOConfig, dict(loss_type=["sft"], ld_alpha=0.5), "ld_alpha=0.5 changes nothing"),
+    (VRPOConfig, dict(kept_draws=2, unit_gradients=True), "exclude each other"),
     (VRPOConfig, dict(sync_ref_model=True, precompute_ref_log_probs=True), "sync_ref_model changes the reference"),
+    (VRPOConfig, dict(ref_log_probs_dir="a"), "ref_log_probs_dir='a' is for precompute_ref_log_probs=True"),
+    (VRPOConfig, dict(precompute_ref_log_probs=True, bf16_full_eval=True), "stored in its own precision"),
     (VRPOConfig, dict(estimator="mirror", n_y=2), "estimator='mirror' has no option 'n_y'"),
     (VRPOConfig, dict(estimator="naive_dpo", n_t=0), "n_t=0 must be at least 1"),
     (VRPOConfig, dict(estimator_options={"masks": "bernoulli", "count_tilt": 0.1}), "need masks='exact_count'"),

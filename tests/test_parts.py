@@ -212,6 +212,7 @@ def test_a_signal_ends_with_one_line_and_the_same_command_goes_on(saved, monkeyp
     assert (saved / "cut.jsonl").read_text() == (saved / "whole.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_a_command_that_is_terminated_prints_no_traceback(saved):  # noqa: F811
     """As a process of its own, in the midst of a long answer."""
     long = ["--gen_length", "32", "--steps", "32", "--block_length", "32", "--batch_size", "1"]

@@ -511,6 +511,7 @@ def test_align_trains_evaluates_and_saves(tmp_path, preferences, adapters):
     assert (tmp_path / "run" / "adapter_model.safetensors").exists() == (adapters == "true")
 
 
+@pytest.mark.slow
 def test_align_runs_as_a_script_on_two_processes(tmp_path, preferences):
     """Its name is the package's, which only shows when it is started by its path; rows are streamed."""
     config = ("--config_file", "recipes/accelerate/ddp_cpu.yaml")

@@ -13,13 +13,19 @@ from test_vrpo_trainer import PAIRS, first_batch, moved, trainer
 from llada.diffusion.masking import MaskDraws
 from vrpo import variance
 from vrpo.analysis.advice import advise
-from vrpo.analysis.redraw import count_grid, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.redraw import (
+    batch_elbos,
+    count_grid,
+    mask_redraws,
+    masked_sum_tables,
+    redrawn_elbos,
+    redrawn_gradients,
+)
 from vrpo.analysis.report import variance_figure
 from vrpo.analysis.settings import Settings
 from vrpo.analysis.table import measure
 from vrpo.estimators.designs import draw_for_pairs
 from vrpo.scores import log_ratios
-from vrpo.training.replay import batch_elbos
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def run(tmp_path):
 def test_a_redraw_is_what_training_would_have_drawn(run):
     batch = first_batch(run)
     with torch.no_grad():
-        scores = run.scores(run.denoiser(run.model), batch, epoch=2)
+        scores = run.scores(run.denoiser(run.model), batch, epoch=2, without_padding=True)
     policy, reference = redrawn_elbos(
         run.model, run.ref_model, batch, mask_redraws(batch, run.design, run.args.seed), [2]
     )
@@ -218,9 +224,9 @@ def test_training_logs_the_variance_of_dependent_draws_by_redrawing(tmp_path):
     with torch.no_grad():
         scores = run.scores(run.denoiser(run.model), batch, 0)
     run.state.global_step = 1
-    assert run.second_scores(run.model, batch, scores) is None
+    assert run.second_scores(run.model, batch) is None
     run.state.global_step = 2
-    metrics = run.metrics_of(scores, batch, run.second_scores(run.model, batch, scores))
+    metrics = run.metrics_of(scores, batch, run.second_scores(run.model, batch))
     with torch.no_grad():
         other = run.scores(run.denoiser(run.model), batch, -2)
     first, second = (log_ratios(each.policy, each.reference) for each in (scores, other))

@@ -319,7 +319,7 @@ def test_a_score_that_is_not_finite_stops_before_the_optimizer(tmp_path):
     before = copy.deepcopy(model.state_dict())
     run = trainer(tmp_path, model=model, ref_model=tiny_model(seed=1, **IDS), per_device_train_batch_size=16)
     with pytest.raises(
-        FloatingPointError, match=r"the score is not finite after 0 optimizer steps, for 1 of 16 .*row 7 "
+        FloatingPointError, match=r"the score is not finite after 0 optimizer steps, for 1 of \d+ .*row 7 "
     ):
         run.train()
     assert all(torch.equal(value.nan_to_num(), before[name].nan_to_num()) for name, value in model.state_dict().items())

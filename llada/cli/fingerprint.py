@@ -60,6 +60,8 @@ def hash_of_config(config: PreTrainedConfig) -> str:
 def hash_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """The hash of what turns text into ids and back: vocabulary, rules, special tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    rules = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
+    if isinstance(rules, dict):  # each call sets these as it needs them
+        rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
     tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return hash_of([type(tokenizer).__name__, rules, tokens])

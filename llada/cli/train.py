@@ -16,7 +16,7 @@ from llada.cli.recipe import RecipeArguments, parse
 from llada.data.loading import load_rows
 from llada.data.turns import record_turns
 from llada.errors import RecipeError
-from llada.files import delete_directory, flaw_of, has_manifest, read_manifest
+from llada.files import MANIFEST, delete_directory, flaw_of, has_manifest, read_manifest
 from llada.output import lock, writing
 from llada.training.base import DiffusionTrainerBase
 from llada.training.checkpoints import begun_only, checkpoints_in, state_of
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 REFERENCE = "ref"  # PEFT's folder of the adapters that TRL calls the reference
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json")
+REFERENCE_SCORES = "*ref_log_probs.*"  # files of stored scores, also unfinished ones (vrpo.training.reference_table)
 RECORDS = ("manifest.json", "trainer_state.json", "training_args.bin", "eval_results.json", "all_results.json")
 
 
@@ -157,8 +158,8 @@ def refuse_to_delete(model: str, output_dir: str) -> None:
 def remove_run(output_dir: Path) -> None:
     """Delete what a run has written, and nothing else: mixed with new files, it would not load or would tell lies.
 
-    That is checkpoints, the files of the model that its manifest lists, and, where there is none, weights and adapters.
-    Logs stay.
+    That is checkpoints, the files of the model that its manifest lists, and, where there is none, weights and adapters,
+    and stored scores of the reference. Logs stay.
     """
     for checkpoint in checkpoints_in(output_dir):
         delete_directory(checkpoint)
@@ -169,8 +170,12 @@ def remove_run(output_dir: Path) -> None:
     found = (path for folder in (output_dir, output_dir / REFERENCE) for name in WEIGHTS for path in folder.glob(name))
     for path in {*listed, *found, *(output_dir / name for name in RECORDS)}:
         path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it holds files of someone else, or is not there
-        (output_dir / REFERENCE).rmdir()
+    scores = list(output_dir.glob(f"*/{REFERENCE_SCORES}"))
+    for path in {*scores, *(path.parent / MANIFEST for path in scores)}:
+        path.unlink(missing_ok=True)
+    for folder in {output_dir / REFERENCE, *(path.parent for path in scores)}:
+        with contextlib.suppress(OSError):  # it holds files of someone else, or is not there
+            folder.rmdir()
 
 
 def main(

@@ -8,7 +8,7 @@ B is a lower bound on log p(y | x). All values are in nats, summed over tokens.
 
 The model is a `llada.denoiser.Denoiser`; only its `log_probs` and its mask id are used.
 
-Shapes: S draws, B sequences, L tokens.
+Shapes: S draws, B sequences, L tokens, R rows of one forward pass (each one draw of one sequence), K token weights.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from llada.checks import PositiveInt, Range, check
 from llada.denoiser import Denoiser, as_denoiser
+from llada.diffusion.forwards import Forward, whole_batches
 from llada.diffusion.masking import MaskDraws, corrupt, exact_count_masks
 
 
@@ -34,12 +35,32 @@ def mask_id_of(denoiser: Denoiser) -> int:
     return denoiser.spec.mask_id
 
 
+def row_elbos(
+    denoiser: Denoiser,
+    tokens_BL: Tensor,
+    draws: MaskDraws,
+    rows: Forward,
+    attention_mask: Tensor | None = None,
+    token_weights: tuple[Tensor | None, ...] = (None,),
+) -> Tensor:
+    """ELBO estimates of the rows of one forward pass, [K, R], nats, for K token weights; see `elbo_draws`."""
+    index, columns = torch.tensor(rows.sequences, device=tokens_BL.device), slice(rows.width)
+    masked_RL, weight_RL = (values.to(tokens_BL.device) for values in rows.masks(draws))
+    noisy_RL, target_RL = corrupt(tokens_BL[index, columns], masked_RL, mask_id_of(denoiser))
+    attention_RL = None if attention_mask is None else attention_mask[index, columns]
+    values_RL = denoiser.log_probs(noisy_RL, target_RL, attention_RL)
+    terms_RL = weight_RL.to(values_RL.dtype).to(values_RL.device) * values_RL
+    factors = (None if factor_BL is None else factor_BL.to(terms_RL)[index, columns] for factor_BL in token_weights)
+    return torch.stack([(terms_RL if factor is None else factor * terms_RL).sum(-1) for factor in factors])
+
+
 def elbo_draws(
     denoiser: nn.Module | Denoiser,
     tokens_BL: Tensor,
     draws: MaskDraws,
     attention_mask: Tensor | None = None,
     token_weights: tuple[Tensor | None, ...] = (None,),
+    forwards: list[Forward] | None = None,
 ) -> Tensor:
     """One ELBO estimate for each draw and sequence, [S, B], nats; the mean over draws estimates the ELBO.
 
@@ -49,16 +70,21 @@ def elbo_draws(
         attention_mask: [B, L], 0 on padding.
         token_weights: factors [B, L] of the tokens' terms (None: 1 for all). With K of them, the K weighted ELBOs come
             from the same forward passes, and the result is [S, B] for one and [K, S, B] for several.
+        forwards: the rows of each forward pass (`llada.diffusion.forwards`), together all draws of all sequences; by
+            default, one pass for each draw.
     """
-    denoiser, elbos = as_denoiser(denoiser), []
-    for masked_BL, weight_BL in zip(draws.masked_SBL, draws.weight_SBL, strict=True):
-        noisy_BL, target_BL = corrupt(tokens_BL, masked_BL.to(tokens_BL.device), mask_id_of(denoiser))
-        values_BL = denoiser.log_probs(noisy_BL, target_BL, attention_mask)
-        terms_BL = weight_BL.to(values_BL.dtype).to(values_BL.device) * values_BL
-        weighted = (terms_BL if factor_BL is None else factor_BL.to(terms_BL) * terms_BL for factor_BL in token_weights)
-        elbos.append(torch.stack([weighted_BL.sum(-1) for weighted_BL in weighted]))
-    elbos_KSB = torch.stack(elbos, 1)
+    denoiser, (number, sequences, width) = as_denoiser(denoiser), draws.masked_SBL.shape
+    forwards = forwards or whole_batches(range(number), [width] * sequences, width)
+    elbos = [row_elbos(denoiser, tokens_BL, draws, rows, attention_mask, token_weights) for rows in forwards]
+    elbos_KSB = in_order(torch.cat(elbos, 1), forwards, number, sequences)
     return elbos_KSB[0] if len(token_weights) == 1 else elbos_KSB
+
+
+def in_order(values_KN: Tensor, forwards: list[Forward], draws: int, sequences: int) -> Tensor:
+    """The values of all rows by draw and sequence, [K, S, B], from those in the order of the forward passes."""
+    index = [draw * sequences + b for rows in forwards for draw, b in zip(rows.draws, rows.sequences, strict=True)]
+    order = torch.tensor(index, device=values_KN.device).argsort()
+    return values_KN[:, order].view(len(values_KN), draws, sequences)
 
 
 def exact_elbo(

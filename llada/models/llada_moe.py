@@ -343,12 +343,8 @@ class LLaDAMoEModelLM(MaskedLM):
         mlp = self.model.layers[0].mlp
         return list(mlp.up_proj.parameters()) if isinstance(mlp, FeedForward) else [mlp.experts.gate_up_proj]
 
-    def active_parameters(self) -> int:
-        experts = sum(
-            p.numel() for module in self.modules() if isinstance(module, Experts) for p in module.parameters()
-        )
-        share = self.config.num_experts_per_tok / self.config.num_experts
-        return super().active_parameters() - experts + round(experts * share)
+    def active_share(self, module: nn.Module) -> float:
+        return self.config.num_experts_per_tok / self.config.num_experts if isinstance(module, Experts) else 1.0
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens

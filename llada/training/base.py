@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
-from transformers.trainer_utils import EvalPrediction
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from llada.data.loading import column_names
 from llada.data.prepared import with_known_tokens
@@ -39,6 +39,8 @@ from llada.training.inputs import (
 )
 from llada.training.metric_sums import MetricSums
 from llada.training.saving import WholeCheckpoints
+from llada.training.stopwatch import DATA, EVALUATION, POLICY
+from llada.training.throughput import ProgressBar, Throughput
 from llada.training.warnings import LowAdapterRate, warn_of_half_precision
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
     # The columns of `prepare`'s output; rows that have them all are not prepared again.
     prepared_columns: frozenset[str]
     tags: tuple[str, ...]  # of the model and its card
+    unit = "rows"  # what a weighted row of a batch is
 
     def __init__(
         self,
@@ -111,6 +114,9 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
                 "several GPUs and one process: nn.DataParallel is not supported. Start the script with `accelerate "
                 "launch` or torchrun, or make one GPU visible (CUDA_VISIBLE_DEVICES)"
             )
+        self.throughput = Throughput.of(self)
+        listening = self.callback_handler.callbacks
+        listening[:] = [ProgressBar() if type(each) is ProgressCallback else each for each in listening]
         self.check_full_evaluation()
         self.model_accepts_loss_kwargs = True  # the equivalent in releases without `loss_is_scaled_for_ga`
         self._signature_columns = [
@@ -185,6 +191,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
 
     def train(self, *args, **kwargs):
         self.metric_sums = MetricSums()  # drops those of a run that was interrupted
+        self.throughput = Throughput.of(self)
         if self.is_world_process_zero() and self.args.log_level not in ("error", "critical"):
             print(self.introduction())
         return super().train(*args, **kwargs)
@@ -213,7 +220,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # The last line of a run, which has "train_loss", takes what the steps since the last log line have left.
         if "loss" in logs or "train_loss" in logs:
-            logs |= self.metric_sums.means(self.accelerator)
+            logs |= self.metric_sums.means(self.accelerator) | self.throughput.line(self.accelerator)
         super().log(logs, start_time)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None, **fields) -> None:
@@ -229,9 +236,23 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         )
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device):
-        batches, rows = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with self.throughput.phase(DATA):
+            batches, rows = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.step_batches = batches
         return batches, rows
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        with self.throughput.phase(POLICY):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def count(self, inputs: dict[str, Tensor]) -> None:
+        """Count the rows and tokens of a micro-batch that is trained on."""
+        self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])
+        self.throughput.count(inputs["attention_mask"], inputs["row_weight"])
+
+    def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
+        with self.throughput.phase(EVALUATION):
+            return super().evaluation_loop(*args, **kwargs)
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The norm of a step's gradient, with which the Trainer calls this before it lets the optimizer step.

@@ -15,6 +15,8 @@ from llada.errors import RecipeError
 
 Result = TypeVar("Result")
 
+BUCKET = 2**23  # elements that are sent together: 32 MiB in fp32
+
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI
 
 
@@ -107,6 +109,11 @@ def on_first_process(function: Callable[[], Result]) -> Result:
     return outcome[0]
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether an engine shards the parameters: each of its forward passes is a collective operation."""
+    return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+
 @contextlib.contextmanager
 def gradients_reduced(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
     """Reduce gradients across processes (and let DeepSpeed step) only in the `last` backward pass of a step."""
@@ -120,3 +127,22 @@ def gradients_reduced(accelerator: Accelerator, model: nn.Module, last: bool) ->
             yield
     finally:
         accelerator.sync_gradients = wanted
+
+
+def reduce_gradients(parameters: list[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes; one that a process lacks counts as 0."""
+    world = torch.distributed.get_world_size()
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    buckets: dict[torch.dtype, list[list[torch.Tensor]]] = {}
+    for parameter in parameters:
+        found = buckets.setdefault(parameter.grad.dtype, [[]])
+        if sum(gradient.numel() for gradient in found[-1]) > BUCKET:
+            found.append([])
+        found[-1].append(parameter.grad)
+    for bucket in (bucket for found in buckets.values() for bucket in found if bucket):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        torch.distributed.all_reduce(flat)
+        for gradient, mean in zip(bucket, flat.div_(world).split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(mean.view_as(gradient))

@@ -29,7 +29,7 @@ class MetricSums:
 
     def count_tokens(self, attention_BL: Tensor, row_weight: Tensor) -> None:
         """Count the tokens of a micro-batch, whose rows are the weighted rows, or twice these (pairs)."""
-        weight_B = row_weight.repeat(len(attention_BL) // len(row_weight))
+        weight_B = row_weight.double().repeat(len(attention_BL) // len(row_weight))  # float32 ends at 2^24 tokens
         self.tokens = self.tokens + (attention_BL.sum(-1) * weight_B).sum()
 
     def total_tokens(self, accelerator: Accelerator) -> int:

@@ -28,6 +28,7 @@ from llada.diffusion.likelihood import elbo_draws
 from llada.diffusion.masking import draw_masks
 from llada.diffusion.random_streams import EVALUATION, generator_for
 from llada.training.base import DiffusionTrainerBase
+from llada.training.batching import forwards_of
 from llada.training.even_rows import WeighedCollator
 from llada.training.inputs import as_datasets, name_of
 from llada.training.sft_config import MaskedDiffusionConfig
@@ -211,7 +212,12 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
             keep_BL = keep_BL.to(response_mask_BL.device)
             attention_BL, response_mask_BL = attention_BL * keep_BL, response_mask_BL & keep_BL
         draws = draw_masks(response_mask_BL, generators, n, masks, levels)
-        return -elbo_draws(denoiser, inputs["input_ids"], draws, attention_BL).mean(0), response_mask_BL.sum(-1)
+        if epoch != EVALUATION:
+            self.throughput.count_work(inputs, draws.masked_SBL, attention_BL=attention_BL)
+        packed = inputs.get("segment_ids") is not None
+        forwards = None if packed else forwards_of(self, attention_BL, range(n))
+        elbos_SB = elbo_draws(denoiser, inputs["input_ids"], draws, attention_BL, forwards=forwards)
+        return -elbos_SB.mean(0), response_mask_BL.sum(-1)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         denoiser = self.denoiser(model, inputs)
@@ -222,7 +228,7 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
         return (loss, {"nelbo": nelbo_B}) if return_outputs else loss
 
     def training_step_of_rows(self, model, inputs, num_items_in_batch) -> Tensor:
-        self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])
+        self.count(inputs)
         with self.offload:
             return super().training_step_of_rows(model, inputs, num_items_in_batch)
 

@@ -25,7 +25,7 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     ),
     "neftune_noise_alpha": (
         (None,),
-        "the noise would differ between policy, reference and the replay of a step. Leave it out",
+        "the noise would differ between policy and reference. Leave it out",
     ),
     "label_smoothing_factor": ((0, 0.0), "the loss is a likelihood bound. For preferences, see label_smoothing"),
     "batch_eval_metrics": ((False,), "metrics are means over all evaluated rows. Leave it out"),

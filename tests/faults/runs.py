@@ -19,10 +19,12 @@ from conftest import ROOT
 
 from llada.files import MANIFEST, flaw_of
 from llada.training.checkpoints import checkpoints_in, step_of
+from llada.training.throughput import MEASURED
 
 HERE = Path(__file__).parent
 STEPS, EVERY = 12, 2  # optimizer steps of a run, and how many there are from one checkpoint to the next
-OF_START = re.compile(r"runtime$|_per_second$|^train_loss$")  # what is of the last start only: times, a mean over steps
+# What is of the last start only: a mean over steps, times, and the numbers of a run while it runs.
+OF_START = re.compile("|".join(["runtime$", "_per_second$", "^train_loss$", *(f"^{prefix}" for prefix in MEASURED)]))
 PER_START = ("trainer_state.json", "eval_results.json", "all_results.json")  # files that hold such values
 
 

@@ -8,19 +8,20 @@ Shapes: R redraws, B = 2P responses (chosen, then rejected), L tokens.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from llada.denoiser import Denoiser, as_denoiser
+from llada.diffusion.forwards import Forward, row_lengths, similar_lengths
+from llada.diffusion.likelihood import elbo_draws, row_elbos
 from llada.diffusion.masking import MaskDraws, exact_count_masks
 from llada.diffusion.random_streams import CHOSEN, MASKED_SUMS, REJECTED, generator_for
 from vrpo.analysis.statistics import GradientNoise
 from vrpo.analysis.variance_sources import MaskedSumTable
 from vrpo.estimators.designs import Design, draw_for_pairs
-from vrpo.training.replay import batch_elbos, replay, sloped_elbo
+from vrpo.training.gradients import sloped
 
 Batch = dict[str, Tensor]
 Model: TypeAlias = nn.Module | Denoiser
@@ -32,6 +33,18 @@ def mask_redraws(batch: Batch, design: Design, seed: int) -> Draw:
     return lambda redraw: draw_for_pairs(design, batch["response_mask"], batch["example_id"].tolist(), seed, redraw)
 
 
+def forwards_of(batch: Batch, draws: MaskDraws) -> list[Forward]:
+    """Forward passes of the rows of a batch, each of as many tokens as one draw of the padded batch."""
+    lengths = row_lengths(batch["attention_mask"])
+    return similar_lengths(range(len(draws.masked_SBL)), lengths, batch["input_ids"].numel())
+
+
+def batch_elbos(model: Model, batch: Batch, draws: MaskDraws) -> Tensor:
+    """ELBO draws [S, B] of a batch from `vrpo.collator.PairCollator`, nats."""
+    ids, attention, forwards = batch["input_ids"], batch["attention_mask"], forwards_of(batch, draws)
+    return elbo_draws(as_denoiser(model), ids, draws, attention, forwards=forwards)
+
+
 @torch.no_grad()
 def redrawn_elbos(
     policy: Model, reference: Model, batch: Batch, draw: Draw, redraws: Iterable[int]
@@ -39,7 +52,7 @@ def redrawn_elbos(
     """ELBOs of policy and reference for each redraw, [R, B] each, float64: means over the design's draws."""
     values = [
         [
-            batch_elbos(as_denoiser(model), batch, draws).double().mean(0).cpu()
+            batch_elbos(model, batch, draws).double().mean(0).cpu()
             for model, draws in zip((policy, reference), draw(redraw), strict=True)
         ]
         for redraw in redraws
@@ -68,19 +81,19 @@ def redrawn_gradients(
 
     Args:
         slope_RB: d function / d ELBO of each response at each redraw, such as the loss's at that redraw's scores, or
-            (1/P, -1/P) for the mean margin. Draws are replayed one at a time, as in training.
+            (1/P, -1/P) for the mean margin. One graph is alive at a time.
     """
     noise, denoiser = GradientNoise(), as_denoiser(policy)
     with requires_grad_only(policy, parameters):
         for redraw, slope_B in zip(redraws, slope_RB, strict=True):
             draws, _ = draw(redraw)
-            n, total = len(draws.masked_SBL), [torch.zeros_like(parameter) for parameter in parameters]
-
-            def add_gradient(value: Tensor, n: int = n, total: list[Tensor] = total) -> None:
-                for sum_so_far, gradient in zip(total, torch.autograd.grad(value / n, parameters), strict=True):
+            slope_1B = slope_B[None] / len(draws.masked_SBL)
+            total = [torch.zeros_like(parameter) for parameter in parameters]
+            for rows in forwards_of(batch, draws):
+                elbos_1R = row_elbos(denoiser, batch["input_ids"], draws, rows, batch["attention_mask"])
+                found = torch.autograd.grad(sloped(slope_1B, rows, elbos_1R), parameters)
+                for sum_so_far, gradient in zip(total, found, strict=True):
                     sum_so_far += gradient
-
-            replay(draws, partial(sloped_elbo, denoiser, batch, slope_B=slope_B), add_gradient)
             noise.add(total)
     return noise
 
@@ -111,7 +124,7 @@ def masked_sum_tables(
             count = torch.full((masks,), grid[min(step, len(grid) - 1)])
             masked_SBL[:, row, response_mask_BL[row]] = exact_count_masks(count, lengths[row], generators[row])
         draws = MaskDraws(masked_SBL, masked_SBL.double())
-        policy_SB, reference_SB = (batch_elbos(as_denoiser(model), batch, draws) for model in (policy, reference))
+        policy_SB, reference_SB = (batch_elbos(model, batch, draws) for model in (policy, reference))
         value_SB = policy_SB.double() - reference_SB.double()
         for row, grid in enumerate(grids):
             if step < len(grid):

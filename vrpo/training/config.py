@@ -37,8 +37,7 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
     refused = REFUSED | {  # no annotation: an attribute of the class, not an option
         "disable_dropout": (
             (True,),
-            "dropout would differ between policy, reference and replay, which would add noise to the score. Leave it "
-            "at True",
+            "dropout would differ between policy and reference, which would add noise to the score. Leave it at True",
         ),
     }
 
@@ -50,6 +49,16 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
             raise ValueError(
                 "sync_ref_model changes the reference, which precompute_ref_log_probs takes as fixed: set one"
             )
+        if self.ref_log_probs_dir is not None and not self.precompute_ref_log_probs:
+            raise ValueError(
+                f"ref_log_probs_dir={self.ref_log_probs_dir!r} is for precompute_ref_log_probs=True: set it, or leave "
+                "the directory out"
+            )
+        if self.precompute_ref_log_probs and (self.bf16_full_eval or self.fp16_full_eval):
+            raise ValueError(
+                "bf16_full_eval and fp16_full_eval cast the policy for an evaluation, and the reference's scores of "
+                "precompute_ref_log_probs are stored in its own precision: leave one out"
+            )
         if self.loss_weights is None:
             self.loss_weights = [SFT_WEIGHT if name == "sft" else 1.0 for name in self.loss_type]
         self.estimator_options = parse_options(self.estimator_options)
@@ -59,6 +68,8 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
             raise ValueError(
                 f"ld_alpha={self.ld_alpha} changes nothing with loss_type=['sft'], which has no log-ratio: leave it out"
             )
+        if self.unit_gradients and self.kept_draws is not None:
+            raise ValueError(f"kept_draws={self.kept_draws} and unit_gradients=True exclude each other: set one")
         if self.eos_tail == "batch":
             raise ValueError("eos_tail='batch' is for SFT: a pair's score would depend on its batch. Give a number")
 

@@ -1,4 +1,4 @@
-"""Dropout in a preference run: it would differ between policy, reference and replay, so all of it is set to 0."""
+"""Dropout in a preference run: it would differ between policy and reference, so all of it is set to 0."""
 
 import logging
 

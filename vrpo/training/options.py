@@ -66,11 +66,44 @@ class VRPOOptions(DiffusionOptions):
         default=None,
         metadata={"help": "LD-DPO: weight of a response's tokens beyond the shorter one's length; default: none (1)."},
     )
+    kept_draws: PositiveInt | None = field(
+        default=None,
+        metadata={
+            "help": "Draws whose graphs are kept from the scores for the gradient; the others are forwarded twice. "
+            "Default: chosen by memory."
+        },
+    )
+    unit_gradients: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute the gradient of one response at a time, in two buffers of the trained parameters, so that "
+            "no draw is forwarded twice. Default: chosen by memory."
+        },
+    )
+    draws_per_forward: PositiveInt | None = field(
+        default=None,
+        metadata={
+            "help": "The most tokens of a forward pass, in draws of the padded batch (with sharded engines: draws of a "
+            "response). Default: 1."
+        },
+    )
     precompute_ref_log_probs: bool = field(
         default=False,
-        metadata={"help": "Accepted; the reference is still scored in every step, as each step draws other masks."},
+        metadata={
+            "help": "Score the reference once, before training, under the masks of every epoch, and store the scores, "
+            "so that training holds one model. score/variance of dependent draws (variance_steps) is then left out."
+        },
     )
-    precompute_ref_batch_size: PositiveInt | None = field(default=None, metadata={"help": "Without effect."})
+    precompute_ref_batch_size: PositiveInt | None = field(
+        default=None, metadata={"help": "Pairs that are scored together then; default: per_device_train_batch_size."}
+    )
+    ref_log_probs_dir: Annotated[str, NOT_EMPTY] | None = field(
+        default=None,
+        metadata={
+            "help": "Directory of the stored scores, which runs that differ in loss or rate may share; default: "
+            "'reference' in output_dir."
+        },
+    )
     sync_ref_model: bool = field(
         default=False, metadata={"help": "TR-DPO: move the reference towards the policy during training."}
     )

@@ -2,10 +2,10 @@
 
 One step:
     draws         = masks of every response, seeded by (seed, epoch, pair, side)             (vrpo.estimators.designs)
-    policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats, no graph
+    policy_B      = mean over draws of sum_i weight * log p_theta(y_i | masked)              ELBOs, nats
     reference_B   = the same with the reference
     loss_P        = -log sigmoid(beta (ratio of chosen - ratio of rejected)) + 0.05 SFT      (vrpo.losses.pairwise)
-    gradient      = sum_B  dloss/dpolicy_B * grad policy_B, replayed draw by draw
+    gradient      = sum_B  dloss/dpolicy_B * grad policy_B                                  (vrpo.training.gradients)
 
 The loss depends on the parameters only through the 2P numbers policy_B, each a mean over draws. Once they are known,
 the gradient is a sum over draws with known weights: exact for every loss, and memory does not grow with n.
@@ -13,7 +13,6 @@ the gradient is a sum over draws with known weights: exact for every loss, and m
 
 import contextlib
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +20,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_utils import EvalPrediction
 
 from llada.denoiser import ModuleDenoiser
+from llada.diffusion.forwards import Forward
+from llada.diffusion.likelihood import elbo_draws
 from llada.diffusion.masking import MaskDraws
 from llada.diffusion.random_streams import EVALUATION, second_draw
 from llada.training.base import DiffusionTrainerBase
-from llada.training.distributed import gradients_reduced
+from llada.training.batching import forwards_of
 from llada.training.inputs import has_adapters, name_of
+from llada.training.stopwatch import REFERENCE
 from vrpo.collator import PairCollator
 from vrpo.data import PAIR_COLUMNS, prepare_pairs
-from vrpo.estimators.designs import design, draw_for_pairs
+from vrpo.estimators.designs import Design, design, draw_for_pairs
 from vrpo.losses.pairwise import LossInputs
 from vrpo.scores import PairScores, length_weights
 from vrpo.training.config import VRPOConfig
 from vrpo.training.dropout import disable_dropout
 from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noise_of_two, pair_metrics
 from vrpo.training.own_reference import check_adapters, freeze_adapter, reference_adapters
+from vrpo.training.plan import GradientPlan, check_unit_gradients
+from vrpo.training.precomputed import PrecomputedReference
 from vrpo.training.reference import check_precomputed, make_reference, prepare_reference, synchronization
-from vrpo.training.replay import batch_elbos, replay, sloped_elbo
+from vrpo.training.reference_table import ReferenceTable
+from vrpo.training.step import PairStep
 from vrpo.training.warnings import WARNINGS
 
 
@@ -83,14 +88,20 @@ class VRPOTrainer(DiffusionTrainerBase):
             raise TypeError(f"args must be a VRPOConfig, but is a {type(args).__name__}")
         self.ref_model = ref_model
         check_precomputed(args, train_dataset, eval_dataset)
+        self.plan = GradientPlan()
         super().__init__(
             model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics,
-            [*(warning() for warning in WARNINGS), *(callbacks or [])], optimizers, quantization_config, peft_config,
+            [self.plan, *(warning() for warning in WARNINGS), *(callbacks or [])], optimizers, quantization_config,
+            peft_config,
         )  # fmt: skip
+        check_unit_gradients(self)
         disable_dropout(self.evaluated_models())
         if has_adapters(self.model):
             check_adapters(self.model, self.denoiser(self.model), own_reference=self.ref_model is None)
         self.design, self.evaluation_design = args.design(), design("vrpo", n_t=args.eval_draws)
+        self.reference_table: ReferenceTable | None = None  # scores that are looked up, once training has begun
+        if args.precompute_ref_log_probs:
+            self.add_callback(PrecomputedReference(self))
         if self.ref_model is not None:
             self.ref_model = prepare_reference(self.ref_model, self.accelerator)
         if args.sync_ref_model:
@@ -99,6 +110,7 @@ class VRPOTrainer(DiffusionTrainerBase):
     metrics = staticmethod(mean_metrics)
     prepared_columns = PAIR_COLUMNS
     tags = ("trl", "dpo", "vrpo", "llada", "masked-diffusion")
+    unit = "pairs"
 
     def introduction(self) -> str:
         args = self.args
@@ -139,25 +151,50 @@ class VRPOTrainer(DiffusionTrainerBase):
 
     # The loss, with a graph over all draws: the naive form of `training_step`
 
-    def scores(self, denoiser: ModuleDenoiser, inputs: dict[str, Tensor], epoch: int) -> BatchScores:
-        """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without)."""
+    def scores(
+        self, denoiser: ModuleDenoiser, inputs: dict[str, Tensor], epoch: int, without_padding: bool = False
+    ) -> BatchScores:
+        """ELBO draws of policy (with a graph, where gradients are enabled) and reference (without).
+
+        without_padding: forward rows of similar length together (`forwards`).
+        """
         # Evaluation always uses design vrpo, so that its curves compare between runs with different training designs.
         design = self.evaluation_design if epoch == EVALUATION else self.design
-        ids, weights = inputs["example_id"].tolist(), self.token_weights(inputs)
-        policy_masks, reference_masks = draw_for_pairs(design, inputs["response_mask"], ids, self.args.seed, epoch)
-        policy, *unweighted = self.elbos(denoiser, inputs, policy_masks, weights)
-        with torch.no_grad(), self.reference_model(denoiser.module) as reference:
-            reference, *_ = self.elbos(self.denoiser(reference), inputs, reference_masks, weights[:1])
+        policy_masks, reference_masks = self.masks(design, inputs, epoch)
+        forwards = self.forwards(inputs, design.n) if without_padding else None
+        policy, *unweighted = self.elbos(denoiser, inputs, policy_masks, self.token_weights(inputs), forwards)
+        reference = self.reference_of(epoch, denoiser.module, inputs, reference_masks, forwards)
         return BatchScores(policy, reference, policy_masks, design, *unweighted)
+
+    def masks(self, design: Design, inputs: dict[str, Tensor], epoch: int) -> tuple[MaskDraws, MaskDraws]:
+        """Masks of a batch for the policy and for the reference."""
+        return draw_for_pairs(design, inputs["response_mask"], inputs["example_id"].tolist(), self.args.seed, epoch)
+
+    def forwards(self, inputs: dict[str, Tensor], draws: int) -> list[Forward]:
+        """Forward passes of all rows of a batch, with hardly any padding."""
+        return forwards_of(self, inputs["attention_mask"], range(draws), self.args.draws_per_forward)
+
+    def reference_of(self, epoch: int, model: nn.Module, inputs, draws: MaskDraws, forwards=None) -> PairScores:
+        """ELBO draws of the reference under the masks of a pass, scored or, if they are stored, looked up."""
+        if self.reference_table is not None:
+            return self.reference_table.lookup(epoch, inputs)
+        return self.reference_scores(model, inputs, draws, forwards)
+
+    def reference_scores(self, model: nn.Module, inputs, draws: MaskDraws, forwards=None) -> PairScores:
+        """ELBO draws of the reference. forwards: see `elbo_draws`."""
+        weights = self.token_weights(inputs)[:1]
+        phase, precision = self.throughput.phase(REFERENCE), self.compute_loss_context_manager()
+        with phase, torch.no_grad(), precision, self.reference_model(model) as reference:
+            return self.elbos(self.denoiser(reference), inputs, draws, weights, forwards)[0]
 
     def token_weights(self, inputs: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
         """Factors [2P, L] of the tokens in the log-ratios (`ld_alpha`), then None for the ELBO that `sft` takes."""
         alpha = self.args.ld_alpha
         return (None,) if alpha is None else (length_weights(inputs["response_mask"], alpha), None)
 
-    def elbos(self, denoiser, inputs: dict[str, Tensor], draws: MaskDraws, weights) -> list[PairScores]:
+    def elbos(self, denoiser, inputs: dict[str, Tensor], draws: MaskDraws, weights, forwards=None) -> list[PairScores]:
         """ELBO draws of both sides for each of the token weights."""
-        elbos = batch_elbos(denoiser, inputs, draws, weights)
+        elbos = elbo_draws(denoiser, inputs["input_ids"], draws, inputs["attention_mask"], weights, forwards)
         return [PairScores.split(elbo_SB) for elbo_SB in (elbos if len(weights) > 1 else [elbos])]
 
     @contextlib.contextmanager
@@ -187,7 +224,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         loss = loss + self.auxiliary_loss(denoiser, share_P.repeat(2) / 2)
         return (loss, self.metrics_of(scores, inputs)) if return_outputs else loss
 
-    # Training: scores without a graph, then the draws replayed one at a time
+    # Training: the same gradient without a graph over all draws (`vrpo.training.step` and `gradients`)
 
     def training_step_of_rows(self, model, inputs, num_items_in_batch) -> Tensor:
         """Add the gradient of a micro-batch of pairs to the parameters; return its share of the loss of the step."""
@@ -196,59 +233,18 @@ class VRPOTrainer(DiffusionTrainerBase):
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         share_P = self.share(inputs, num_items_in_batch)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            scores = self.scores(self.denoiser(model), inputs, self.epoch)
-        loss_P, slope_B = self.loss_and_slopes(scores, inputs, share_P)
+        policy_masks, reference_masks = self.masks(self.design, inputs, self.epoch)
+        step = PairStep(self, model, inputs, share_P, policy_masks)
+        reference = self.reference_of(self.epoch, step.model, inputs, reference_masks, step.forwards)
         # This comes before the last backward pass, in which DeepSpeed steps the optimizer.
-        metrics = self.metrics_of(scores, inputs, self.second_scores(model, inputs, scores))
+        second = self.second_scores(step.model, inputs)
         with self.offload:
-            auxiliary = self.replay(model, inputs, scores.draws, slope_B, share_P)
-        self.metric_sums.add(metrics, share_P > 0)
-        self.metric_sums.count_tokens(inputs["attention_mask"], inputs["row_weight"])
-        return (share_P * loss_P.detach()).sum() + auxiliary
-
-    def loss_and_slopes(self, scores: BatchScores, inputs: dict[str, Tensor], share_P: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of each pair, [P], and the derivative of their weighted sum by the policy's ELBOs.
-
-        The derivative is [2P], or [2, 2P] if the log-ratios have token weights: by the weighted ELBOs, then by the
-        others.
-        """
-        length = response_lengths(inputs)
-        mean = [side.map(lambda draws_SP: draws_SP.mean(0)) for side in (scores.policy, scores.reference)]
-        policy = mean[0].map(Tensor.requires_grad_)
-        whole = scores.loss_inputs(length).unweighted
-        whole = None if whole is None else whole.map(Tensor.requires_grad_)
-        loss_P = self.pair_losses(LossInputs(policy - mean[1], policy, length, whole), inputs)
-        elbos = [policy] if whole is None else [policy, whole]
-        slopes = torch.autograd.grad(
-            (share_P * loss_P).sum(), [side for elbo in elbos for side in (elbo.chosen, elbo.rejected)],
-            materialize_grads=True,
-        )  # fmt: skip
-        return loss_P, torch.cat(slopes) if len(elbos) == 1 else torch.cat(slopes).view(2, -1)
-
-    def replay(
-        self, model: nn.Module, inputs: dict[str, Tensor], draws: MaskDraws, slope_B: Tensor, share_P: Tensor
-    ) -> Tensor:
-        """Add the gradient of the loss, one draw at a time; return this micro-batch's share of the auxiliary losses."""
-        n, weights = len(draws.masked_SBL), self.token_weights(inputs)
-        # The shares already divide by the rows of the step; DeepSpeed would divide by the micro-batches again.
-        options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
-        auxiliary = torch.zeros(())
-
-        def forward(draw: MaskDraws) -> Tensor:
-            nonlocal auxiliary
-            with self.compute_loss_context_manager():
-                denoiser = self.denoiser(model)
-                term = sloped_elbo(denoiser, inputs, draw, slope_B, weights)
-                auxiliary_loss = self.auxiliary_loss(denoiser, share_P.repeat(2) / 2)
-                auxiliary = auxiliary + auxiliary_loss.detach() / n
-                return (term + auxiliary_loss) / n
-
-        def backward(term: Tensor) -> None:
-            self.accelerator.backward(term, **options)
-
-        replay(draws, forward, backward, partial(gradients_reduced, self.accelerator, model))
-        return auxiliary
+            policy = [PairScores.split(elbo_SB) for elbo_SB in step.add_gradient(reference)]
+        scores = BatchScores(policy[0], reference, policy_masks, self.design, *policy[1:])
+        self.metric_sums.add(self.metrics_of(scores, inputs, second), share_P > 0)
+        self.count(inputs)
+        self.throughput.count_work(inputs, policy_masks.masked_SBL, reference_masks.masked_SBL)
+        return (share_P * step.loss_P).sum() + step.auxiliary
 
     # Metrics
 
@@ -260,18 +256,22 @@ class VRPOTrainer(DiffusionTrainerBase):
         noise = noise_of_two(scores, second) if second is not None else noise
         return pair_metrics(scores, response_lengths(inputs), self.args.loss(), noise)
 
-    def second_scores(self, model: nn.Module, inputs: dict[str, Tensor], scores: BatchScores) -> BatchScores | None:
-        """Every `variance_steps` steps, scores with fresh masks if the draws have no sample variance; else None."""
+    def second_scores(self, model: nn.Module, inputs: dict[str, Tensor]) -> BatchScores | None:
+        """Every `variance_steps` steps, scores with fresh masks if the draws have no sample variance; else None.
+
+        The stored scores of a reference are those of other masks.
+        """
         every = self.args.variance_steps
-        if scores.has_sample_variance or not every or self.state.global_step % every:
+        sampled = self.design.independent and self.design.n > 1
+        if sampled or not every or self.state.global_step % every or self.reference_table is not None:
             return None
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.scores(self.denoiser(model), inputs, second_draw(self.epoch))
+            return self.scores(self.denoiser(model), inputs, second_draw(self.epoch), without_padding=True)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            scores = self.scores(self.denoiser(model), inputs, EVALUATION)
+            scores = self.scores(self.denoiser(model), inputs, EVALUATION, without_padding=True)
             loss_P = self.pair_losses(scores.loss_inputs(response_lengths(inputs)), inputs)
         # The loss is returned as a metric of each pair: a mean of batch means would depend on the batch size.
         return None, {"loss": loss_P, **self.metrics_of(scores, inputs)}, inputs["row"]

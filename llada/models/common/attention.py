@@ -77,7 +77,7 @@ class QuerySubset:
     def at(cls, at_BL: Tensor) -> "QuerySubset":
         """The subset of positions where `at_BL` [B, L] bool is True."""
         number_B = at_BL.sum(-1)
-        most = int(number_B.max())
+        most = max(1, int(number_B.max()))  # attention without any query is not supported everywhere
         index_BQ = at_BL.long().argsort(dim=-1, descending=True, stable=True)[:, :most]
         return cls(index_BQ, torch.arange(most, device=at_BL.device) < number_B[:, None])
 

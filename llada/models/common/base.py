@@ -123,9 +123,14 @@ class MaskedLM(PreTrainedModel):
         """The first block's up-projection (of all its experts), for which the VRPO paper reports gradient variance."""
         raise NotImplementedError
 
+    def active_share(self, module: nn.Module) -> float:
+        """The share of a module's own parameters that are used for one token."""
+        return 1.0
+
     def active_parameters(self) -> int:
         """The number of parameters that are used for one token."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        own = ((module, weight) for module in self.modules() for weight in module.parameters(recurse=False))
+        return round(sum(self.active_share(module) * weight.numel() for module, weight in own))
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -167,6 +172,16 @@ class MaskedLM(PreTrainedModel):
         for parent in list(self.modules()):
             for name in [name for name, child in parent.named_children() if child is old]:
                 setattr(parent, name, new)
+
+    @property
+    def last_block_may_skip(self) -> bool:
+        """Whether the last block need compute only what the head reads.
+
+        Attention backends other than these have no mask tensor that could be cut to a subset of the queries, and router
+        losses are those of all tokens.
+        """
+        routed = self.training and bool(self.config.auxiliary_losses())
+        return self.config._attn_implementation in ("sdpa", "eager") and not routed
 
     @property
     def denoiser_spec(self) -> DenoiserSpec:
@@ -221,17 +236,18 @@ class MaskedLM(PreTrainedModel):
                 f"a sequence of {input_ids.shape[1]} tokens does not fit the model's context of "
                 f"{self.config.max_sequence_length}"
             )
+        wanted_BL = logits_at if target_ids is None else target_ids != NOT_SCORED
         subset = None
-        if logits_at is not None and not torch.is_grad_enabled() and segment_ids is None:
-            # Other backends have no mask tensor that could be cut to a subset of the queries.
-            subset = QuerySubset.at(logits_at) if self.config._attn_implementation in ("sdpa", "eager") else None
+        if wanted_BL is not None and segment_ids is None and self.last_block_may_skip:
+            subset = QuerySubset.at(wanted_BL)
         hidden_BLD, auxiliary_losses = self.model(input_ids, attention_mask, segment_ids, kv_cache, subset)
+        wanted = wanted_BL if subset is None else subset.wanted_BQ
+        hidden = hidden_BLD if wanted is None else hidden_BLD[wanted.to(hidden_BLD.device)]
         if target_ids is None:
-            wanted = logits_at if subset is None else subset.wanted_BQ
-            logits = self.head(hidden_BLD if wanted is None else hidden_BLD[wanted.to(hidden_BLD.device)])
-            return MaskedLMOutput(logits=logits, auxiliary_losses=auxiliary_losses)
-        scored_BL = target_ids != NOT_SCORED
-        scored_log_probs = self.head(hidden_BLD[scored_BL], target_ids[scored_BL])
+            return MaskedLMOutput(logits=self.head(hidden), auxiliary_losses=auxiliary_losses)
+        assert wanted_BL is not None  # for the type checker
+        scored_BL = wanted_BL
+        scored_log_probs = self.head(hidden, target_ids[scored_BL])
         log_probs_BL = scored_log_probs.new_zeros(target_ids.shape)
         log_probs_BL = log_probs_BL.masked_scatter(scored_BL, scored_log_probs)
         return MaskedLMOutput(log_probs=log_probs_BL, auxiliary_losses=auxiliary_losses)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from llada.diffusion.likelihood import row_elbos
 from llada.training.batching import forwards_of
 from llada.training.distributed import is_sharded
 
@@ -47,8 +48,9 @@ class GradientPlan(TrainerCallback, ExportableState):
         trainer, number, batch = step.trainer, step.number, step.inputs
         args, obstacle = trainer.args, obstacle_to_unit_gradients(trainer)
         self.made = True
-        if args.unit_gradients or args.kept_draws is not None or number == 1:
-            self.unit_gradients, self.kept = bool(args.unit_gradients), args.kept_draws or int(number == 1)
+        one = number == 1 or is_sharded(trainer.accelerator)  # what an engine's graph needs is not measured here
+        if args.unit_gradients or args.kept_draws is not None or one:
+            self.unit_gradients, self.kept = bool(args.unit_gradients), args.kept_draws or int(one)
             return
         trained = [parameter for parameter in step.model.parameters() if parameter.requires_grad]
         buffers = 2 * bytes_of(trained)
@@ -56,16 +58,13 @@ class GradientPlan(TrainerCallback, ExportableState):
         to_come = buffers // 2 if any(parameter.grad is not None for parameter in trained) else buffers * 3 // 2
         free = int(SHARE * (free_memory(trained[0].device) - to_come))  # after gradients and AdamW's two moments
         cheap = max(buffers, CHEAP * free)
-        rows = forwards_of(trainer, batch["attention_mask"], range(1), args.draws_per_forward)[0]
-        with SavedBytes(step.model) as saved:
-            step.elbos(rows)
-        step.pending.clear()
+        attention_BL, denoiser = batch["attention_mask"], trainer.denoiser(step.model)
+        rows = forwards_of(trainer, attention_BL, range(1), args.draws_per_forward)[0]
+        with SavedBytes(step.model) as saved, trainer.compute_loss_context_manager():
+            row_elbos(denoiser, batch["input_ids"], step.draws, rows, attention_BL, step.weights)
         token = saved.total / (len(rows) * rows.width)
         graphs = token * batch["input_ids"].numel() * number
-        if is_sharded(trainer.accelerator):  # whose processes need the same number of forward passes
-            longest = len(batch["input_ids"]) * trainer.max_length
-            self.kept = least(max(1, int(free / (token * longest))), trained[0].device)
-        elif graphs <= min(free, cheap):
+        if graphs <= min(free, cheap):
             self.kept_tokens = int(min(free, cheap) / token)
         elif not obstacle and args.unit_gradients is None and buffers <= free:
             self.unit_gradients = True
@@ -116,14 +115,6 @@ def free_memory(device: torch.device) -> int:
         return psutil.virtual_memory().available
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
-
-
-def least(number: int, device: torch.device) -> int:
-    """The least of a number over all processes."""
-    found = torch.tensor(number, device=device)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
-    return int(found)
 
 
 class SavedBytes:

@@ -192,6 +192,7 @@ def test_the_way_follows_from_the_free_memory(tmp_path, monkeypatch, capsys):
     found = {}
     for free in (10**15, 10**8, 10**5):
         monkeypatch.setattr(vrpo.training.plan, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(vrpo.training.plan, "total_memory", lambda device, free=free: free)
         run = trainer(tmp_path, rows=LONG_AND_SHORT)
         step(run, first_batch(run))
         found[free] = (run.plan.unit_gradients, run.plan.kept_draws(3, first_batch(run)["input_ids"].numel()))

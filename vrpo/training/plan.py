@@ -4,6 +4,8 @@ The choice is made at the first step, from the memory that is free then, and sta
 together, or twice, round otherwise. A resumed run takes it from its checkpoint.
 """
 
+import math
+
 import psutil
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,9 @@ from llada.training.batching import forwards_of
 from llada.training.distributed import is_sharded
 
 SHARE = 0.5  # of the memory that is free, for graphs or buffers
-CHEAP = 0.02  # of that: graphs that need less are kept, because rows of all responses can then be forwarded together
+# Of all memory: graphs that need less are kept, because rows of all responses can then be forwarded together. What is
+# free at the moment would let a run that is started again round otherwise.
+CHEAP = 0.01
 BATCH_LOSSES = {"aot", "aot_unpaired"}  # in which the slopes of a pair depend on the other pairs of its batch
 
 
@@ -57,7 +61,7 @@ class GradientPlan(TrainerCallback, ExportableState):
         self.kept = None
         to_come = buffers // 2 if any(parameter.grad is not None for parameter in trained) else buffers * 3 // 2
         free = int(SHARE * (free_memory(trained[0].device) - to_come))  # after gradients and AdamW's two moments
-        cheap = max(buffers, CHEAP * free)
+        cheap = max(buffers, CHEAP * total_memory(trained[0].device))
         attention_BL, denoiser = batch["attention_mask"], trainer.denoiser(step.model)
         rows = forwards_of(trainer, attention_BL, range(1), args.draws_per_forward)[0]
         with SavedBytes(step.model) as saved, trainer.compute_loss_context_manager():
@@ -65,11 +69,11 @@ class GradientPlan(TrainerCallback, ExportableState):
         token = saved.total / (len(rows) * rows.width)
         graphs = token * batch["input_ids"].numel() * number
         if graphs <= min(free, cheap):
-            self.kept_tokens = int(min(free, cheap) / token)
+            self.kept_tokens = int(cheap / token)
         elif not obstacle and args.unit_gradients is None and buffers <= free:
             self.unit_gradients = True
         else:
-            self.kept_tokens = int(free / token)
+            self.kept_tokens = 2 ** int(math.log2(max(1, free / token)))  # about the same whenever it starts again
         if trainer.is_world_process_zero() and args.log_level not in ("error", "critical"):
             print(self.describe(number, batch["input_ids"].numel(), graphs, buffers, free, obstacle))
 
@@ -107,6 +111,11 @@ def obstacle_to_unit_gradients(trainer) -> str:
 
 def bytes_of(parameters: list[nn.Parameter]) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else psutil.virtual_memory().total
 
 
 def free_memory(device: torch.device) -> int:

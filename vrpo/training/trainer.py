@@ -8,7 +8,7 @@ One step:
     gradient      = sum_B  dloss/dpolicy_B * grad policy_B                                  (vrpo.training.gradients)
 
 The loss depends on the parameters only through the 2P numbers policy_B, each a mean over draws. Once they are known,
-the gradient is a sum over draws with known weights: exact for every loss, and memory does not grow with n.
+the gradient is a sum over draws with known weights: exact for every loss, and no graph over all draws is needed.
 """
 
 import contextlib

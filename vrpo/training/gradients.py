@@ -8,8 +8,8 @@ The slopes are known when both sides of a pair are scored. There are two ways no
 
 `graph_gradient` keeps the graphs of some rows and forwards the others a second time, one forward pass after another.
 `unit_gradient` computes each response's grad B_b with its scores, in a buffer, and weighs it when its slope is known.
-    Memory grows with n only until a forward pass is full. It needs two buffers of the trained parameters, a loss in which a pair's slopes depend
-    on no other pair, and one ELBO of each response.
+    Memory grows with n only until a forward pass is full. It needs two buffers of the trained parameters, a loss in
+    which a pair's slopes depend on no other pair, and one ELBO of each response.
 
 Both are exact for every such loss, and equal up to rounding.
 

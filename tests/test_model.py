@@ -1,4 +1,5 @@
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -47,9 +48,10 @@ def test_masked_only_chunked_head_equals_the_full_head(weight_tying, monkeypatch
     full = tiny_model(weight_tying=weight_tying)
     log_probs = full(tokens).logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * scored
     (log_probs * torch.arange(11)).sum().backward()
-    for chunk in (4, int(scored.sum()), 1024):
-        monkeypatch.setattr(head, "HEAD_CHUNK", chunk)
+    for chunk, kept in product((4, int(scored.sum()), 1024), (0, 2**24)):
         model = tiny_model(weight_tying=weight_tying)
+        monkeypatch.setattr(head, "CHUNK_ON_CPU", chunk * model.config.vocab_size)
+        monkeypatch.setattr(head, "KEPT", kept)
         fast = model(tokens, target_ids=tokens.masked_fill(~scored, NOT_SCORED)).log_probs
         (fast * torch.arange(11)).sum().backward()
         assert (fast - log_probs).abs().max() < 1e-12

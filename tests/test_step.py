@@ -105,7 +105,7 @@ def test_the_last_block_computes_only_what_the_head_reads(monkeypatch):
 
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_a_frozen_head_has_the_gradient_of_a_softmax(monkeypatch, chunk):
-    monkeypatch.setattr(head, "HEAD_CHUNK", chunk)
+    monkeypatch.setattr(head, "CHUNK_ON_CPU", chunk * 11)
     generator = torch.Generator().manual_seed(2)
     weight_VD = torch.randn(11, 4, dtype=torch.float64, generator=generator)
     targets_N, slope_N = torch.randint(0, 11, (7,), generator=generator), torch.randn(7, generator=generator).double()

@@ -7,8 +7,11 @@ from llada.training.distributed import is_sharded
 
 
 def tokens_of_forward(attention_BL: Tensor, draws_per_forward: int | None) -> int:
-    """The most tokens of a forward pass: by default, as many as one draw of the padded batch has."""
-    return attention_BL.numel() * (draws_per_forward or 1)
+    """The most tokens of a forward pass: by default, as many as one draw of the batch has.
+
+    So the graph of a forward pass needs no more memory with many draws than with one.
+    """
+    return sum(row_lengths(attention_BL)) * (draws_per_forward or 1)
 
 
 def forwards_of(trainer, attention_BL: Tensor, draws: range, draws_per_forward: int | None = None) -> list[Forward]:

@@ -115,16 +115,15 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 @contextlib.contextmanager
-def gradients_reduced(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
-    """Reduce gradients across processes (and let DeepSpeed step) only in the `last` backward pass of a step."""
-    if last:
-        yield
-        return
-    wanted, accelerator.sync_gradients = accelerator.sync_gradients, False
+def deepspeed_steps(accelerator: Accelerator, last: bool) -> Iterator[None]:
+    """Let DeepSpeed step, as it does in a backward pass, only in the `last` one of a step.
+
+    Engines that shard gradients reduce them in each backward pass, as each process would otherwise hold all of them.
+    """
+    wanted = accelerator.sync_gradients
+    accelerator.sync_gradients = wanted and last
     try:
-        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        with contextlib.nullcontext() if deepspeed else accelerator.no_sync(model):
-            yield
+        yield
     finally:
         accelerator.sync_gradients = wanted
 

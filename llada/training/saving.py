@@ -228,7 +228,12 @@ class WholeCheckpoints(Trainer):
                     shutil.copy(folder / CARD, new)  # PEFT adds to it
             self.accelerator.wait_for_everyone()
             try:
-                super().save_model(str(new), _internal_call=True)
+                if self.is_fsdp_enabled:  # the Trainer saves nothing if the plugin's checkpoints are sharded
+                    weights = self.accelerator.get_state_dict(self.model)
+                    if self.args.should_save:
+                        self._save(str(new), state_dict=weights)
+                else:
+                    super().save_model(str(new), _internal_call=True)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     take_over(new, folder)

@@ -18,7 +18,7 @@ weights of each row.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ def graph_gradient(
     backward: Callable[[Tensor], None],
     kept: list[Forward],
     replayed: list[Forward],
-    around: Callable[[bool], AbstractContextManager] = lambda last: nullcontext(),
+    around: Callable[[bool], AbstractContextManager],
 ) -> None:
     """Add the gradient, with the graphs of `kept` alive at once and then one of `replayed` after another.
 
@@ -43,8 +43,7 @@ def graph_gradient(
         slopes: gets the ELBOs of all rows, [K, R] for each of `replayed` and then of `kept`; returns dloss / dB_bk,
             [K, B], the same for all draws.
         backward: adds the gradient of a scalar to the parameters.
-        around: makes a context for each backward pass from whether it is the last one, for instance to delay the
-            reduction of gradients between processes until then.
+        around: makes a context for each backward pass from whether it is the last one.
     """
     with torch.no_grad():
         values = [elbos(rows) for rows in replayed]

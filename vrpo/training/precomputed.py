@@ -18,6 +18,7 @@ import torch
 import xxhash
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -62,6 +63,7 @@ def hash_of_reference(model: nn.Module) -> str:
     for name in sorted(plain, key=lambda name: plain[name]):
         with whole(parameters.get(name)):
             value = parameters[name].data if hasattr(parameters.get(name), "ds_id") else found[name]
+            value = value.full_tensor() if isinstance(value, DTensor) else value  # which FSDP2 keeps in pieces
             hasher.update(f"{plain[name]} {value.dtype} {tuple(value.shape)}".encode())
             hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return hasher.hexdigest()

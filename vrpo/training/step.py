@@ -13,7 +13,7 @@ from llada.diffusion.forwards import Forward, of_sequence, row_lengths
 from llada.diffusion.likelihood import in_order, row_elbos
 from llada.diffusion.masking import MaskDraws
 from llada.training.batching import forwards_of, tokens_of_forward
-from llada.training.distributed import gradients_reduced, reduce_gradients
+from llada.training.distributed import deepspeed_steps, reduce_gradients
 from vrpo.losses.pairwise import LossInputs
 from vrpo.scores import PairScores
 from vrpo.training.gradients import graph_gradient, unit_gradient
@@ -118,7 +118,6 @@ class PairStep:
             found = in_order(torch.cat(values, 1), self.forwards, self.number, 2 * self.pairs)
             return self.slopes(reference, list(range(self.pairs)), found)
 
-        accelerator = self.trainer.accelerator
-        options = {} if self.reduces else {"around": partial(gradients_reduced, accelerator, self.model)}
-        graph_gradient(self.elbos, slopes, self.backward, self.kept, self.replayed, **options)
+        around = partial(deepspeed_steps, self.trainer.accelerator)
+        graph_gradient(self.elbos, slopes, self.backward, self.kept, self.replayed, around)
         return found

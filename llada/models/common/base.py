@@ -215,8 +215,8 @@ class MaskedLM(PreTrainedModel):
                 positions restart in each. A segment is a run of equal ids, so that neighbours must have different
                 ones, and an id may come again.
             target_ids: [B, L] clean tokens where they are to be scored and `NOT_SCORED` elsewhere. The head then runs
-                at those positions only, `HEAD_CHUNK` at a time with recomputation, and `log_probs` [B, L] is returned,
-                so that training never needs a [B, L, V] tensor.
+                at those positions only, in chunks, and `log_probs` [B, L] is returned, so that training never needs a
+                [B, L, V] tensor.
             logits_at: [B, L] bool, True where logits are wanted; None means everywhere.
             kv_cache: keys and values of earlier forward passes. `input_ids` are then the tokens at the cache's
                 `positions_RQ`, and `attention_mask` covers all positions.

@@ -139,7 +139,7 @@ class SavedBytes:
         if storage.data_ptr() not in self.known:
             self.known.add(storage.data_ptr())
             self.total += storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that is saved with its graph would keep the graph, and itself, alive
 
     def __enter__(self) -> "SavedBytes":
         self.hooks.__enter__()

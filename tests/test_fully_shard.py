@@ -1,5 +1,7 @@
 """Training with FSDP2, whose parameters are sharded: the steps of one process, and models and checkpoints to load."""
 
+import math
+
 import fully_shard
 import pytest
 import torch
@@ -47,6 +49,13 @@ def test_sharded_training_takes_the_steps_of_one_process(tmp_path, settings):
     found = load_file(tmp_path / "model" / name)
     assert found.keys() == weights.keys()
     assert max((found[key] - weights[key]).abs().max() for key in weights) <= BOUND
+
+
+def test_sharded_scores_are_not_rounded_to_bfloat16(tmp_path):
+    """The reference and the policy are one model at the start: margins are exactly 0. The worker checks dtypes."""
+    settings = dict(rows=LONG_AND_SHORT, max_steps=2, bf16=True, loss_type=["sigmoid"], loss_weights=[1.0])
+    rows = two_processes(tmp_path, "fully_shard", torch.float32, **SPLIT, **settings)
+    assert rows[0, 0] == pytest.approx(math.log(2), abs=1e-7)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The gradient of a step by every way, against the naive one; which rows are forwarded, and how often."""
 
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -8,10 +9,12 @@ import test_sft
 import torch
 from conftest import tiny_model, trajectory
 from peft import LoraConfig
+from test_sft import IDS
 from test_vrpo_trainer import first_batch, moved, trainer
 
 import llada.training.sft
 import vrpo.training.plan
+from llada import LLaDAModelLM
 from llada.denoiser import as_denoiser
 from llada.diffusion.forwards import Forward, of_sequence, row_lengths, similar_lengths, whole_batches
 from llada.diffusion.likelihood import elbo_draws
@@ -241,3 +244,26 @@ def test_sft_forwards_rows_of_similar_length_with_the_same_gradient(tmp_path, mo
         tokens.append(sum(sizes))
     assert tokens[0] < 0.75 * tokens[1]
     assert max((a - b).abs().max() for a, b in zip(*found, strict=True)) <= 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_of_a_quantized_model_take_the_same_steps_by_every_way(tmp_path, bits):
+    """QLoRA on the CPU. The reference is the quantized model with its adapters off: step 0 has the loss log 2."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    options = dict(bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32) if bits == 4 else {}
+    quantization = BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, **options)
+    tiny_model(seed=1, dtype=torch.float32, d_model=64, mlp_hidden_size=128, **IDS).save_pretrained(tmp_path / "model")
+
+    def steps(**changes) -> torch.Tensor:
+        model = LLaDAModelLM.from_pretrained(tmp_path / "model", quantization_config=quantization)
+        assert sum(f"{bits}bit" in type(module).__name__ for module in model.modules()) == 14
+        settings = dict(peft_config=lora(), loss_type=["sigmoid"], loss_weights=[1.0], rows=LONG_AND_SHORT)
+        return trajectory(trainer(tmp_path, torch.float32, model=model, **(settings | changes)))
+
+    expected = steps(kept_draws=1)
+    assert expected[0, 0] == pytest.approx(math.log(2), abs=1e-7)
+    assert expected[-1, 0] < 0.9 * expected[0, 0]
+    assert (steps(unit_gradients=True) - expected).abs().max() <= 1e-3 * expected.abs().max()

@@ -23,6 +23,7 @@ from llada.data.prepared import with_known_tokens
 from llada.data.tokenizer import SpecialIds, special_ids
 from llada.data.turns import record_turns
 from llada.denoiser import ModuleDenoiser, as_denoiser
+from llada.training.distributed import keep_precision
 from llada.training.epochs import EpochCounter
 from llada.training.evaluation import EvaluationTrainer
 from llada.training.even_rows import PADDING, WeighedCollator, real_rows
@@ -114,6 +115,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
                 "several GPUs and one process: nn.DataParallel is not supported. Start the script with `accelerate "
                 "launch` or torchrun, or make one GPU visible (CUDA_VISIBLE_DEVICES)"
             )
+        keep_precision(self.accelerator)
         self.throughput = Throughput.of(self)
         listening = self.callback_handler.callbacks
         listening[:] = [ProgressBar() if type(each) is ProgressCallback else each for each in listening]

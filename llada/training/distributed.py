@@ -114,6 +114,22 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
+def keep_precision(accelerator: Accelerator) -> None:
+    """Under FSDP2 with mixed precision, compute blocks in half precision and the rest as without an engine.
+
+    accelerate would also round what modules return (log-probabilities are in fp32), the angles of the positions, and
+    sums of gradients.
+    """
+    if not accelerator.is_fsdp2 or accelerator.state.fsdp_plugin.mixed_precision_policy is None:
+        return
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin = accelerator.state.fsdp_plugin
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        plugin.mixed_precision_policy.param_dtype, torch.float32, output_dtype=None, cast_forward_inputs=False
+    )
+
+
 @contextlib.contextmanager
 def deepspeed_steps(accelerator: Accelerator, last: bool) -> Iterator[None]:
     """Let DeepSpeed step, as it does in a backward pass, only in the `last` one of a step.

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -143,9 +144,10 @@ def prepare_reference(reference: PreTrainedModel, accelerator: Accelerator) -> n
         from trl.models.utils import prepare_deepspeed
 
         return prepare_deepspeed(reference, accelerator)
-    if not accelerator.is_fsdp2:  # which casts by itself, without autocast
-        reference = accelerator.prepare_model(reference, evaluation_mode=True)
-        accelerator._models[:] = prepared
+    if accelerator.is_fsdp2:  # TRL's function would gather the whole reference at once
+        return fsdp2_prepare_model(accelerator, reference).eval()
+    reference = accelerator.prepare_model(reference, evaluation_mode=True)
+    accelerator._models[:] = prepared
     if accelerator.distributed_type == "FSDP":
         from trl.models.utils import prepare_fsdp
 

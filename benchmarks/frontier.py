@@ -44,6 +44,7 @@ from vrpo.estimators.designs import design
 
 FOLDER = Path("runs/frontier")
 UNITS = 400_000
+SAMPLES = 2000  # of a policy, by which it is measured
 BETA = 0.5
 TUNING_SEEDS = (100, 101)
 BATCH = 64
@@ -66,14 +67,14 @@ class Arm:
 
     kind: str  # "sft" or "vrpo"
     rates: tuple[float, ...]
-    pairs: int = 4096
+    pairs: int = 2048
     best_of: int | None = None
     settings: dict = field(default_factory=dict)
 
 
 def preference(rates=(3e-4, 1e-3, 3e-3), **settings) -> Arm:
     settings = dict(beta=BETA, loss_weights=[1.0, 0.0]) | settings
-    pairs = settings.pop("pairs", 4096)
+    pairs = settings.pop("pairs", 2048)
     return Arm("vrpo", rates, pairs, settings=settings)
 
 
@@ -114,9 +115,14 @@ def train_base() -> None:
     )
     trainer.train()
     trainer.model.save_pretrained(FOLDER / "base")
-    poems_BL = sample(trainer.model.eval(), prompts_of(60_000, random.Random(1)), 0)
+
+
+def score_base() -> None:
+    """The rewards of the base model's own poems, from which the optimum follows."""
+    base = base_model()
+    poems_BL = sample(base, prompts_of(60_000, random.Random(1)), 0)
     save_file({"rewards": rewards(poems_BL)}, FOLDER / "base_rewards.safetensors")
-    print(json.dumps(measured(trainer.model, trainer.model, 4000)))
+    print(json.dumps(measured(base, base, SAMPLES)))
 
 
 def prompts_of(number: int, rng: random.Random) -> list[str]:
@@ -124,9 +130,8 @@ def prompts_of(number: int, rng: random.Random) -> list[str]:
 
 
 def prompt_ids(prompts: list[str]) -> Tensor:
-    """[B, 2]: a BOS and the topic."""
-    ids = TOKENIZER(prompts, add_special_tokens=False)["input_ids"]
-    return torch.tensor([[TOKENIZER.bos_token_id, *each] for each in ids])
+    """[B, 1], the token of each topic: what the trainers make of a prompt, too."""
+    return torch.tensor(TOKENIZER(prompts, add_special_tokens=False)["input_ids"])
 
 
 def sample(model: LLaDAModelLM, prompts: list[str], seed: int, batch: int = 2000) -> Tensor:
@@ -134,21 +139,21 @@ def sample(model: LLaDAModelLM, prompts: list[str], seed: int, batch: int = 2000
     generator = torch.Generator().manual_seed(seed)
     options = dict(gen_length=LENGTH, steps=LENGTH, block_length=LENGTH, temperature=1.0, remasking="random")
     found = [
-        generate(model, part, generator=generator, stop_at_eos=False, **options)[:, 2:]
+        generate(model, part, generator=generator, stop_at_eos=False, **options)[:, 1:]
         for part in prompt_ids(prompts).split(batch)
     ]
     return torch.cat(found)
 
 
 @torch.no_grad()
-def measured(policy: LLaDAModelLM, base: LLaDAModelLM, number: int, seed: int = 10_000) -> dict[str, float]:
+def measured(policy: LLaDAModelLM, base: LLaDAModelLM, number: int, seed: int = 10_000) -> dict:
     """Reward, KL from the base model with its standard error, and the share of well-formed poems, of fresh samples."""
     policy.eval()
     prompts = prompts_of(number, random.Random(seed))
     poems_BL = sample(policy, prompts, seed)
     tokens_BL = torch.cat([prompt_ids(prompts), poems_BL], 1)
     response_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
-    response_BL[:, :2] = False
+    response_BL[:, :1] = False
     generators = [torch.Generator().manual_seed(seed + row) for row in range(number)]
     draws = design("vrpo", n_t=8, **COMPLEMENTARY).draw(response_BL, generators)
     difference_B = torch.cat(
@@ -181,7 +186,10 @@ def copy_of(model: LLaDAModelLM) -> LLaDAModelLM:
 
 
 def pairs_of(base: LLaDAModelLM, number: int, seed: int) -> list[dict[str, str]]:
-    """Two poems for each prompt, and a label that is tossed."""
+    """Two poems for each prompt, and a label that is tossed; kept in a file for the other arms of a seed."""
+    file = FOLDER / f"pairs-{number}-{seed}.json"
+    if file.exists():
+        return json.loads(file.read_text())
     rng = random.Random(seed)
     prompts = [prompt for prompt in prompts_of(number, rng) for _ in range(2)]
     poems_BL = sample(base, prompts, seed)
@@ -193,6 +201,8 @@ def pairs_of(base: LLaDAModelLM, number: int, seed: int) -> list[dict[str, str]]
         if texts[chosen] != texts[rejected] and texts[chosen] and texts[rejected]:
             sides = {"chosen": " " + texts[chosen], "rejected": " " + texts[rejected]}
             rows.append({"prompt": prompts[index]} | sides)
+    file.with_suffix(".new").write_text(json.dumps(rows))
+    file.with_suffix(".new").replace(file)
     return rows
 
 
@@ -233,7 +243,7 @@ def run(name: str, seed: int, rate: float, budget: float) -> dict:
             copy_of(base), base, args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
         )
     trainer.train()
-    found = measured(trainer.model, base_model(), 4000)
+    found = measured(trainer.model, base_model(), SAMPLES)
     base_rewards = load_file(FOLDER / "base_rewards.safetensors")["rewards"]
     efficiency = kl_efficiency(base_rewards, found["reward"], found["kl"]) if found["kl"] > 0 else None
     return {
@@ -294,7 +304,9 @@ def main() -> None:
     torch.set_num_threads(1)
     FOLDER.mkdir(parents=True, exist_ok=True)
     if args.command == "base":
-        train_base()
+        if not (FOLDER / "base").exists():
+            train_base()
+        score_base()
         return
     if args.command == "table":
         table()

@@ -40,7 +40,6 @@ OPTIONS = {
     "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "drop_invalid": "true", "report_to": "none",
     "use_cpu": "true", "disable_tqdm": "true", "lora_dropout": 0,
 }  # fmt: skip
-ADAPTERS = {"use_peft": "true", "lora_r": 2}
 
 
 def run(**changes) -> None:
@@ -83,22 +82,14 @@ def written(folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of an uninterrupted run of two rounds, with all parameters or with adapters."""
-    made: dict[str, Path] = {}
-
-    def of(**changes) -> Path:
-        key = str(changes)
-        if key not in made:
-            folder = tmp_path_factory.mktemp("whole")
-            with pytest.MonkeyPatch.context() as patch:
-                prepare(folder)
-                patch.chdir(folder)
-                run(**changes)
-            made[key] = folder
-        return made[key]
-
-    return of
+def whole(tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run of two rounds."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(folder)
+        patch.chdir(folder)
+        run()
+    return folder
 
 
 def test_the_best_answer_is_paired_with_the_worst():
@@ -123,7 +114,7 @@ def test_an_answer_s_reward_by_a_judge_is_the_number_of_answers_that_it_beats(fo
 
 
 def test_two_rounds_write_what_they_say(whole, monkeypatch):
-    monkeypatch.chdir(whole())
+    monkeypatch.chdir(whole)
     lines, score = rows("run/rounds.jsonl"), load_reward("letters.py:letters", "prompts.jsonl")
     assert [line["round"] for line in lines] == [1, 2]
     for number, line in enumerate(lines, 1):
@@ -142,7 +133,6 @@ def test_two_rounds_write_what_they_say(whole, monkeypatch):
 
 def test_a_round_is_what_align_does_with_its_pairs_from_the_model_before(folder, whole):
     """So the reference of round 2 is the model of round 1."""
-    whole = whole()
     own = ("prompts", "reward", "batch_size", "gen_length", "steps", "block_length")
     training = {name: value for name, value in OPTIONS.items() if name not in own}
     training |= {"model_name_or_path": whole / "run/round-1", "dataset_name": whole / "run/round-2/pairs.jsonl"}
@@ -197,7 +187,7 @@ def test_a_run_that_is_killed_in_its_second_round_again_and_again_ends_in_the_sa
                 run(resume="true")
         assert len(rows("run/rounds.jsonl")) == 1
     run(resume="true")
-    assert written(folder) == written(whole())
+    assert written(folder) == written(whole)
 
 
 def test_a_model_that_was_saved_without_checkpoints_is_trained_again(folder, whole, monkeypatch):
@@ -207,28 +197,28 @@ def test_a_model_that_was_saved_without_checkpoints_is_trained_again(folder, who
         with pytest.raises(KeyboardInterrupt):
             run(save_strategy="no")
     run(save_strategy="no", resume="true", rounds=1)
-    assert weights(folder / "run/round-1") == weights(whole() / "run/round-1")
+    assert weights(folder / "run/round-1") == weights(whole / "run/round-1")
 
 
-def test_adapters_are_trained_on_and_a_run_goes_on_after_a_round(folder, whole, capsys):
+def test_adapters_are_trained_on_and_a_run_goes_on_after_a_round(folder, capsys):
     """A run of one round is continued by more rounds; one that is finished changes nothing."""
-    run(rounds=1, **ADAPTERS)
+    adapters = {"use_peft": "true", "lora_r": 2, "max_steps": 2}
+    run(rounds=1, **adapters)
     with pytest.raises(RecipeError, match="output_dir=run already holds a run: set resume to continue it, overwrite"):
-        run(**ADAPTERS)
-    run(resume="true", **ADAPTERS)
-    found = written(folder)
-    assert found == written(whole(**ADAPTERS))
+        run(**adapters)
+    run(resume="true", **adapters)
     assert "model of 2 rounds is run/round-2" in capsys.readouterr().out
+    found = written(folder)
     first, second = (found[f"round-{number}/adapter_model.safetensors"] for number in (1, 2))
     assert first != second
     assert found["round-2/ref/adapter_model.safetensors"] == first  # the reference: the model at the round's start
-    run(resume="true", **ADAPTERS)
+    run(resume="true", **adapters)
     assert "is finished: all of its 2 rounds are done, and nothing was changed" in capsys.readouterr().out
     assert written(folder) == found
 
 
 def test_overwrite_replaces_the_rounds_and_nothing_else(folder, whole):
-    shutil.copytree(whole() / "run", "run")
+    shutil.copytree(whole / "run", "run")
     notes = folder / "run" / "notes.txt"
     notes.write_text("mine")
     before = written(folder)
@@ -244,7 +234,7 @@ def test_overwrite_replaces_the_rounds_and_nothing_else(folder, whole):
         "round-1",
         "rounds.jsonl",
     ]
-    assert weights(folder / "run/round-1") != weights(whole() / "run/round-1")
+    assert weights(folder / "run/round-1") != weights(whole / "run/round-1")
     assert notes.read_text() == "mine"
 
 
@@ -267,7 +257,7 @@ def test_the_reward_rises_from_round_to_round(tmp_path, monkeypatch):
 
 
 def test_rounds_that_do_not_belong_together_are_refused(folder, whole):
-    shutil.copytree(whole() / "run", "run")
+    shutil.copytree(whole / "run", "run")
     shutil.rmtree("run/round-1")
     with pytest.raises(
         RecipeError, match=r"run/round-2 is there, but round 1 is not finished: delete the rounds after"
@@ -276,7 +266,7 @@ def test_rounds_that_do_not_belong_together_are_refused(folder, whole):
     shutil.rmtree("run/round-2")
     run(resume="true", rounds=1)  # it is made again, and so is its line
     assert [line["round"] for line in rows("run/rounds.jsonl")] == [1]
-    assert weights(folder / "run/round-1") == weights(whole() / "run/round-1")
+    assert weights(folder / "run/round-1") == weights(whole / "run/round-1")
 
 
 def test_a_round_without_pairs_stops_and_goes_on_with_another_reward(folder, whole, monkeypatch):
@@ -290,7 +280,7 @@ def test_a_round_without_pairs_stops_and_goes_on_with_another_reward(folder, who
     with pytest.raises(AttributeError, match="NoneType"):  # it comes to training without sampling anything
         run(resume="true")
     assert not sampled
-    assert Path("run/round-1/pairs.jsonl").read_bytes() == (whole() / "run/round-1/pairs.jsonl").read_bytes()
+    assert Path("run/round-1/pairs.jsonl").read_bytes() == (whole / "run/round-1/pairs.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
@@ -33,13 +33,12 @@ from llada.cli import failure
 from llada.cli.arguments import CompletionArguments, SamplerOptions
 from llada.cli.recipe import RecipeArguments, parse, short_help
 from llada.errors import RecipeError
-from llada.files import replace_file
+from llada.files import delete_left, replace_file
 from llada.output import lock, writing
 from vrpo.rollouts import DIVERSE, Scorer, best_and_worst, load_judge, load_reward
 from vrpo.training.options import VRPOOptions
 
 ANSWERS, PAIRS, ROUNDS = "answers.jsonl", "pairs.jsonl", "rounds.jsonl"
-KEPT = "What is there is kept: set resume to go on from it"
 
 
 @dataclass
@@ -104,6 +103,13 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
         raise RecipeError(f"{file} is damaged ({error}): restore it, or set overwrite to begin again") from error
 
 
+def write_rows(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSONL file, which appears when it is whole; what killed runs have left of it is deleted."""
+    with writing(file, "What is there is kept: set resume to go on from it"):
+        delete_left(file)
+        replace_file(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def finished_rounds(recipe: Arguments, output_dir: str) -> list[dict[str, Any]]:
     """The lines of `rounds.jsonl` for the rounds whose models are there; none if the run starts.
 
@@ -156,18 +162,28 @@ def write_pairs(run: Any, found: list[list[str]], score: Scorer, number: int) ->
             "are empty. Set more samples, a higher temperature, other prompts, or a reward with finer grades, and "
             "resume: the answers are kept, and only judged again unless an option of sampling has changed"
         )
-    file = run.files.output.with_name(PAIRS)
-    with writing(file, KEPT):
-        replace_file(file, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
+    write_rows(run.files.output.with_name(PAIRS), pairs)
     run.files.finish({"prompt": row["prompt"], "answers": texts, "rewards": numbers} for row, texts, numbers in judged)
+
+
+def is_judged(folder: Path) -> bool:
+    """Whether the answers of a round are there. Parts beside them, of a run that was killed there, are deleted."""
+    from llada.cli.parts import PartFiles
+
+    found = (folder / ANSWERS).exists()
+    if found:
+        PartFiles(folder / ANSWERS, {}).remove_parts()
+    return found
 
 
 def start_of(folder: Path) -> tuple[bool, bool]:
     """`resume` and `overwrite` with which the training of a round continues what a killed run has left of it."""
     from llada.training.checkpoints import begun_only, checkpoints_in, state_of
 
-    resume = bool(state_of(folder)) or not all(map(begun_only, checkpoints_in(folder)))
-    return resume, not resume and any(folder.glob("*.safetensors"))  # the latter: saved, but not known to be finished
+    checkpoints = checkpoints_in(folder)
+    unknown = not state_of(folder) and all(map(begun_only, checkpoints))  # how far it was trained
+    overwrite = unknown and any(folder.glob("*.safetensors"))
+    return not overwrite and (bool(checkpoints) or not unknown), overwrite
 
 
 def line_of(folder: Path, number: int, seed: int, graded: bool, seconds: float) -> dict[str, Any]:
@@ -211,7 +227,7 @@ def make_round(argv: Sequence[str], number: int, args: Any, model: str, score: S
         argv, output_dir=folder, seed=seed, model_name_or_path=model, dataset_name=folder / PAIRS
     )
     replaced = recipe.overwrite and number == 1
-    if replaced or not on_first_process((folder / ANSWERS).exists):
+    if replaced or not on_first_process(partial(is_judged, folder)):
         run = Completions(
             CompletionArguments(
                 model, recipe.prompts, str(folder / ANSWERS), batch_size=recipe.batch_size, seed=seed,
@@ -228,9 +244,7 @@ def make_round(argv: Sequence[str], number: int, args: Any, model: str, score: S
     trainer, commands = train.launch(vrpo.VRPOTrainer, [("prompt", "chosen", "rejected")], recipe, model_args, args)
     if trainer.is_world_process_zero():
         done.append(line_of(folder, number, seed, recipe.reward is not None, time.perf_counter() - begin))
-        file = Path(output_dir, ROUNDS)
-        with writing(file, KEPT):
-            replace_file(file, "".join(json.dumps(line) + "\n" for line in done))
+        write_rows(Path(output_dir, ROUNDS), done)
         print(f"round {number} of {recipe.rounds}: {json.dumps(done[-1])}")
     free_wrapper(trainer)
     return commands

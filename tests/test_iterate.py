@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import load_script, tiny_model
+from safetensors.torch import load_file
 from test_completions import killed_after
+from test_recipes import launch_recipe
 from test_sft import IDS, TOKENIZER
 
 import vrpo
@@ -167,6 +169,10 @@ def kill(patch, moment: str, after_round: bool) -> None:
         patch.setattr(recipe, "write_pairs", raising(recipe.write_pairs, number))
     elif moment == "pairs written":
         patch.setattr(PartFiles, "finish", raising(PartFiles.finish, number))
+    elif moment == "answers written":
+        patch.setattr(PartFiles, "remove_parts", raising(PartFiles.remove_parts, number))
+    elif moment == "checkpoint":
+        patch.setattr(vrpo.VRPOTrainer, "complete_later", raising(vrpo.VRPOTrainer.complete_later))
     elif moment == "training":
         patch.setattr(vrpo.VRPOTrainer, "training_step", raising(vrpo.VRPOTrainer.training_step, 4 * number))
     elif moment == "saving":
@@ -175,7 +181,7 @@ def kill(patch, moment: str, after_round: bool) -> None:
         patch.setattr(recipe, "line_of", raising(recipe.line_of, number))
 
 
-MOMENTS = ("sampling", "judging", "pairs written", "training", "saving", "recording")
+MOMENTS = ("sampling", "judging", "pairs written", "answers written", "checkpoint", "training", "saving", "recording")
 
 
 def test_a_run_that_is_killed_in_its_second_round_again_and_again_ends_in_the_same_bytes(folder, whole, monkeypatch):
@@ -247,7 +253,9 @@ def test_the_reward_rises_from_round_to_round(tmp_path, monkeypatch):
     """Letters in samples of an untrained model, before and after 20 steps: above 4 standard errors of the rise."""
     prepare(tmp_path, prompts=64)
     monkeypatch.chdir(tmp_path)
-    run(max_steps=20, per_device_train_batch_size=16, batch_size=64, save_strategy="no", loss_type="sigmoid")
+    monkeypatch.setattr(recipe, "start_of", raising(recipe.start_of, 2))  # the second training is not needed
+    with pytest.raises(KeyboardInterrupt):
+        run(max_steps=20, per_device_train_batch_size=16, batch_size=64, save_strategy="no", loss_type="sigmoid")
     before, after = (
         torch.tensor([reward for row in rows(f"run/round-{number}/answers.jsonl") for reward in row["rewards"]])
         for number in (1, 2)
@@ -312,6 +320,23 @@ def test_what_cannot_work_is_named(folder, changes, message):
     with pytest.raises(ValueError, match=message):
         run(**changes)
     assert not Path("run/round-1/pairs.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_rounds_of_one(folder, whole):
+    """To rounding, after which a second round may sample other answers."""
+    paths = {name: folder / OPTIONS[name] for name in ("model_name_or_path", "prompts", "output_dir", "reward")}
+    options = OPTIONS | paths | {"per_device_train_batch_size": 2, "expected_processes": 2}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    output = launch_recipe("--config_file", "recipes/accelerate/ddp_cpu.yaml", "recipes/iterate.py", *words)
+    assert output.returncode == 0, output.stderr[-3000:]
+    assert output.stdout.count("round 2 of 2") == 1
+    one, two = whole / "run", folder / "run"
+    assert len(rows(two / "rounds.jsonl")) == 2
+    for name in ("answers.jsonl", "pairs.jsonl"):
+        assert (one / "round-1" / name).read_bytes() == (two / "round-1" / name).read_bytes()
+    ours, theirs = (load_file(run / "round-1/model.safetensors") for run in (one, two))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_engines_that_shard_are_refused(folder, monkeypatch):

@@ -207,7 +207,9 @@ def line_of(folder: Path, number: int, seed: int, graded: bool, seconds: float) 
     }  # fmt: skip
 
 
-def make_round(argv: Sequence[str], number: int, args: Any, model: str, score: Scorer, done: list[dict[str, Any]]):
+def make_round(
+    argv: Sequence[str], number: int, args: Any, model: str, score: Scorer, done: list[dict[str, Any]]
+) -> str | None:
     """Sample, judge, train and record one round, from where a killed run has left it.
 
     Args:
@@ -280,8 +282,11 @@ def main(argv: list[str] | None = None) -> None:
             )
         elif first:
             print(f"The model of {recipe.rounds} rounds is {folder_of(output_dir, recipe.rounds)}")
-            print(commands or "")
-    PartialState().destroy_process_group()
+            if commands is not None:
+                print(commands)
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -223,6 +223,14 @@ def test_adapters_are_trained_on_and_a_run_goes_on_after_a_round(folder, capsys)
     assert written(folder) == found
 
 
+def test_a_judge_takes_the_place_of_a_reward(folder):
+    run(reward=None, judge="judges.py:Longer", rounds=1, max_steps=1)
+    pairs = rows("run/round-1/pairs.jsonl")
+    assert pairs
+    assert all(len(pair["chosen"]) > len(pair["rejected"]) for pair in pairs)
+    assert rows("run/rounds.jsonl")[0]["reward"] is None  # wins of answers over each other say nothing of the model
+
+
 def test_overwrite_replaces_the_rounds_and_nothing_else(folder, whole):
     shutil.copytree(whole / "run", "run")
     notes = folder / "run" / "notes.txt"

@@ -1,10 +1,11 @@
-"""Verifiers: functions that compare an answer with the reference in the prompt's row of the dataset."""
+"""Verifiers: functions that compare an answer with the reference in the prompt's row; how a user's own are loaded."""
 
+import contextlib
 import importlib.util
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,20 +82,11 @@ def load_verifier(name: str) -> Verifier:
     """
     if name in VERIFIERS:
         return VERIFIERS[name]
-    path, _, function = name.rpartition(":")
-    if not path or not Path(path).is_file():
-        raise RecipeError(f"verifier={name!r} must be one of {sorted(VERIFIERS)}, or FILE.py:function of a file here")
-    verify = getattr(imported(path), function, None)
-    if not callable(verify):
-        raise RecipeError(f"verifier={name!r}: {path} has no function {function!r}")
+    verify = load_function("verifier", name, f"one of {sorted(VERIFIERS)}, or ")
 
     def checked(row: dict[str, Any], answer: str) -> bool:
-        try:
+        with blaming("verifier", name, f"for the answer {answer!r}"):
             result = verify(row, answer)
-        except Exception as error:
-            raise RecipeError(
-                f"verifier={name!r} failed with {blame(error, path)}, for the answer {answer!r}"
-            ) from error
         if type(result).__name__ not in ("bool", "bool_"):  # of Python, or of numpy, which is not imported for this
             raise RecipeError(f"verifier={name!r} must return true or false, and returned {result!r} for {answer!r}")
         return bool(result)
@@ -102,22 +94,53 @@ def load_verifier(name: str) -> Verifier:
     return checked
 
 
-def imported(path: str) -> ModuleType:
+def load_function(option: str, name: str, others: str = "") -> Callable[..., Any]:
+    """The function or class that an option names as FILE.py:function.
+
+    Args:
+        others: what else the option may be, for its message.
+
+    Raises:
+        RecipeError: there is no such file, it cannot be imported, or it has no such function.
+    """
+    path, _, function = name.rpartition(":")
+    if not path or not Path(path).is_file():
+        raise RecipeError(f"{option}={name!r} must be {others}FILE.py:function of a file here")
+    found = getattr(imported(option, path), function, None)
+    if not callable(found):
+        raise RecipeError(f"{option}={name!r}: {path} has no function {function!r}")
+    return found
+
+
+def imported(option: str, path: str) -> ModuleType:
     """A Python file as a module.
 
     Raises:
         RecipeError: the file cannot be imported; the message says why, and in which line.
     """
-    spec = importlib.util.spec_from_file_location(f"verifier_{Path(path).stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{option}_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
-        raise RecipeError(f"verifier: {path} is no Python file (.py)")
+        raise RecipeError(f"{option}: {path} is no Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look themselves up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise RecipeError(f"verifier: {path} cannot be imported: {blame(error, path)}") from error
+        raise RecipeError(f"{option}: {path} cannot be imported: {blame(error, path)}") from error
     return module
+
+
+@contextlib.contextmanager
+def blaming(option: str, name: str, where: str) -> Iterator[None]:
+    """State in one line which function of a user failed, FILE.py:function, on what and in which line of its file.
+
+    Raises:
+        RecipeError: in place of any error.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise RecipeError(f"{option}={name!r} failed with {blame(error, name.rpartition(':')[0])}, {where}") from error
 
 
 def blame(error: Exception, path: str) -> str:

@@ -157,6 +157,14 @@ RECIPE = {
     "resume": flag(),
     "overwrite": flag(),
 }
+ITERATE = RECIPE | {
+    "prompts": (["a"], ["", None, *TEXTS]),
+    "reward": path,
+    "judge": path,
+    "rounds": natural(1),
+    "samples": natural(2),
+    "batch_size": natural(1),
+}
 SAMPLER = {
     "steps": natural(1),
     "gen_length": natural(1),

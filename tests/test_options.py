@@ -9,6 +9,7 @@ from typing import Annotated, get_type_hints
 import option_rows as rows
 import pytest
 import torch
+from conftest import load_script
 from transformers import PreTrainedConfig, TrainingArguments
 from trl import ModelConfig
 
@@ -31,6 +32,7 @@ from vrpo.losses.divergences import divergence_score
 from vrpo.losses.pairwise import PreferenceLoss
 from vrpo.scores import length_weights
 
+ITERATE = load_script("recipes/iterate")
 TRAINING = dict(output_dir="unused", report_to="none", use_cpu=True)
 DENSE = dict(d_model=32, n_layers=2, n_heads=4, mlp_hidden_size=48, vocab_size=40, embedding_size=40)
 MOE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_experts=4, num_experts_per_tok=2)
@@ -46,6 +48,7 @@ CONFIGS = {
     "VRPOConfig": (rows.VRPO, partial(VRPOConfig, **TRAINING)),
     "TrainingArguments": (ARGUMENTS, partial(VRPOConfig, **TRAINING)),
     "RecipeArguments": (rows.RECIPE, RecipeArguments),
+    "iterate.py": (rows.ITERATE, partial(ITERATE.Arguments, prompts="a")),
     "SamplerSettings": (rows.SAMPLER, SamplerSettings),
     "Settings": (rows.VARIANCE, Settings),
     "TableArguments": (rows.TABLE, partial(TableArguments, model="a", ref_model="b", data="c", output="unused")),
@@ -92,6 +95,7 @@ def test_no_field_is_without_a_row():
         "VRPOConfig": own_fields(VRPOConfig, TrainingArguments),
         "TrainingArguments": INHERITED,
         "RecipeArguments": own_fields(RecipeArguments),
+        "iterate.py": own_fields(ITERATE.Arguments),
         "SamplerSettings": own_fields(SamplerSettings),
         "Settings": own_fields(Settings),
         "TableArguments": own_fields(TableArguments),

@@ -13,7 +13,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "vrpo.data": ["prepare_pairs"],
         "vrpo.estimators.designs": ["DESIGNS", "ComposedDesign", "Design", "design", "draw_for_pairs"],
         "vrpo.losses.pairwise": ["LOSSES", "LossInputs", "PreferenceLoss"],
-        "vrpo.rollouts": ["DIVERSE", "pair_up", "preference"],
+        "vrpo.rollouts": ["DIVERSE", "best_and_worst", "pair_up", "preference"],
         "vrpo.scores": ["PairScores"],
         "vrpo.training.config": ["VRPOConfig"],
         "vrpo.training.trainer": ["VRPOTrainer"],

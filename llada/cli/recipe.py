@@ -100,14 +100,15 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) ->
         raise RecipeError(f"{where}: {error}" if where else str(error)) from error
 
 
-def short_help(options: type, description: str, argv: Sequence[str] | None = None) -> None:
+def short_help(
+    options: type, description: str, argv: Sequence[str] | None = None, own: Sequence[type] = (RecipeArguments,)
+) -> None:
     """On `--help`, print a recipe's own options and exit, before the trainer's configuration is imported (seconds).
 
     Args:
         options: the options that the trainer adds to TrainingArguments, such as `MaskedDiffusionOptions`.
+        own: the dataclasses of the recipe itself.
     """
     if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
-        TrlParser(
-            [RecipeArguments, ModelConfig, options], description=description.splitlines()[0], epilog=EPILOG
-        ).print_help()
+        TrlParser([*own, ModelConfig, options], description=description.splitlines()[0], epilog=EPILOG).print_help()
         raise SystemExit(0)

@@ -191,11 +191,19 @@ def main(
     recipe, model_args, args = parse((RecipeArguments, ModelConfig, config_class), argv)
     check_processes(args, recipe.expected_processes)
     with lock(args.output_dir) if args.process_index == 0 else contextlib.nullcontext():
-        launch(trainer_class, columns, recipe, model_args, args)
+        trainer, commands = launch(trainer_class, columns, recipe, model_args, args)
+        leave_group(trainer)
+        if commands is not None and trainer.is_world_process_zero():
+            print(commands)
 
 
-def launch(trainer_class: type[DiffusionTrainerBase], columns: Sequence[tuple[str, ...]], recipe, model_args, args):
-    """`main` after its options are read and the output directory is held."""
+def launch(
+    trainer_class: type[DiffusionTrainerBase], columns: Sequence[tuple[str, ...]], recipe, model_args, args
+) -> tuple[DiffusionTrainerBase, str | None]:
+    """`main` after its options are read and the output directory is held; the process group stays.
+
+    Returns the trainer, and what to run next; None in place of it if the run was finished already.
+    """
     resumed = on_first_process(lambda: continues(args.output_dir, recipe.resume, recipe.overwrite))
     if recipe.overwrite and model_args.model_name_or_path is not None:
         refuse_to_delete(model_args.model_name_or_path, args.output_dir)
@@ -216,13 +224,13 @@ def launch(trainer_class: type[DiffusionTrainerBase], columns: Sequence[tuple[st
     check_engine(trainer)
     check_one_batch(trainer)
     base = model_args.model_name_or_path
-    trained = run(trainer, recipe.overwrite, resumed, base)
-    if trained and trainer.is_world_process_zero():
-        count = len(train) if hasattr(train, "__len__") else None
-        dropped = args.drop_invalid or args.drop_overlong
-        design = getattr(trainer, "design", None)  # preference trainers have one
-        budget = None if design is None else design.n
-        print(next_steps(args.output_dir, base, recipe.dataset_name, list(row), count, dropped, budget))
+    if not run(trainer, recipe.overwrite, resumed, base):
+        return trainer, None
+    count = len(train) if hasattr(train, "__len__") else None
+    dropped = args.drop_invalid or args.drop_overlong
+    design = getattr(trainer, "design", None)  # preference trainers have one
+    budget = None if design is None else design.n
+    return trainer, next_steps(args.output_dir, base, recipe.dataset_name, list(row), count, dropped, budget)
 
 
 def first_row(recipe: RecipeArguments) -> dict[str, Any]:
@@ -250,7 +258,7 @@ def finished(folder: str, planned: int) -> int | None:
 
 
 def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str | None) -> bool:
-    """Train, evaluate on any held-out data, save to output_dir, and destroy the process group.
+    """Train, evaluate on any held-out data, and save to output_dir.
 
     Model or adapters are saved with the tokenizer and the sampler settings of the model that training started from.
     Returns False if the run was finished already, which leaves it as it is.
@@ -263,7 +271,6 @@ def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str
                 f"the run in {trainer.args.output_dir} is finished: all of its {steps} steps are done, and nothing was "
                 "changed. More max_steps or num_train_epochs continue it"
             )
-        leave_group(trainer)
         return False
     last = LastEvaluation()
     if trainer.eval_dataset is not None:
@@ -274,7 +281,6 @@ def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str
         trainer.train(resume_from_checkpoint=resumed)
     with writing(trainer.args.output_dir, INTACT):
         save(trainer, base, last)
-    leave_group(trainer)
     return True
 
 

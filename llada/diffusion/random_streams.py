@@ -20,6 +20,7 @@ from llada.checks import check
 
 EVALUATION = -1  # epoch of every evaluation: all use the same masks, so only the model changes the curve
 MASKED_SUMS = 1_000_003  # epoch of the masked sums from which `vrpo.analysis` splits variance by source
+ROUND = 1_000_004  # epoch of the seed of a round of iterative training, whose number stands for the example id
 CHOSEN, REJECTED = 0, 1  # sides
 POLICY, REFERENCE = 0, 1  # models; a reference that shares the policy's masks has no stream of its own
 

@@ -75,6 +75,13 @@ def check_engine(trainer: Trainer) -> None:
             )
 
 
+def free_wrapper(trainer: Trainer) -> None:
+    """Free a trainer's data-parallel wrapper, which would otherwise hold the process group and memory."""
+    trainer.accelerator.free_memory()
+    trainer.model_wrapped = trainer.model
+    gc.collect()
+
+
 def leave_group(trainer: Trainer) -> None:
     """Destroy the process group: a process that exits with it open may abort after its work.
 
@@ -82,9 +89,7 @@ def leave_group(trainer: Trainer) -> None:
     while it holds the interpreter lock, for which they may be waiting: now and then a process would never end.
     """
     if torch.distributed.is_initialized():
-        trainer.accelerator.free_memory()
-        trainer.model_wrapped = trainer.model
-        gc.collect()
+        free_wrapper(trainer)
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 

@@ -25,16 +25,22 @@ SAMPLING = {
     "model": "model", "prompts": "rows.jsonl", "gen_length": 8, "steps": 4, "block_length": 8, "batch_size": 2,
     "temperature": 1, "output": "out.jsonl",
 }  # fmt: skip
+ROUNDS = (SAMPLING.keys() | TRAINING.keys()) - {
+    "model", "output", "temperature", "architecture", "tokenizer", "dataset_name", "eval_fraction",
+}  # fmt: skip
 OPTIONS = {
     "sft": TRAINING,
     "align": TRAINING | {"n_t": 2},
     "adapters": TRAINING | {"n_t": 2, "use_peft": "true"},
     "generate": SAMPLING,
     "make_pairs": SAMPLING | {"verifier": "odd.py:odd", "samples": 3},
+    "iterate": {name: value for name, value in (SAMPLING | TRAINING).items() if name in ROUNDS}
+    | {"model_name_or_path": "model", "reward": "odd.py:odd", "max_steps": 4, "n_t": 2, "drop_invalid": "true"},
 }
 PAIR, PROMPT = ("prompt", "chosen", "rejected"), ("prompt",)
 ROW = {
     "sft": ("prompt", "completion"), "align": PAIR, "adapters": PAIR, "generate": PROMPT, "make_pairs": PROMPT,
+    "iterate": PROMPT,
 }  # fmt: skip
 
 
@@ -75,7 +81,7 @@ def prepared(server, tmp_path_factory):
             new.folder.mkdir()
             rows = [{column: f"{column[0]}{index}" for column in ROW[name]} for index in range(16)]
             (new.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            if "model" in OPTIONS[name]:
+            if "prompts" in OPTIONS[name]:
                 tiny_model(dtype=torch.float32, max_sequence_length=64, **IDS).save_pretrained(new.folder / "model")
                 byte_tokenizer().save_pretrained(new.folder / "model")
                 (new.folder / "odd.py").write_text("def odd(row, answer):\n    return len(answer) % 2 == 1\n")

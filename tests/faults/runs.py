@@ -24,8 +24,15 @@ from llada.training.throughput import MEASURED
 HERE = Path(__file__).parent
 STEPS, EVERY = 12, 2  # optimizer steps of a run, and how many there are from one checkpoint to the next
 # What is of the last start only: a mean over steps, times, and the numbers of a run while it runs.
-OF_START = re.compile("|".join(["runtime$", "_per_second$", "^train_loss$", *(f"^{prefix}" for prefix in MEASURED)]))
-PER_START = ("trainer_state.json", "eval_results.json", "all_results.json")  # files that hold such values
+OF_START = re.compile(
+    "|".join(["runtime$", "_per_second$", "^train_loss$", "^seconds$", *(f"^{prefix}" for prefix in MEASURED)])
+)
+PER_START = (
+    "trainer_state.json",
+    "eval_results.json",
+    "all_results.json",
+    "rounds.jsonl",
+)  # files that hold such values
 
 
 @dataclass
@@ -151,7 +158,8 @@ def timeless(path: Path) -> bytes:
             return value
         return {key: without(each) for key, each in value.items() if not OF_START.search(key) and key not in PER_START}
 
-    return json.dumps(without(json.loads(path.read_text()))).encode()
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    return json.dumps([without(json.loads(line)) for line in lines]).encode()
 
 
 def differences(run: Run, other: Run) -> list[str]:

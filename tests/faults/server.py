@@ -23,7 +23,7 @@ from llada.cli.completions import Completions
 from llada.training.even_rows import MeanOverRows
 
 torch.set_num_threads(1)
-RECIPES = {name: load_script(f"recipes/{name}").main for name in ("sft", "align", "generate", "make_pairs")}
+RECIPES = {name: load_script(f"recipes/{name}").main for name in ("sft", "align", "generate", "make_pairs", "iterate")}
 
 
 def then_signalled(function: Callable, listing: int, number: int, signals: list[int]) -> Callable:

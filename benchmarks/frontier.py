@@ -244,11 +244,9 @@ def run(name: str, seed: int, rate: float, budget: float) -> dict:
         )
     trainer.train()
     found = measured(trainer.model, base_model(), SAMPLES)
-    base_rewards = load_file(FOLDER / "base_rewards.safetensors")["rewards"]
-    efficiency = kl_efficiency(base_rewards, found["reward"], found["kl"]) if found["kl"] > 0 else None
     return {
         "arm": name, "seed": seed, "rate": rate, "budget": budget, "steps": steps, "pairs": len(rows), **found,
-        "efficiency": efficiency, "seconds": round(time.perf_counter() - begin, 1),
+        "seconds": round(time.perf_counter() - begin, 1),
     }  # fmt: skip
 
 
@@ -276,7 +274,8 @@ def table() -> None:
         for seeds, chosen in (("tuning", tuning), ("fresh", [row for row in mine if row not in tuning])):
             final = [row for row in chosen if row["rate"] == rate]
             if final:
-                columns = [over_seeds([row[key] for row in final]) for key in ("reward", "kl", "efficiency")]
+                columns = [over_seeds([row[key] for row in final]) for key in ("reward", "kl")]
+                columns.append(over_seeds([kl_efficiency(base_rewards, row["reward"], row["kl"]) for row in final]))
                 share = over_seeds([objective(row) / (best.reward - BETA / SHARPNESS * best.kl) for row in final])
                 well = over_seeds([row["well_formed"] for row in final])
                 print(" | ".join([name, f"{budget:g}", f"{rate:g}", f"{len(final)} {seeds}", *columns, share, well]))

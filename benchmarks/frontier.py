@@ -17,6 +17,7 @@ the poems alone.
 import argparse
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -220,7 +221,7 @@ def run(name: str, seed: int, rate: float, budget: float) -> dict:
     arm, base = ARMS[name], base_model()
     begin = time.perf_counter()
     options: dict = dict(
-        output_dir=str(FOLDER / "scratch"), seed=seed, per_device_train_batch_size=BATCH, learning_rate=rate,
+        output_dir=str(FOLDER / f"scratch-{os.getpid()}"), seed=seed, per_device_train_batch_size=BATCH, learning_rate=rate,
         gradient_accumulation_steps=1, lr_scheduler_type="cosine", adam_beta2=0.98, **COMMON,
     )  # fmt: skip
     units = budget * UNITS / BATCH

@@ -221,8 +221,8 @@ def run(name: str, seed: int, rate: float, budget: float) -> dict:
     arm, base = ARMS[name], base_model()
     begin = time.perf_counter()
     options: dict = dict(
-        output_dir=str(FOLDER / f"scratch-{os.getpid()}"), seed=seed, per_device_train_batch_size=BATCH, learning_rate=rate,
-        gradient_accumulation_steps=1, lr_scheduler_type="cosine", adam_beta2=0.98, **COMMON,
+        output_dir=str(FOLDER / f"scratch-{os.getpid()}"), seed=seed, learning_rate=rate,
+        per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, lr_scheduler_type="cosine", adam_beta2=0.98, **COMMON,
     )  # fmt: skip
     units = budget * UNITS / BATCH
     if arm.kind == "sft":

@@ -11,20 +11,19 @@ variances and of their ratios are taken on the log scale and so are positive.
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from vrpo.analysis.redraw import Batch, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.redraw import Batch, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients, slopes
 from vrpo.analysis.settings import Settings
 from vrpo.analysis.statistics import (
     covariances,
+    interval,
     inverse_variance_mean,
-    jackknife,
     one_minus_correlation,
-    positive_jackknife,
     ratio_of_means,
+    within_0_and_1,
 )
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
 from vrpo.estimators.designs import ComposedDesign, Design, design
@@ -32,7 +31,6 @@ from vrpo.losses.noise_bias import loss_bias, loss_of_ratio
 from vrpo.losses.pairwise import PreferenceLoss
 from vrpo.scores import SATURATED, PairScores
 
-Cell: TypeAlias = dict[str, float | None]  # {"value", "low", "high"}
 VARIANCES = ("score", "loss", "gradient")
 
 
@@ -160,30 +158,6 @@ def doubling_ratios(designs: list[tuple[str, Design]], items: list[dict[str, Ten
         for (name, n), item in sorted(curve.items(), key=lambda row: (row[0][0] != "vrpo", row[0][1]))
         if (name, 2 * n) in curve and item["score"].any()
     ]
-
-
-def interval(
-    values: Tensor, statistic: Callable[..., Tensor] = torch.mean, *more: Tensor, positive: bool = False
-) -> Cell:
-    """A statistic over items with its interval, ready for JSON; the ends are None for a single item.
-
-    positive: the statistic cannot be negative, so its interval is taken on the log scale.
-    """
-    if len(values) < 2:
-        return {"value": float(statistic(values, *more)), "low": None, "high": None}
-    return asdict((positive_jackknife if positive else jackknife)(statistic, values, *more))
-
-
-def within_0_and_1(cell: Cell) -> Cell:
-    """The interval of a share, without what lies outside 0 and 1; the value stays."""
-    return {key: end if end is None or key == "value" else min(1.0, max(0.0, end)) for key, end in cell.items()}
-
-
-def slopes(loss: PreferenceLoss, redrawn: PairScores, length: PairScores) -> Tensor:
-    """d (mean loss of the batch) / d (policy ELBO of each response) at each redraw's scores, [R, 2P]."""
-    ratio = redrawn.map(lambda ratio_RP: ratio_RP.clone().requires_grad_())
-    mean_R = loss_of_ratio(loss, ratio, length).mean(1)
-    return torch.cat(torch.autograd.grad(mean_R.sum(), (ratio.chosen, ratio.rejected)), 1)
 
 
 def sources(policy, reference, batches: list[Batch], settings: Settings) -> dict:

@@ -5,7 +5,8 @@ The rows are those of the paper's ablation (LLaDA 1.5, arXiv 2505.19223, Table 2
 repeats).
 Variances are over repeats, averaged over pairs (score, loss) or over batches (gradient: total variance over the named
 parameters of the gradient of the batch's mean loss), with jackknife 95% intervals over pairs or batches; those of
-variances and of their ratios are taken on the log scale and so are positive.
+variances and of their ratios are taken on the log scale and so are positive. For the designs in the plot, the variance
+of the gradient of single pairs is also split into what pairs and what masks add (`vrpo.analysis.noise_split`).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from vrpo.analysis.noise_split import noise_split, pair_gradients
 from vrpo.analysis.redraw import Batch, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients, slopes
 from vrpo.analysis.settings import Settings
 from vrpo.analysis.statistics import (
@@ -48,9 +50,10 @@ def measure(
         tick: called after each batch of each row (there are `len(batches) * len(settings.rows())`).
 
     Returns:
-        {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated, flipped;
-        intervals as {value, low, high}), "doubling_ratios": variance at 2n over variance at n, "one_minus_correlation":
-        1 - correlation of policy and reference, "sources": shares of a single draw's variance}.
+        {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated, flipped,
+        and the cells of `vrpo.analysis.noise_split` for a design in the plot; intervals as {value, low, high}),
+        "split": what its cells share (None: not measured), "doubling_ratios": variance at 2n over variance at n,
+        "one_minus_correlation": 1 - correlation of policy and reference, "sources": shares of a draw's variance}.
 
     Raises:
         ValueError: the model does not say which parameters `settings.gradient` names.
@@ -59,7 +62,7 @@ def measure(
     designs, loss, redraws = settings.rows(), settings.loss(), range(settings.repeats)
     lengths = [PairScores.split(batch["response_mask"].sum(-1).cpu()) for batch in batches]
     redrawn: list[list[PairScores]] = []  # log-ratios [R, P] of each design and batch
-    gradients, moments = [], []
+    gradients, moments, splits = [], [], []
     for name, each in designs:
         redrawn.append([])
         gradients.append(list[float]())
@@ -75,14 +78,19 @@ def measure(
                 noise = redrawn_gradients(policy, batch, draw, redraws, parameters, slope_RB)
                 gradients[-1].append(noise.variance)
             tick()
+        is_split = parameters and settings.split_pairs and on_curve(name, each)
+        splits.append(pair_gradients(policy, batches, each, redrawn[-1], parameters, settings) if is_split else None)
     unbiased = [ratios for (_, each), ratios in zip(designs, redrawn, strict=True) if not each.biased]
     best = [best_ratio(list(of_batch)) for of_batch in zip(*unbiased, strict=True)]
     items = [per_pair_statistics(loss, ratios, best, lengths) for ratios in redrawn]
     if parameters:
         for item, of_batches in zip(items, gradients, strict=True):
             item["gradient"] = torch.tensor(of_batches, dtype=torch.float64)
+    split, split_cells = noise_split(splits, [each for _, each in designs], settings)
+    rows = [row(name, each, item) for (name, each), item in zip(designs, items, strict=True)]
     return {
-        "rows": [row(name, each, item) for (name, each), item in zip(designs, items, strict=True)],
+        "rows": [cells | more for cells, more in zip(rows, split_cells, strict=True)],
+        "split": split,
         "doubling_ratios": doubling_ratios(designs, items),
         "one_minus_correlation": interval(torch.cat(moments), one_minus_correlation, positive=True),
         "sources": sources(policy, reference, batches, settings) if settings.source_pairs else None,
@@ -142,13 +150,14 @@ def chosen_parameters(policy: nn.Module, gradient: str) -> list[nn.Parameter]:
     return list(found.parameters()) if gradient == "head" else found  # the head is the embedding where they are tied
 
 
+def on_curve(name: str, each: Design) -> bool:
+    """Whether a row is on its design's budget curve: one mask at each timestep, and nothing else is changed."""
+    return each == design(name, n_t=each.n)
+
+
 def doubling_ratios(designs: list[tuple[str, Design]], items: list[dict[str, Tensor]]) -> list[dict]:
     """The variance at 2n forward passes over that at n, for each budget n of each design in the plot."""
-    curve = {
-        (name, each.n): item
-        for (name, each), item in zip(designs, items, strict=True)
-        if each == design(name, n_t=each.n)
-    }
+    curve = {(name, each.n): item for (name, each), item in zip(designs, items, strict=True) if on_curve(name, each)}
     return [
         {"name": name, "n": n}
         | {

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SMALL = 1e-4  # nats; a smaller bias of the loss is printed as 0
+
 
 def print_variance(results: dict[str, Any]) -> None:
     """Print the table of `vrpo.analysis.table.measure`, then correlation, sources, doubling ratios and advice.
@@ -19,7 +21,8 @@ def print_variance(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Variance over redrawn masks [95% interval]", box=SIMPLE_HEAD)
+    title = "Variance over redrawn masks [95% interval]"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in (
         "design",
         "n_t",
@@ -39,7 +42,7 @@ def print_variance(results: dict[str, Any]) -> None:
         share = bounded_share(row["estimator_share"]) if "estimator_share" in row else ""
         shared = "yes" if row["shared_masks"] else "no"
         two = [f"{row[key]['value']:.0%}" for key in ("saturated", "flipped")]
-        bias = bounded({key: end and round(end, 12) for key, end in row["bias"].items()})  # beyond that it is rounding
+        bias = bounded({key: 0.0 if end and abs(end) < SMALL else end for key, end in row["bias"].items()})
         table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), shared, *cells, share, bias, *two)
     console = Console(width=160)
     console.print(table)

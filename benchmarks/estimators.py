@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-from vrpo.analysis.redraw import mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.redraw import mask_redraws, masked_sum_tables, pairs_of, redrawn_elbos, redrawn_gradients
 from vrpo.analysis.statistics import Interval, jackknife, ratio_of_means
 from vrpo.analysis.table import chosen_parameters
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
@@ -37,12 +37,6 @@ PARTS = ("loo_complementary", "published", "orderings", "gradients")
 
 
 BATCH = 8  # pairs forwarded together; masks do not depend on it
-
-
-def pairs_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The pairs of a batch, each as a batch of its own."""
-    size = len(batch["example_id"])
-    return [{key: v[[i, i + size]] if len(v) > size else v[[i]] for key, v in batch.items()} for i in range(size)]
 
 
 @dataclass

@@ -220,9 +220,9 @@ def run(name: str, seed: int, rate: float, budget: float) -> dict:
     """Train an arm and measure it."""
     arm, base = ARMS[name], base_model()
     begin = time.perf_counter()
-    options: dict = dict(
-        output_dir=str(FOLDER / f"scratch-{os.getpid()}"), seed=seed, learning_rate=rate,
-        per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, lr_scheduler_type="cosine", adam_beta2=0.98, **COMMON,
+    options: dict = COMMON | dict(
+        output_dir=str(FOLDER / f"scratch-{os.getpid()}"), seed=seed, learning_rate=rate, lr_scheduler_type="cosine",
+        per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, adam_beta2=0.98,
     )  # fmt: skip
     units = budget * UNITS / BATCH
     if arm.kind == "sft":

@@ -193,6 +193,11 @@ VARIANCE = {
     "beta": positive,
     "label_smoothing": VRPO["label_smoothing"],
     "source_pairs": natural(0),
+    "split_pairs": ([0, 3, 32], [1, 2, *natural(0)[1]]),
+    "split_repeats": ([2, 8, None], [9, *natural(2, none=True)[1]]),
+    "pair_cost": at_least_zero,
+    "epochs": natural(1),
+    "noise_share": real([1e-6, 0.25, 0.99], [0, 0.0, 1, -0.1, 1.5]),
     "seed": ([-3, 0, 10**6], [1.5, *NUMBERS, *OBJECTS, None]),
 }
 TABLE = VARIANCE | {

@@ -158,7 +158,7 @@ def test_the_advice_follows_from_the_rows():
     """vrpo has variance 6.4 / n, the other design an eighth, and at n = 2 a gradient noisier than the default's."""
     paper = [a_row("vrpo", n, 6.4 / n, 8.0 / n, 0.4 / n) for n in (1, 2, 4, 8)]
     other = [a_row("loo_complementary", n, 0.8 / n, 7.0 / n) for n in (2, 4, 8)]
-    text = advise({"rows": [*paper, *other]})
+    text = advise({"rows": [*paper, *other], "split": None})
     assert text[0].startswith("At n = 8, the trainer's default, masks alone")
     assert "by 0.89 (standard deviation)" in text[0]  # sqrt(0.8)
     assert "5% of the drawn scores have the wrong sign" in text[0]
@@ -166,19 +166,19 @@ def test_the_advice_follows_from_the_rows():
     assert "`--estimator loo_complementary --n_t 8`, with 100% of the default's forward passes" in text[2]
     assert len(text) == 3
     quick = [a_row(row["name"], row["n"], row["score"]["value"], None, 0.3) for row in [*paper, *other]]
-    text = advise({"rows": quick})
+    text = advise({"rows": quick, "split": None})
     assert "`--estimator loo_complementary --n_t 2`, with 25% of the default's forward passes" in text[2]
     assert "30% of its scores have the wrong sign; with `loo_complementary` and n = 8, 30%" in text[3]
-    assert "Recommended: the default" in advise({"rows": paper})[1]
+    assert "Recommended: the default" in advise({"rows": paper, "split": None})[1]
     # The figure of the default is that of its row, also where the other rows of its design would say another (0.8).
-    assert "the default's 0.9." in advise({"rows": [*quick[:3], a_row("vrpo", 8, 0.9), *quick[4:]]})[2]
+    assert "the default's 0.9." in advise({"rows": [*quick[:3], a_row("vrpo", 8, 0.9), *quick[4:]], "split": None})[2]
     wide = [*paper[:3], paper[3] | {"score": {"value": 0.8, "low": 0.2, "high": 3.2}}]
-    assert "between 0.2 and 3.2 only" in advise({"rows": wide})[-1]
+    assert "between 0.2 and 3.2 only" in advise({"rows": wide, "split": None})[-1]
 
 
 def test_no_advice_for_a_policy_that_is_the_reference():
     rows = [a_row("vrpo", 8, 1.0) | {"score": {"value": 0.0, "low": 0.0, "high": 0.0}}]
-    assert "no noise to reduce" in advise({"rows": rows})[0]
+    assert "no noise in scores to reduce" in advise({"rows": rows, "split": None})[0]
 
 
 @pytest.mark.parametrize("counts", [[1, 2, 4, 8, 16], [8], [1, 2, 3, 4, 5, 6, 7, 8, 16, 64]])

@@ -2,7 +2,8 @@
 
     python -m vrpo.variance --model POLICY --ref_model REFERENCE --data PAIRS.jsonl
 
-`vrpo.analysis.table` describes the measurement. The command writes variance.json, .csv and .png.
+`vrpo.analysis.table` describes the measurement, `vrpo.analysis.noise_split` how much of a gradient's noise comes from
+masks, and `vrpo.analysis.suggestion` which design and n follow. The command writes variance.json, .csv and .png.
 """
 
 from llada.cli import failure

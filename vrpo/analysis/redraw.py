@@ -3,7 +3,7 @@
 Redraw r takes the masks of epoch r, which a training run with that seed would draw in that epoch. Models are in
 evaluation mode; nothing here trains.
 
-Shapes: R redraws, B = 2P responses (chosen, then rejected), L tokens.
+Shapes: R redraws, P pairs, B = 2P responses (chosen, then rejected), L tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +21,9 @@ from llada.diffusion.random_streams import CHOSEN, MASKED_SUMS, REJECTED, genera
 from vrpo.analysis.statistics import GradientNoise
 from vrpo.analysis.variance_sources import MaskedSumTable
 from vrpo.estimators.designs import Design, draw_for_pairs
+from vrpo.losses.noise_bias import loss_of_ratio
+from vrpo.losses.pairwise import PreferenceLoss
+from vrpo.scores import PairScores
 from vrpo.training.gradients import sloped
 
 Batch = dict[str, Tensor]
@@ -33,10 +36,16 @@ def mask_redraws(batch: Batch, design: Design, seed: int) -> Draw:
     return lambda redraw: draw_for_pairs(design, batch["response_mask"], batch["example_id"].tolist(), seed, redraw)
 
 
-def forwards_of(batch: Batch, draws: MaskDraws) -> list[Forward]:
-    """Forward passes of the rows of a batch, each of as many tokens as one draw of the padded batch."""
+def pairs_of(batch: Batch) -> list[Batch]:
+    """The pairs of a batch, each as a batch of its own; their masks are those that they have in the batch."""
+    size = len(batch["example_id"])
+    return [{key: v[[i, i + size]] if len(v) > size else v[[i]] for key, v in batch.items()} for i in range(size)]
+
+
+def forwards_of(batch: Batch, draws: MaskDraws, tokens: int | None = None) -> list[Forward]:
+    """Forward passes of the rows of a batch, of at most `tokens` tokens (None: one draw of the padded batch)."""
     lengths = row_lengths(batch["attention_mask"])
-    return similar_lengths(range(len(draws.masked_SBL)), lengths, batch["input_ids"].numel())
+    return similar_lengths(range(len(draws.masked_SBL)), lengths, tokens or batch["input_ids"].numel())
 
 
 def batch_elbos(model: Model, batch: Batch, draws: MaskDraws) -> Tensor:
@@ -75,13 +84,14 @@ def requires_grad_only(model: nn.Module, parameters: list[nn.Parameter]) -> Iter
 
 def redrawn_gradients(
     policy: nn.Module, batch: Batch, draw: Draw, redraws: Iterable[int],
-    parameters: list[nn.Parameter], slope_RB: Tensor,
+    parameters: list[nn.Parameter], slope_RB: Tensor, tokens: int | None = None,
 ) -> GradientNoise:  # fmt: skip
     """Noise of the gradient of a function of the policy's ELBOs with respect to some parameters.
 
     Args:
         slope_RB: d function / d ELBO of each response at each redraw, such as the loss's at that redraw's scores, or
             (1/P, -1/P) for the mean margin. One graph is alive at a time.
+        tokens: of a forward pass at most (None: one draw of the padded batch).
     """
     noise, denoiser = GradientNoise(), as_denoiser(policy)
     with requires_grad_only(policy, parameters):
@@ -89,13 +99,20 @@ def redrawn_gradients(
             draws, _ = draw(redraw)
             slope_1B = slope_B[None] / len(draws.masked_SBL)
             total = [torch.zeros_like(parameter) for parameter in parameters]
-            for rows in forwards_of(batch, draws):
+            for rows in forwards_of(batch, draws, tokens):
                 elbos_1R = row_elbos(denoiser, batch["input_ids"], draws, rows, batch["attention_mask"])
                 found = torch.autograd.grad(sloped(slope_1B, rows, elbos_1R), parameters)
                 for sum_so_far, gradient in zip(total, found, strict=True):
                     sum_so_far += gradient
             noise.add(total)
     return noise
+
+
+def slopes(loss: PreferenceLoss, redrawn: PairScores, length: PairScores) -> Tensor:
+    """d (mean loss of the batch) / d (policy ELBO of each response) at each redraw's log-ratios [R, P], [R, 2P]."""
+    ratio = redrawn.map(lambda ratio_RP: ratio_RP.clone().requires_grad_())
+    mean_R = loss_of_ratio(loss, ratio, length).mean(1)
+    return torch.cat(torch.autograd.grad(mean_R.sum(), (ratio.chosen, ratio.rejected)), 1)
 
 
 def count_grid(length: int, most: int) -> list[int]:

@@ -3,37 +3,47 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vrpo.analysis.advice import advise
+from vrpo.analysis.advice import advise, bounded, bounded_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SMALL = 1e-4  # nats; a smaller bias of the loss is printed as 0
+
 
 def print_variance(results: dict[str, Any]) -> None:
-    """Print the table of `vrpo.analysis.table.measure`, then correlation, sources, doubling ratios and advice."""
+    """Print the table of `vrpo.analysis.table.measure`, then correlation, sources, doubling ratios and advice.
+
+    The column "masks' share" is the estimator's share of the noise of the gradient of one pair that is drawn at random.
+    """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Variance over redrawn masks [95% interval]")
+    title = "Variance over redrawn masks [95% interval]"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in (
         "design",
         "n_t",
         "n_y",
-        "shared masks",
+        "shared\nmasks",
         "Var score",
         "Var loss",
         "Var gradient",
+        "masks' share",
         "loss bias",
         "|s| > 6",
-        "wrong sign",
+        "wrong\nsign",
     ):
         table.add_column(heading, justify="left" if heading == "design" else "right")
     for row in results["rows"]:
-        cells = [bounded(row[key]) for key in ("score", "loss", "gradient", "bias")]
+        cells = [bounded(row[key]) for key in ("score", "loss", "gradient")]
+        share = bounded_share(row["estimator_share"]) if "estimator_share" in row else ""
         shared = "yes" if row["shared_masks"] else "no"
         two = [f"{row[key]['value']:.0%}" for key in ("saturated", "flipped")]
-        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), shared, *cells, *two)
+        bias = bounded({key: 0.0 if end and abs(end) < SMALL else end for key, end in row["bias"].items()})
+        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), shared, *cells, share, bias, *two)
     console = Console(width=160)
     console.print(table)
     apart = bounded(results["one_minus_correlation"])
@@ -43,20 +53,15 @@ def print_variance(results: dict[str, Any]) -> None:
         console.print(
             f"One draw with shared masks, {form} form: Var score {bounded(parts['variance'])}; shares: {shares}"
         )
-    for row in results["doubling_ratios"]:
-        shares = ", ".join(f"{key} x{bounded(row[key])}" for key in ("score", "loss", "gradient") if row[key])
-        console.print(f"Doubling n of {row['name']}, {row['n']} -> {2 * row['n']}, multiplies the variance: {shares}")
+    for name in dict.fromkeys(row["name"] for row in results["doubling_ratios"]):
+        rows = [row for row in results["doubling_ratios"] if row["name"] == name]
+        keys = [key for key in ("score", "gradient") if rows[0][key]]
+        factors = (" and ".join(f"{row[key]['value']:.2g}" for key in keys) for row in rows)
+        each = ", ".join(f"{row['n']} -> {2 * row['n']} by {text}" for row, text in zip(rows, factors, strict=True))
+        console.print(f"Doubling n of {name} multiplies the variance of the {' and the '.join(keys)}: {each}")
     console.print()
     for sentence in advise(results):
         console.print(sentence, markup=False, highlight=False)
-
-
-def bounded(cell: dict[str, float] | None) -> str:
-    """A value with its interval, if it has one."""
-    if cell is None:
-        return ""
-    ends = "" if cell["low"] is None else f" [{cell['low']:.2g}, {cell['high']:.2g}]"
-    return f"{cell['value']:.2g}{ends}"
 
 
 def is_plotted(row: dict[str, Any], name: str) -> bool:
@@ -77,10 +82,13 @@ def draw_variance(results: dict[str, Any], path: Path) -> None:
 
 
 def variance_figure(results: dict[str, Any]) -> "Figure":
-    """Variance of score, loss and gradient against forward passes, with the 1/n line of the paper's design."""
+    """Those variances of score, loss and gradient that are not 0, against forward passes, with the paper's 1/n line."""
     from matplotlib import pyplot
 
-    keys = [key for key in ("score", "loss", "gradient") if results["rows"][0][key] is not None]
+    shown = [row for row in results["rows"] if is_plotted(row, row["name"])]
+    # On log axes: at policy = reference, neither score nor loss varies with shared masks.
+    keys = [key for key in ("score", "loss", "gradient") if any(row[key] and row[key]["value"] > 0 for row in shown)]
+    keys = keys or ["score"]
     figure, axes = pyplot.subplots(1, len(keys), figsize=(5 * len(keys), 4), constrained_layout=True, squeeze=False)
     for axis, key in zip(axes[0], keys, strict=True):
         for name in dict.fromkeys(row["name"] for row in results["rows"]):

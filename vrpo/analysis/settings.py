@@ -4,7 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from llada.checks import NOT_EMPTY, NonNegativeInt, OneOf, PositiveFloat, PositiveInt, Range, check, check_fields
+from llada.checks import (
+    NOT_EMPTY,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    check,
+    check_fields,
+)
 
 if TYPE_CHECKING:
     from vrpo.estimators.designs import Design
@@ -14,6 +24,7 @@ if TYPE_CHECKING:
 TABLE_2 = [(4, 1, True), (1, 1, True), (8, 1, True), (1, 4, True), (2, 2, True), (4, 1, False)]
 
 PAIRS = 128  # the paper's number of pairs
+SPLIT_REDRAWS = 4  # redraws of each pair in the split of a gradient's noise
 
 # Parameters whose gradient is measured: the first block's up-projection (the paper's choice), the head, or all.
 GRADIENTS = ("up", "head", "full")
@@ -43,10 +54,30 @@ class Settings:
     source_pairs: NonNegativeInt = field(
         default=8, metadata={"help": "Pairs for the split by source: whole batches; 0: none."}
     )
+    split_pairs: NonNegativeInt = field(
+        default=32, metadata={"help": "Pairs for the split of the gradient's noise into pairs and masks; 0: none."}
+    )
+    split_repeats: Annotated[int, Range(at_least=2)] | None = field(
+        default=None, metadata={"help": "Redraws of each of these pairs; default: 4, or fewer if repeats is fewer."}
+    )
+    pair_cost: NonNegativeFloat = field(
+        default=0.0, metadata={"help": "Cost of a fresh pair in draws of a pair, for the advice; 0: pairs are free."}
+    )
+    epochs: PositiveInt = field(default=1, metadata={"help": "Times that each pair is trained on, for the advice."})
+    noise_share: Annotated[float, Range(above=0, below=1)] = field(
+        default=0.25, metadata={"help": "Share of the gradient's noise that masks may have, for the advice."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
 
     def __post_init__(self):
         check_fields(self)
+        if self.split_pairs in (1, 2):
+            raise ValueError(
+                f"split_pairs={self.split_pairs} must be 0 or at least 3: an interval leaves out one pair, and a "
+                "variance needs two"
+            )
+        if self.split_redraws > self.repeats:
+            raise ValueError(f"split_repeats={self.split_repeats} must be at most repeats={self.repeats}")
         if self.pairs is not None and self.pairs % min(self.pairs, self.batch_size):
             raise ValueError(
                 f"pairs={self.pairs} must be a positive multiple of batch_size={self.batch_size}: the gradient of a "
@@ -75,6 +106,11 @@ class Settings:
             return self.pairs, min(self.batch_size, self.pairs)
         size = min(self.batch_size, available)
         return max(1, min(PAIRS, available) // size) * size, size
+
+    @property
+    def split_redraws(self) -> int:
+        """Redraws of each pair in the split of the gradient's noise."""
+        return self.split_repeats or min(SPLIT_REDRAWS, self.repeats)
 
     def loss(self) -> "PreferenceLoss":
         """The loss whose variance is measured."""

@@ -5,11 +5,14 @@ Shapes: R redraws, S draws, B responses, P pairs.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
 
 import torch
 from scipy import stats
 from torch import Tensor
+
+Cell: TypeAlias = dict[str, float | None]  # {"value", "low", "high"}, ready for JSON
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,33 @@ def positive_jackknife(statistic: Callable[..., Tensor], *samples: Tensor) -> In
         return Interval(float(statistic(*samples)), math.exp(log.low), math.exp(log.high))
     linear = jackknife(statistic, *samples)
     return Interval(linear.value, 0.0, linear.high)
+
+
+def interval(
+    values: Tensor, statistic: Callable[..., Tensor] = torch.mean, *more: Tensor, positive: bool = False
+) -> Cell:
+    """A statistic over items with its interval, ready for JSON; the ends are None for a single item.
+
+    positive: the statistic cannot be negative, so its interval is taken on the log scale.
+    """
+    if len(values) < 2:
+        return {"value": float(statistic(values, *more)), "low": None, "high": None}
+    return asdict((positive_jackknife if positive else jackknife)(statistic, values, *more))
+
+
+def within_0_and_1(cell: Cell) -> Cell:
+    """The interval of a share, without what lies outside 0 and 1; the value stays."""
+    return {key: end if end is None or key == "value" else min(1.0, max(0.0, end)) for key, end in cell.items()}
+
+
+def inverse(cell: Cell) -> Cell:
+    """The inverse of a value that is positive in truth, with its interval; an end that has no bound is None.
+
+    An estimate that is not positive has no inverse, and neither has a lower end. Example: 0.5 [-0.1, 2] becomes 2 from
+    0.5 on, and -0.1 [-1, 0.25] an unknown value from 4 on.
+    """
+    ends = {"value": cell["value"], "low": cell["high"], "high": cell["low"]}
+    return {key: 1 / end if end is not None and end > 0 else None for key, end in ends.items()}
 
 
 def proportion(right: Sequence[bool]) -> Interval:

@@ -5,26 +5,27 @@ The rows are those of the paper's ablation (LLaDA 1.5, arXiv 2505.19223, Table 2
 repeats).
 Variances are over repeats, averaged over pairs (score, loss) or over batches (gradient: total variance over the named
 parameters of the gradient of the batch's mean loss), with jackknife 95% intervals over pairs or batches; those of
-variances and of their ratios are taken on the log scale and so are positive.
+variances and of their ratios are taken on the log scale and so are positive. For the designs in the plot, the variance
+of the gradient of single pairs is also split into what pairs and what masks add (`vrpo.analysis.noise_split`).
 """
 
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from vrpo.analysis.redraw import Batch, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.noise_split import noise_split, pair_gradients
+from vrpo.analysis.redraw import Batch, mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients, slopes
 from vrpo.analysis.settings import Settings
 from vrpo.analysis.statistics import (
     covariances,
+    interval,
     inverse_variance_mean,
-    jackknife,
     one_minus_correlation,
-    positive_jackknife,
     ratio_of_means,
+    within_0_and_1,
 )
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
 from vrpo.estimators.designs import ComposedDesign, Design, design
@@ -32,7 +33,6 @@ from vrpo.losses.noise_bias import loss_bias, loss_of_ratio
 from vrpo.losses.pairwise import PreferenceLoss
 from vrpo.scores import SATURATED, PairScores
 
-Cell: TypeAlias = dict[str, float | None]  # {"value", "low", "high"}
 VARIANCES = ("score", "loss", "gradient")
 
 
@@ -50,9 +50,10 @@ def measure(
         tick: called after each batch of each row (there are `len(batches) * len(settings.rows())`).
 
     Returns:
-        {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated, flipped;
-        intervals as {value, low, high}), "doubling_ratios": variance at 2n over variance at n, "one_minus_correlation":
-        1 - correlation of policy and reference, "sources": shares of a single draw's variance}.
+        {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated, flipped,
+        and the cells of `vrpo.analysis.noise_split` for a design in the plot; intervals as {value, low, high}),
+        "split": what its cells share (None: not measured), "doubling_ratios": variance at 2n over variance at n,
+        "one_minus_correlation": 1 - correlation of policy and reference, "sources": shares of a draw's variance}.
 
     Raises:
         ValueError: the model does not say which parameters `settings.gradient` names.
@@ -61,7 +62,7 @@ def measure(
     designs, loss, redraws = settings.rows(), settings.loss(), range(settings.repeats)
     lengths = [PairScores.split(batch["response_mask"].sum(-1).cpu()) for batch in batches]
     redrawn: list[list[PairScores]] = []  # log-ratios [R, P] of each design and batch
-    gradients, moments = [], []
+    gradients, moments, splits = [], [], []
     for name, each in designs:
         redrawn.append([])
         gradients.append(list[float]())
@@ -77,14 +78,19 @@ def measure(
                 noise = redrawn_gradients(policy, batch, draw, redraws, parameters, slope_RB)
                 gradients[-1].append(noise.variance)
             tick()
+        is_split = parameters and settings.split_pairs and on_curve(name, each)
+        splits.append(pair_gradients(policy, batches, each, redrawn[-1], parameters, settings) if is_split else None)
     unbiased = [ratios for (_, each), ratios in zip(designs, redrawn, strict=True) if not each.biased]
     best = [best_ratio(list(of_batch)) for of_batch in zip(*unbiased, strict=True)]
     items = [per_pair_statistics(loss, ratios, best, lengths) for ratios in redrawn]
     if parameters:
         for item, of_batches in zip(items, gradients, strict=True):
             item["gradient"] = torch.tensor(of_batches, dtype=torch.float64)
+    split, split_cells = noise_split(splits, [each for _, each in designs], settings)
+    rows = [row(name, each, item) for (name, each), item in zip(designs, items, strict=True)]
     return {
-        "rows": [row(name, each, item) for (name, each), item in zip(designs, items, strict=True)],
+        "rows": [cells | more for cells, more in zip(rows, split_cells, strict=True)],
+        "split": split,
         "doubling_ratios": doubling_ratios(designs, items),
         "one_minus_correlation": interval(torch.cat(moments), one_minus_correlation, positive=True),
         "sources": sources(policy, reference, batches, settings) if settings.source_pairs else None,
@@ -144,13 +150,14 @@ def chosen_parameters(policy: nn.Module, gradient: str) -> list[nn.Parameter]:
     return list(found.parameters()) if gradient == "head" else found  # the head is the embedding where they are tied
 
 
+def on_curve(name: str, each: Design) -> bool:
+    """Whether a row is on its design's budget curve: one mask at each timestep, and nothing else is changed."""
+    return each == design(name, n_t=each.n)
+
+
 def doubling_ratios(designs: list[tuple[str, Design]], items: list[dict[str, Tensor]]) -> list[dict]:
     """The variance at 2n forward passes over that at n, for each budget n of each design in the plot."""
-    curve = {
-        (name, each.n): item
-        for (name, each), item in zip(designs, items, strict=True)
-        if each == design(name, n_t=each.n)
-    }
+    curve = {(name, each.n): item for (name, each), item in zip(designs, items, strict=True) if on_curve(name, each)}
     return [
         {"name": name, "n": n}
         | {
@@ -160,30 +167,6 @@ def doubling_ratios(designs: list[tuple[str, Design]], items: list[dict[str, Ten
         for (name, n), item in sorted(curve.items(), key=lambda row: (row[0][0] != "vrpo", row[0][1]))
         if (name, 2 * n) in curve and item["score"].any()
     ]
-
-
-def interval(
-    values: Tensor, statistic: Callable[..., Tensor] = torch.mean, *more: Tensor, positive: bool = False
-) -> Cell:
-    """A statistic over items with its interval, ready for JSON; the ends are None for a single item.
-
-    positive: the statistic cannot be negative, so its interval is taken on the log scale.
-    """
-    if len(values) < 2:
-        return {"value": float(statistic(values, *more)), "low": None, "high": None}
-    return asdict((positive_jackknife if positive else jackknife)(statistic, values, *more))
-
-
-def within_0_and_1(cell: Cell) -> Cell:
-    """The interval of a share, without what lies outside 0 and 1; the value stays."""
-    return {key: end if end is None or key == "value" else min(1.0, max(0.0, end)) for key, end in cell.items()}
-
-
-def slopes(loss: PreferenceLoss, redrawn: PairScores, length: PairScores) -> Tensor:
-    """d (mean loss of the batch) / d (policy ELBO of each response) at each redraw's scores, [R, 2P]."""
-    ratio = redrawn.map(lambda ratio_RP: ratio_RP.clone().requires_grad_())
-    mean_R = loss_of_ratio(loss, ratio, length).mean(1)
-    return torch.cat(torch.autograd.grad(mean_R.sum(), (ratio.chosen, ratio.rejected)), 1)
 
 
 def sources(policy, reference, batches: list[Batch], settings: Settings) -> dict:

@@ -85,8 +85,9 @@ ARMS = {
     "sft best of 16": Arm("sft", (1e-4, 3e-4, 1e-3), best_of=16),
     "naive_dpo": preference(estimator="naive_dpo"),
     "vrpo n=1": preference(n_t=1),
+    "vrpo n=1, fresh pairs": preference(n_t=1, pairs=12_500),  # each is seen once at budget 0.25
     "vrpo n=2": preference(n_t=2),
-    "vrpo n=8": preference(n_t=8),
+    "vrpo n=8": preference(rates=(1e-3, 3e-3, 1e-2), n_t=8),  # a twelfth of the steps
     "cpl n=2": preference(estimator_options=COMPLEMENTARY, n_t=2),
     "cpl n=8": preference(estimator_options=COMPLEMENTARY, n_t=8),
 }

@@ -86,6 +86,7 @@ ARMS = {
     "naive_dpo": preference(estimator="naive_dpo"),
     "vrpo n=1": preference(n_t=1),
     "vrpo n=1, fresh pairs": preference(n_t=1, pairs=12_500),  # each is seen once at budget 0.25
+    "vrpo n=1, hinge": preference(n_t=1, loss_type="hinge", loss_weights=[1.0]),  # linear up to its margin
     "vrpo n=2": preference(n_t=2),
     "vrpo n=8": preference(rates=(1e-3, 3e-3, 1e-2), n_t=8),  # a twelfth of the steps
     "cpl n=2": preference(estimator_options=COMPLEMENTARY, n_t=2),

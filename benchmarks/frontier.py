@@ -1,7 +1,7 @@
 """Does preference learning pay? Reward against distance from the base model, beside what is possible.
 
-python benchmarks/frontier.py base                                    train the base model once (about 6 minutes)
-python benchmarks/frontier.py run ARM [ARM ...] --seeds 0 1 2 [--rates 1e-3 ...] [--budget 1]
+python benchmarks/frontier.py base                                    train the base model once (16 minutes of CPU)
+python benchmarks/frontier.py run ARM [ARM ...] --seeds 0 1 2 [--rates 1e-3 ...] [--budget 0.25]
 python benchmarks/frontier.py table
 
 The task is `examples/verses.py`. Each run writes one line to runs/frontier/runs.jsonl, and is skipped if its line is
@@ -62,8 +62,7 @@ COMPLEMENTARY = {"levels": "mirrored", "complementary": True}  # the design `cpl
 class Arm:
     """What is trained: `pairs` of two samples of a prompt, from which SFT takes the chosen ones.
 
-    best_of: SFT on the best of so many samples in place of pairs. epochs: how often the pairs are passed over; None is
-    as often as the budget says, over `pairs` of them.
+    best_of: SFT on the best of so many samples in place of pairs. The budget says how often they are passed over.
     """
 
     kind: str  # "sft" or "vrpo"
@@ -88,7 +87,7 @@ ARMS = {
     "vrpo n=1, fresh pairs": preference(n_t=1, pairs=12_500),  # each is seen once at budget 0.25
     "vrpo n=1, hinge": preference(n_t=1, loss_type="hinge", loss_weights=[1.0]),  # linear up to its margin
     "vrpo n=2": preference(n_t=2),
-    "vrpo n=8": preference(rates=(1e-3, 3e-3, 1e-2), n_t=8),  # a twelfth of the steps
+    "vrpo n=8": preference(rates=(1e-3, 3e-3, 1e-2), n_t=8),  # an eighth of the steps of n = 1
     "cpl n=2": preference(estimator_options=COMPLEMENTARY, n_t=2),
     "cpl n=8": preference(estimator_options=COMPLEMENTARY, n_t=8),
 }

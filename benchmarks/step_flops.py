@@ -38,13 +38,13 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        adds = function in (ops.addmm.default, ops.addmm_.default)
+        adds = function in (ops.addmm.default, ops.addmm.out)
         if adds or function in (ops.mm.default, ops.bmm.default):
             a, b = args[1:3] if adds else args[:2]
             shape = (*a.shape[:-1], b.shape[-1])
             self.flops += 2 * a.shape[-1] * torch.Size(shape).numel()
             if self.fake:
-                return args[0] if function is ops.addmm_.default else a.new_zeros(()).expand(shape).clone()
+                return kwargs["out"] if function is ops.addmm.out else a.new_zeros(()).expand(shape).clone()
         if function is ops._scaled_dot_product_flash_attention_for_cpu.default:
             self.flops += 4 * args[0].shape[-1] * args[0].shape[:-1].numel() * args[1].shape[-2]
         if function is ops._scaled_dot_product_flash_attention_for_cpu_backward.default:

@@ -28,7 +28,7 @@ def one_process(folder, stage="vrpo", lora=False, **changes) -> tuple[torch.Tens
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(stage="vrpo", kept_draws=2),
+        pytest.param(dict(stage="vrpo", kept_draws=2), marks=pytest.mark.slow),
         pytest.param(dict(stage="vrpo"), marks=pytest.mark.slow),
         pytest.param(dict(stage="vrpo", lora=True), marks=pytest.mark.slow),
         pytest.param(dict(stage="vrpo", precompute_ref_log_probs=True), marks=pytest.mark.slow),

@@ -184,6 +184,7 @@ def kill(patch, moment: str, after_round: bool) -> None:
 MOMENTS = ("sampling", "judging", "pairs written", "answers written", "checkpoint", "training", "saving", "recording")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_its_second_round_again_and_again_ends_in_the_same_bytes(folder, whole, monkeypatch):
     """Each start comes a little further. Calls are counted in each start, and round 1 is made by the first one only."""
     for moment in MOMENTS:
@@ -206,6 +207,7 @@ def test_a_model_that_was_saved_without_checkpoints_is_trained_again(folder, who
     assert weights(folder / "run/round-1") == weights(whole / "run/round-1")
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_on_and_a_run_goes_on_after_a_round(folder, capsys):
     """A run of one round is continued by more rounds; one that is finished changes nothing."""
     adapters = {"use_peft": "true", "lora_r": 2, "max_steps": 2}

@@ -78,7 +78,7 @@ class HeadLogProbs(torch.autograd.Function):
                 logits_CV = F.linear(hidden_CD, weight).to(at_least_fp32(ctx.compute))
                 slope_CV = slopes_(logits_CV, targets_C, log_probs_of(logits_CV, targets_C)[1]).to(ctx.compute)
             of_hidden.append(factor_C1 * (slope_CV @ weight))
-            of_weight.addmm_(slope_CV.T, factor_C1 * hidden_CD)
+            torch.addmm(of_weight, slope_CV.T, factor_C1 * hidden_CD, out=of_weight)
         return torch.cat(of_hidden).to(hidden_ND.dtype), None, of_weight.to(weight_VD.dtype)
 
 

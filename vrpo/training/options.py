@@ -83,7 +83,7 @@ class VRPOOptions(DiffusionOptions):
     draws_per_forward: PositiveInt | None = field(
         default=None,
         metadata={
-            "help": "The most tokens of a forward pass, in draws of the padded batch (with sharded engines: draws of a "
+            "help": "The most tokens of a forward pass, in draws of the batch, without padding (with sharded engines: draws of a "
             "response). Default: 1."
         },
     )

@@ -83,8 +83,8 @@ class VRPOOptions(DiffusionOptions):
     draws_per_forward: PositiveInt | None = field(
         default=None,
         metadata={
-            "help": "The most tokens of a forward pass, in draws of the batch, without padding (with sharded engines: draws of a "
-            "response). Default: 1."
+            "help": "The most tokens of a forward pass, in draws of the batch without padding (with sharded engines: "
+            "draws of a response). Default: 1."
         },
     )
     precompute_ref_log_probs: bool = field(

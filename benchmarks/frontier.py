@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 
 import torch
@@ -80,10 +80,21 @@ ARMS = {
     "vrpo n=1, fresh pairs": preference(n_t=1, pairs=12_500),  # each is seen once at budget 0.25
     "vrpo n=1, hinge": preference(n_t=1, loss_type="hinge", loss_weights=[1.0]),  # linear up to its margin
     "vrpo n=2": preference(n_t=2),
+    "vrpo n=4": preference(n_t=4),
     "vrpo n=8": preference(rates=(1e-3, 3e-3, 1e-2), n_t=8),  # an eighth of the steps of n = 1
+    "vrpo n=64": preference(rates=(3e-3, 1e-2), n_t=64),
     "cpl n=2": preference(estimator_options=COMPLEMENTARY, n_t=2),
     "cpl n=8": preference(estimator_options=COMPLEMENTARY, n_t=8),
+    "vrpo n=2, cross-fit": preference(n_t=2, cross_fit=True),
+    "vrpo n=4, cross-fit": preference(n_t=4, cross_fit=True),
+    "vrpo n=8, cross-fit": preference(rates=(1e-3, 3e-3, 1e-2), n_t=8, cross_fit=True),
+    "mirror n=4, cross-fit": preference(estimator="mirror", n_t=4, cross_fit=True),
 }
+for name, arm in list(ARMS.items()):
+    for beta in (0.25, 0.125, 0.0625) if arm.kind == "vrpo" else ():
+        ARMS[f"{name}, beta {beta}"] = replace(arm, settings=arm.settings | {"beta": beta})
+    for weight in (0.1, 1.0) if arm.kind == "vrpo" else ():
+        ARMS[f"{name}, sft {weight}"] = replace(arm, settings=arm.settings | {"loss_weights": [1.0, weight]})
 
 
 def run(name: str, seed: int, rate: float, budget: float) -> dict:

@@ -40,27 +40,27 @@ def graph_gradient(
     """Add the gradient, with the graphs of `kept` alive at once and then one of `replayed` after another.
 
     Args:
-        slopes: gets the ELBOs of all rows, [K, R] for each of `replayed` and then of `kept`; returns dloss / dB_bk,
-            [K, B], the same for all draws.
+        slopes: gets the ELBOs of all rows, [K, R] for each of `replayed` and then of `kept`; returns the slope of
+            each draw, [K, S, B].
         backward: adds the gradient of a scalar to the parameters.
         around: makes a context for each backward pass from whether it is the last one.
     """
     with torch.no_grad():
         values = [elbos(rows) for rows in replayed]
     graphs = [elbos(rows) for rows in kept]
-    slope_KB = slopes(values + [graph.detach() for graph in graphs])
+    slope_KSB = slopes(values + [graph.detach() for graph in graphs])
     if kept:
         with around(not replayed):
-            backward(sum(sloped(slope_KB, rows, graph) for rows, graph in zip(kept, graphs, strict=True)))
+            backward(sum(sloped(slope_KSB, rows, graph) for rows, graph in zip(kept, graphs, strict=True)))
     del graphs
     for index, rows in enumerate(replayed):
         with around(index == len(replayed) - 1):
-            backward(sloped(slope_KB, rows, elbos(rows)))
+            backward(sloped(slope_KSB, rows, elbos(rows)))
 
 
-def sloped(slope_KB: Tensor, rows: Forward, elbos_KR: Tensor) -> Tensor:
+def sloped(slope_KSB: Tensor, rows: Forward, elbos_KR: Tensor) -> Tensor:
     """sum over rows and ELBOs of slope times ELBO, a scalar with its graph."""
-    return (slope_KB[:, list(rows.sequences)].to(elbos_KR) * elbos_KR).sum()
+    return (slope_KSB[:, list(rows.draws), list(rows.sequences)].to(elbos_KR) * elbos_KR).sum()
 
 
 def unit_gradient(

@@ -262,7 +262,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         The stored scores of a reference are those of other masks.
         """
         every = self.args.variance_steps
-        sampled = self.design.independent and self.design.n > 1
+        sampled = self.design.group == 1 and self.design.n > 1
         if sampled or not every or self.state.global_step % every or self.reference_table is not None:
             return None
         with torch.no_grad(), self.compute_loss_context_manager():

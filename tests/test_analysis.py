@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_likelihood import MASK, Table, all_masks, subsets
 from test_masking import standard_errors
 
@@ -22,6 +23,7 @@ from vrpo.analysis.statistics import (
     positive_jackknife,
     proportion,
     ratio_of_means,
+    reliability,
 )
 from vrpo.analysis.variance_sources import MaskedSumTable, split_bernoulli, split_exact_count
 from vrpo.losses.noise_bias import loss_bias, loss_of_ratio, second_order_bias
@@ -61,6 +63,26 @@ def test_the_interval_of_a_variance_that_is_zero():
     one = positive_jackknife(torch.mean, torch.tensor([0.0, 0, 0, 4], dtype=torch.float64))
     assert (one.value, one.low) == (1.0, 0.0)  # without the last item the mean is 0
     assert one.high == pytest.approx(1 + 3.1824463)
+
+
+def test_noise_acts_like_a_larger_beta_by_the_reliability():
+    """Scores t (x + e), x = +-0.2 and e = +-0.28, labels by sigmoid(x): the mean logistic loss is least at t = 1/3."""
+    x, e = (torch.tensor([-size, size], dtype=torch.float64) for size in (0.2, 0.08**0.5))
+    noisy = (x[:, None] + e)[..., None] * torch.linspace(0.2, 0.5, 3001, dtype=torch.float64)
+    chosen = torch.sigmoid(x)[:, None, None]
+    loss = -chosen * F.logsigmoid(noisy) - (1 - chosen) * F.logsigmoid(-noisy)
+    best = 0.2 + 1e-4 * int(loss.mean((0, 1)).argmin())
+    assert reliability(x.square(), torch.full((2,), 0.08)) == pytest.approx(1 / 3)
+    assert best == pytest.approx(1 / 3, rel=0.02)
+
+
+def test_variance_of_a_single_draw_of_independent_token_ratios():
+    """Of mean 0 and variance 1 and unchanged by masks: V = L (H_L - 1) and S = L, so V / S = H_L - 1."""
+    plan, probability = all_masks(LENGTH, lambda count: 1.0)
+    count_S = plan.masked_SBL.sum((1, 2)).double()
+    squared = (probability / LENGTH * (LENGTH / count_S).square() * count_S).sum()  # over draws, and token ratios
+    harmonic = sum(1 / count for count in range(1, LENGTH + 1))
+    assert (float(squared) - LENGTH) / LENGTH == pytest.approx(harmonic - 1)
 
 
 def test_intervals_of_shares_have_a_width_where_all_are_right():

@@ -150,6 +150,7 @@ def test_sizes_of_a_measurement():
 
 def a_row(name, n, score, gradient=None, flipped=0.05):
     cells = {"score": score, "loss": score, "gradient": gradient, "bias": 0.1, "saturated": 0.0, "flipped": flipped}
+    cells["reliability"] = 1 / (1 + score)
     cells = {key: value and {"value": value, "low": value / 1.2, "high": 1.2 * value} for key, value in cells.items()}
     return {"name": name, "n": n, "n_t": n, "n_y": 1, "shared_masks": True, "biased": False, **cells}
 
@@ -164,7 +165,10 @@ def test_the_advice_follows_from_the_rows():
     assert "5% of the drawn scores have the wrong sign" in text[0]
     assert text[1] == "`loo_complementary` with n = 4 has the score variance of `vrpo` with n = about 32."
     assert "`--estimator loo_complementary --n_t 8`, with 100% of the default's forward passes" in text[2]
-    assert len(text) == 3
+    assert "acts like a beta that is larger by a factor of 7.4 (n = 1) and 1.8 (n = 8)" in text[3]
+    assert len(text) == 4
+    exact = [row | {"reliability": None if row["n"] > 1 else row["reliability"] | {"value": 0.9}} for row in paper]
+    assert not any("acts like a beta" in line for line in advise({"rows": [*exact, *other], "split": None}))
     quick = [a_row(row["name"], row["n"], row["score"]["value"], None, 0.3) for row in [*paper, *other]]
     text = advise({"rows": quick, "split": None})
     assert "`--estimator loo_complementary --n_t 2`, with 25% of the default's forward passes" in text[2]

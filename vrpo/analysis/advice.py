@@ -12,6 +12,7 @@ from vrpo.analysis.suggestion import (
 
 DEFAULT_N = 8  # forward passes of each response and model in the paper and, by default, in the trainer (design "vrpo")
 NOISY_FLIPS = 0.1  # share of scores with the wrong sign above which more forward passes are advised: our choice
+RELIABLE = 0.8  # reliability of the scores above which noise hardly acts like a larger beta: our choice
 WIDE = 2.0  # ratio of an interval's ends above which the advice says that it is uncertain: our choice
 
 
@@ -37,7 +38,24 @@ def advise(results: dict[str, Any]) -> list[str]:
             equal = f"about {each / variance(at_4):.2g}"
             found.append(f"`{name}` with n = {at_4['n']} has the score variance of `vrpo` with n = {equal}.")
     found += split_advice(split, default, rows) if split else quiet_advice(default, rows)
-    return [*found, *uncertainty(default)]
+    return [*found, *larger_beta(rows), *uncertainty(default)]
+
+
+def larger_beta(rows: list[dict[str, Any]]) -> list[str]:
+    """How much larger a beta the noise of the scores acts like, with the fewest draws and with the trainer's default.
+
+    `vrpo.analysis.statistics.reliability` says why.
+    """
+    paper = [row for row in rows if row["name"] == "vrpo" and row["reliability"] is not None]
+    few = min(paper, key=lambda row: row["n"], default=None)
+    if few is None or few["reliability"]["value"] > RELIABLE:
+        return []
+    default = next(row for row in paper if row["n"] == DEFAULT_N)
+    factors = " and ".join(f"{1 / row['reliability']['value']:.2g} (n = {row['n']})" for row in (few, default))
+    return [
+        f"Noise in the scores of `vrpo` acts like a beta that is larger by a factor of {factors}. For the policy that "
+        "your beta asks for, divide beta by it, or set --cross_fit, which needs n = 2."
+    ]
 
 
 def quiet_advice(default: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:

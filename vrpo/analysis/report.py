@@ -35,15 +35,16 @@ def print_variance(results: dict[str, Any]) -> None:
         "loss bias",
         "|s| > 6",
         "wrong\nsign",
+        "relia-\nbility",
     ):
         table.add_column(heading, justify="left" if heading == "design" else "right")
     for row in results["rows"]:
         cells = [bounded(row[key]) for key in ("score", "loss", "gradient")]
         share = bounded_share(row["estimator_share"]) if "estimator_share" in row else ""
         shared = "yes" if row["shared_masks"] else "no"
-        two = [f"{row[key]['value']:.0%}" for key in ("saturated", "flipped")]
+        parts = [f"{row[key]['value']:.0%}" if row[key] else "" for key in ("saturated", "flipped", "reliability")]
         bias = bounded({key: 0.0 if end and abs(end) < SMALL else end for key, end in row["bias"].items()})
-        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), shared, *cells, share, bias, *two)
+        table.add_row(row["name"], str(row["n_t"]), str(row["n_y"]), shared, *cells, share, bias, *parts)
     console = Console(width=160)
     console.print(table)
     apart = bounded(results["one_minus_correlation"])

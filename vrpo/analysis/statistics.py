@@ -106,6 +106,21 @@ def paired_difference(treated: Sequence[bool], base: Sequence[bool]) -> Interval
     return Interval(float(sum(treated) - sum(base)) / items, max(-1.0, middle - half), min(1.0, middle + half))
 
 
+def reliability(squared_P: Tensor, variance_P: Tensor) -> Tensor:
+    """The share of the mean squared score that is not noise, S / (S + V).
+
+    A regression on a variable that is measured with errors finds a slope that is too small by this factor (the
+    reliability ratio; Fuller, Measurement Error Models, 1987, section 1.1). A logistic loss of noisy scores is, to
+    second order, least at scores that are too small by it, as if beta were larger by its inverse.
+
+    Args:
+        squared_P: squared exact scores; variance_P: variance of their estimates.
+
+    Example: S = 4 and V = 8 give 1/3: the loss acts like one with 3 times its beta.
+    """
+    return squared_P.mean() / (squared_P.mean() + variance_P.mean())
+
+
 def ratio_of_means(a: Tensor, b: Tensor) -> Tensor:
     return a.mean() / b.mean()
 

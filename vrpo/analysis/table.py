@@ -25,13 +25,14 @@ from vrpo.analysis.statistics import (
     inverse_variance_mean,
     one_minus_correlation,
     ratio_of_means,
+    reliability,
     within_0_and_1,
 )
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
 from vrpo.estimators.designs import ComposedDesign, Design, design
 from vrpo.losses.noise_bias import loss_bias, loss_of_ratio
 from vrpo.losses.pairwise import PreferenceLoss
-from vrpo.scores import SATURATED, PairScores
+from vrpo.scores import SATURATED, PairScores, score_variance
 
 VARIANCES = ("score", "loss", "gradient")
 
@@ -51,7 +52,8 @@ def measure(
 
     Returns:
         {"rows": one dict a design (name, n_t, n_y, shared_masks, n, score, loss, gradient, bias, saturated, flipped,
-        and the cells of `vrpo.analysis.noise_split` for a design in the plot; intervals as {value, low, high}),
+        reliability, and the cells of `vrpo.analysis.noise_split` for a design in the plot; intervals as {value, low,
+        high}),
         "split": what its cells share (None: not measured), "doubling_ratios": variance at 2n over variance at n,
         "one_minus_correlation": 1 - correlation of policy and reference, "sources": shares of a draw's variance}.
 
@@ -101,8 +103,11 @@ def row(name: str, design: Design, item: dict[str, Tensor]) -> dict:
     """A design's row of the table, with intervals over pairs (for the gradient, over batches)."""
     options = {"n_t": design.n, "n_y": 1} | asdict(design)  # type: ignore[call-overload]
     facts = {"name": name, **options, "n": design.n, "shared_masks": design.shared_masks, "biased": design.biased}
-    cells = {key: interval(values, positive=key in VARIANCES) for key, values in item.items()}
-    return facts | {"gradient": None} | cells | {key: within_0_and_1(cells[key]) for key in ("saturated", "flipped")}
+    cells = {key: interval(values, positive=key in VARIANCES) for key, values in item.items() if key != "squared"}
+    cells |= {key: within_0_and_1(cells[key]) for key in ("saturated", "flipped")}
+    signal = float(item["squared"].mean()) > 0  # not at policy = reference, where all scores are 0
+    reliable = within_0_and_1(interval(item["squared"], reliability, item["score"])) if signal else None
+    return facts | {"gradient": None, "reliability": reliable} | cells
 
 
 def best_ratio(redrawn: list[PairScores]) -> tuple[PairScores, PairScores]:
@@ -119,12 +124,14 @@ def per_pair_statistics(
 ) -> dict[str, Tensor]:
     """Statistics over redraws, [pairs] each: variance of score and loss, bias of the loss, two shares of the scores.
 
-    The shares are of scores that are saturated and of scores whose sign is not that of the best estimate.
+    The shares are of scores that are saturated and of scores whose sign is not that of the best estimate. With them
+    comes the squared exact score, without bias: the square of the best estimate less its variance.
 
     Args:
         redrawn: log-ratios [R, P] of each batch, nats; best: `best_ratio` for each batch.
     """
-    found: dict[str, list[Tensor]] = {"score": [], "loss": [], "bias": [], "saturated": [], "flipped": []}
+    names = ("score", "loss", "bias", "saturated", "flipped", "squared")
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
     for ratios, (exact, exact_variance), length in zip(redrawn, best, lengths, strict=True):
         score_RP = loss.beta * ratios.margin
         found["score"].append(score_RP.var(0))
@@ -132,6 +139,7 @@ def per_pair_statistics(
         found["bias"].append(loss_bias(loss, ratios, exact, exact_variance, length))
         found["saturated"].append((score_RP.abs() > SATURATED).double().mean(0))
         found["flipped"].append((score_RP * exact.margin < 0).double().mean(0))
+        found["squared"].append(loss.beta**2 * exact.margin.square() - score_variance(exact_variance, loss.beta))
     return {key: torch.cat(values) for key, values in found.items()}
 
 

@@ -56,19 +56,21 @@ class Arm:
     """What is trained: `pairs` of two samples of a prompt, from which SFT takes the chosen ones.
 
     best_of: SFT on the best of so many samples in place of pairs. The budget says how often they are passed over.
+    rounds: pairs and budget are split over so many rounds, each with pairs of the policy so far, which is its reference.
     """
 
     kind: str  # "sft" or "vrpo"
     rates: tuple[float, ...]
     pairs: int = 2048
     best_of: int | None = None
+    rounds: int = 1
     settings: dict = field(default_factory=dict)
 
 
 def preference(rates=(3e-4, 1e-3, 3e-3), **settings) -> Arm:
     settings = dict(beta=BETA, loss_weights=[1.0, 0.0]) | settings
-    pairs = settings.pop("pairs", 2048)
-    return Arm("vrpo", rates, pairs, settings=settings)
+    pairs, rounds = settings.pop("pairs", 2048), settings.pop("rounds", 1)
+    return Arm("vrpo", rates, pairs, rounds=rounds, settings=settings)
 
 
 ARMS = {
@@ -88,10 +90,21 @@ ARMS = {
     "vrpo n=2, cross-fit": preference(n_t=2, cross_fit=True),
     "vrpo n=4, cross-fit": preference(n_t=4, cross_fit=True),
     "vrpo n=8, cross-fit": preference(rates=(1e-3, 3e-3, 1e-2), n_t=8, cross_fit=True),
+    "loo n=4": preference(estimator="loo_complementary", n_t=4),
+    "loo n=8": preference(rates=(1e-3, 3e-3, 1e-2), estimator="loo_complementary", n_t=8),
+    "cpl n=2, three rounds": preference(estimator_options=COMPLEMENTARY, n_t=2, rounds=3),
+    # Settings B and C of docs/notes/frontier.md
+    "B, vrpo n=2": preference(n_t=2, pairs=512),
+    "B, cpl n=2": preference(estimator_options=COMPLEMENTARY, n_t=2, pairs=512),
+    "B, vrpo n=2, cross-fit": preference(n_t=2, cross_fit=True, pairs=512),
+    "B, vrpo n=8": preference(rates=(3e-3,), n_t=8, pairs=512),
+    "C, vrpo n=1": preference(rates=(3e-4,), n_t=1, beta=0.02),
+    "C, vrpo n=2": preference(rates=(3e-4,), n_t=2, beta=0.02),
+    "C, vrpo n=2, cross-fit": preference(rates=(3e-4,), n_t=2, cross_fit=True, beta=0.02),
     "mirror n=4, cross-fit": preference(estimator="mirror", n_t=4, cross_fit=True),
 }
 for name, arm in list(ARMS.items()):
-    for beta in (0.25, 0.125, 0.0625) if arm.kind == "vrpo" else ():
+    for beta in (0.75, 0.25, 0.125, 0.0625) if arm.kind == "vrpo" else ():
         ARMS[f"{name}, beta {beta}"] = replace(arm, settings=arm.settings | {"beta": beta})
     for weight in (0.1, 1.0) if arm.kind == "vrpo" else ():
         ARMS[f"{name}, sft {weight}"] = replace(arm, settings=arm.settings | {"loss_weights": [1.0, weight]})
@@ -110,24 +123,34 @@ def run(name: str, seed: int, rate: float, budget: float) -> dict:
         if arm.best_of:
             rows = best_samples(base, arm.pairs, arm.best_of, seed)
         else:
-            rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs_of(base, arm.pairs, seed)]
+            kept = FOLDER / f"pairs-{arm.pairs}-{seed}.json"
+            pairs_P = pairs_of(base, arm.pairs, seed, kept)
+            rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs_P]
         steps = int(units / 3)
         args = MaskedDiffusionConfig(**options, max_steps=steps, warmup_steps=steps // 10, masks="exact_count")
         trainer = MaskedDiffusionTrainer(
             copy_of(base), args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
         )
+        trainer.train()
+        policy, pairs, rewards = trainer.model, len(rows), []
     else:
-        rows = pairs_of(base, arm.pairs, seed)
         draws = VRPOConfig(**options, max_steps=1, **arm.settings).design().n
-        steps = int(units / (8 * draws))
+        steps = int(units / (8 * draws * arm.rounds))
         args = VRPOConfig(**options, max_steps=steps, warmup_steps=steps // 10, variance_steps=0, **arm.settings)
-        trainer = VRPOTrainer(
-            copy_of(base), base, args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
-        )
-    trainer.train()
-    found = measured(trainer.model, base_model(), SAMPLES)
+        policy, pairs, rewards = base, 0, []
+        for number in range(arm.rounds):
+            kept = FOLDER / f"pairs-{arm.pairs}-{seed}.json" if number == 0 and arm.rounds == 1 else None
+            rows = pairs_of(policy.eval(), arm.pairs // arm.rounds, seed + 1000 * number, kept)
+            trainer = VRPOTrainer(
+                copy_of(policy), policy, args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
+            )
+            trainer.train()
+            policy, pairs = trainer.model, pairs + len(rows)
+            if arm.rounds > 1:
+                rewards.append(measured(policy, base_model(), SAMPLES) | {"round": number + 1})
     return {
-        "arm": name, "seed": seed, "rate": rate, "budget": budget, "steps": steps, "pairs": len(rows), **found,
+        "arm": name, "seed": seed, "rate": rate, "budget": budget, "steps": steps, "pairs": pairs,
+        **measured(policy, base_model(), SAMPLES), **({"by_round": rewards} if rewards else {}),
         "seconds": round(time.perf_counter() - begin, 1),
     }  # fmt: skip
 

@@ -127,10 +127,9 @@ def copy_of(model: LLaDAModelLM) -> LLaDAModelLM:
     return other
 
 
-def pairs_of(base: LLaDAModelLM, number: int, seed: int) -> list[dict[str, str]]:
-    """Two poems for each prompt, and a label that is tossed; kept in a file for the other arms of a seed."""
-    file = FOLDER / f"pairs-{number}-{seed}.json"
-    if file.exists():
+def pairs_of(base: LLaDAModelLM, number: int, seed: int, file: Path | None = None) -> list[dict[str, str]]:
+    """Two poems for each prompt, and a label that is tossed; kept in the file, if any, for the other arms of a seed."""
+    if file and file.exists():
         return json.loads(file.read_text())
     rng = random.Random(seed)
     prompts = [prompt for prompt in prompts_of(number, rng) for _ in range(2)]
@@ -143,8 +142,9 @@ def pairs_of(base: LLaDAModelLM, number: int, seed: int) -> list[dict[str, str]]
         if texts[chosen] != texts[rejected] and texts[chosen] and texts[rejected]:
             sides = {"chosen": " " + texts[chosen], "rejected": " " + texts[rejected]}
             rows.append({"prompt": prompts[index]} | sides)
-    file.with_suffix(".new").write_text(json.dumps(rows))
-    file.with_suffix(".new").replace(file)
+    if file:
+        file.with_suffix(".new").write_text(json.dumps(rows))
+        file.with_suffix(".new").replace(file)
     return rows
 
 

@@ -11,7 +11,7 @@ The slopes are known when both sides of a pair are scored. There are two ways no
     Memory grows with n only until a forward pass is full. It needs two buffers of the trained parameters, a loss in
     which a pair's slopes depend on no other pair, and one ELBO of each response.
 
-Both are exact for every such loss, and equal up to rounding.
+Both are exact for every such loss, and equal up to rounding. Only the first can give each draw a slope of its own.
 
 Shapes: S draws, B responses, R rows of a forward pass (each one draw of one response), K ELBOs with different token
 weights of each row.

@@ -8,7 +8,8 @@ One step:
     gradient      = sum_B  dloss/dpolicy_B * grad policy_B                                  (vrpo.training.gradients)
 
 The loss depends on the parameters only through the 2P numbers policy_B, each a mean over draws. Once they are known,
-the gradient is a sum over draws with known weights: exact for every loss, and no graph over all draws is needed.
+the gradient is a sum over draws with known weights: exact for every loss, and no graph over all draws is needed. With
+`cross_fit` each draw's weight is the slope at the scores of the draws that do not depend on it (docs/losses.md).
 """
 
 import contextlib

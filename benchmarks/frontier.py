@@ -1,7 +1,7 @@
 """Does preference learning pay? Reward against distance from the base model, beside what is possible.
 
 python benchmarks/frontier.py base                                    train the base model once (16 minutes of CPU)
-python benchmarks/frontier.py run ARM [ARM ...] --seeds 0 1 2 [--rates 1e-3 ...] [--budget 0.25]
+python benchmarks/frontier.py run ARM [ARM ...] --seeds 0 1 2 [--rates 1e-3 ...] [--budget 0.25] [--save DIR]
 python benchmarks/frontier.py table
 
 The task is `examples/verses.py`. Each run writes one line to runs/frontier/runs.jsonl, and is skipped if its line is
@@ -110,8 +110,8 @@ for name, arm in list(ARMS.items()):
         ARMS[f"{name}, sft {weight}"] = replace(arm, settings=arm.settings | {"loss_weights": [1.0, weight]})
 
 
-def run(name: str, seed: int, rate: float, budget: float) -> dict:
-    """Train an arm and measure it."""
+def run(name: str, seed: int, rate: float, budget: float, save: str | None = None) -> dict:
+    """Train an arm and measure it; with `save`, keep policy and tokenizer in that directory."""
     arm, base = ARMS[name], base_model()
     begin = time.perf_counter()
     options: dict = COMMON | dict(
@@ -148,6 +148,9 @@ def run(name: str, seed: int, rate: float, budget: float) -> dict:
             policy, pairs = trainer.model, pairs + len(rows)
             if arm.rounds > 1:
                 rewards.append(measured(policy, base_model(), SAMPLES) | {"round": number + 1})
+    if save:
+        policy.save_pretrained(save)
+        TOKENIZER.save_pretrained(save)
     return {
         "arm": name, "seed": seed, "rate": rate, "budget": budget, "steps": steps, "pairs": pairs,
         **measured(policy, base_model(), SAMPLES), **({"by_round": rewards} if rewards else {}),
@@ -204,6 +207,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rates", type=float, nargs="+")
     parser.add_argument("--budget", type=float, default=1.0)
+    parser.add_argument("--save", help="directory of the trained policy, for `python -m vrpo.variance`")
     args = parser.parse_args()
     torch.set_num_threads(1)
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -223,7 +227,7 @@ def main() -> None:
                 key = {"arm": name, "seed": seed, "rate": rate, "budget": args.budget}
                 if any(key.items() <= row.items() for row in done):
                     continue
-                found = run(name, seed, rate, args.budget)
+                found = run(name, seed, rate, args.budget, args.save)
                 with open(file, "a") as out:
                     out.write(json.dumps(found) + "\n")
                 print(json.dumps(found), flush=True)

@@ -73,7 +73,7 @@ def test_a_bank_holds_masked_sums_of_the_log_ratio(run):
 
 def test_the_table_of_a_policy_and_of_the_reference_itself(run):
     batches = [first_batch(run)]
-    settings = Settings(repeats=6, budgets=[1, 4], gradient="up", source_pairs=4)
+    settings = Settings(repeats=6, budgets=[1, 4], gradient="up", source_pairs=4, split_pairs=0)
     table = measure(run.model, run.ref_model, batches, settings)
     rows = {(row["name"], row["n_t"], row["n_y"], row["shared_masks"]): row for row in table["rows"]}
     assert len(rows) == len(table["rows"]) == 7
@@ -95,7 +95,8 @@ def test_the_command_writes_its_table(tmp_path, capsys):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     names = ["--model", str(tmp_path / "0"), "--ref_model", str(tmp_path / "1"), "--data", str(data)]
-    names += ["--batch_size", "4", "--repeats", "2", "--budgets", "1", "4", "--output", str(tmp_path / "out")]
+    names += ["--batch_size", "4", "--repeats", "2", "--budgets", "1", "4", "--split_pairs", "0"]
+    names += ["--output", str(tmp_path / "out")]
     variance.main([*names, "--pairs", "8"])
     rows = json.loads((tmp_path / "out" / "variance.json").read_text())["rows"]
     with open(tmp_path / "out" / "variance.csv") as file:
@@ -216,7 +217,9 @@ def test_every_gradient_of_every_model(build):
         "example_id": torch.arange(2),
     }
     for gradient in ("up", "head", "full"):
-        settings = Settings(pairs=2, batch_size=2, repeats=2, budgets=[2], gradient=gradient, source_pairs=0)
+        settings = Settings(
+            pairs=2, batch_size=2, repeats=2, budgets=[2], gradient=gradient, source_pairs=0, split_pairs=0
+        )
         assert measure(policy, reference, [batch], settings)["rows"][0]["gradient"]["value"] > 0
     assert not any(parameter.requires_grad for parameter in policy.parameters())
 

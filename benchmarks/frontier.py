@@ -56,7 +56,7 @@ class Arm:
     """What is trained: `pairs` of two samples of a prompt, from which SFT takes the chosen ones.
 
     best_of: SFT on the best of so many samples in place of pairs. The budget says how often they are passed over.
-    rounds: pairs and budget are split over so many rounds, each with pairs of the policy so far, which is its reference.
+    rounds: pairs and budget are split over so many rounds, whose pairs and reference are those of the policy so far.
     """
 
     kind: str  # "sft" or "vrpo"

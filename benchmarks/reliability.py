@@ -2,14 +2,14 @@
 
     python benchmarks/reliability.py [--draws 2000]
 
-Take log-ratios of tokens that do not depend on the mask and are independent with mean 0 and the same variance. A score is
-then sum_i w_i d_i with w_i the weight of token i, averaged over the n draws, whose mean is 1; over the log-ratios,
+Take log-ratios of tokens that do not depend on the mask and are independent, with mean 0 and the same variance. A
+score is then sum_i w_i d_i, w_i the weight of token i averaged over the n draws, whose mean is 1; over log-ratios,
 
     V / S = E[ mean over i of (w_i - 1)^2 ]        reliability = 1 / (1 + V / S)
 
-with V the variance over masks and S the mean square of exact scores. For exact counts and independent draws it is
-(H_L - 1) / n. Where all tokens of a response have the same log-ratio, V = 0 for exact counts; log-ratios that depend on the
-mask add to V. `python -m vrpo.variance` measures the reliability of real models on real pairs.
+with V the variance over masks and S the mean square of exact scores. For exact counts and independent draws, V / S is
+(H_L - 1) / n. Where all tokens of a response have the same log-ratio, V = 0 for exact counts; log-ratios that depend on
+the mask add to V. `python -m vrpo.variance` measures the reliability of real models on real pairs.
 """
 
 import argparse

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-from vrpo.analysis.redraw import mask_redraws, masked_sum_tables, pairs_of, redrawn_elbos, redrawn_gradients
+from vrpo.analysis.redraw import mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
 from vrpo.analysis.statistics import Interval, jackknife, ratio_of_means
 from vrpo.analysis.table import chosen_parameters
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
+from vrpo.collator import pairs_of
 from vrpo.estimators.designs import ComposedDesign, Design, design
 from vrpo.estimators.published import PUBLISHED
 

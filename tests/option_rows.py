@@ -97,6 +97,7 @@ VRPO = DIFFUSION | {
     "cross_fit": flag(),
     "eval_draws": natural(1),
     "variance_steps": natural(0),
+    "noise_split_steps": natural(0),
     "allow_identical": flag(),
     "ld_alpha": real([0, 0.5, 1], [-0.1, 1.1], none=True),
     "kept_draws": natural(1, none=True),

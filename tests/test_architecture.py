@@ -17,7 +17,7 @@ SINGLE = [
     "llada.sampling.guidance",
     "vrpo.scores",
 ]
-SINGLE += ["vrpo.analysis.variance_sources", "vrpo.analysis.gradient_noise", "vrpo.analysis.suggestion"]
+SINGLE += ["vrpo.analysis.variance_sources", "vrpo.gradient_noise", "vrpo.analysis.suggestion"]
 ABOVE = {"llada": {"vrpo", "recipes", "examples", "benchmarks"}, "vrpo": {"recipes", "examples", "benchmarks"}}
 NEED_TRL = ("recipe.py", "loading.py", "train.py")  # of llada/cli
 FILES = sorted(path for package in ABOVE for path in (ROOT / package).rglob("*.py"))
@@ -57,7 +57,7 @@ LEVELS = {
         ["analysis"],
         ["training"],
         ["losses", "estimators", "data", "collator", "rollouts"],
-        ["scores"],
+        ["scores", "gradient_noise"],
     ],
 }
 LEVEL = {

@@ -17,15 +17,15 @@ from llada.data.tokenizer import special_ids
 from llada.diffusion.likelihood import elbo_draws
 from llada.diffusion.masking import MaskDraws
 from vrpo import variance
-from vrpo.analysis.gradient_noise import PairGradients, estimator_share, projection, signal_to_noise
 from vrpo.analysis.noise_split import noise_split, pair_gradients
-from vrpo.analysis.redraw import mask_redraws, pairs_of, redrawn_elbos, redrawn_gradients, slopes
+from vrpo.analysis.redraw import mask_redraws, redrawn_elbos, redrawn_gradients, slopes
 from vrpo.analysis.settings import Settings
 from vrpo.analysis.statistics import inverse, jackknife, ratio_of_means
 from vrpo.analysis.table import chosen_parameters, measure
-from vrpo.collator import PairCollator
+from vrpo.collator import PairCollator, pairs_of
 from vrpo.data import prepare_pairs
 from vrpo.estimators.designs import design
+from vrpo.gradient_noise import PairGradients, estimator_share, projection, signal_to_noise
 from vrpo.scores import PairScores
 
 

@@ -1,4 +1,4 @@
-"""The data collator of preference pairs."""
+"""The data collator of preference pairs, and the way back from a batch to its pairs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +7,12 @@ import torch
 from torch import Tensor
 
 from llada.data.collator import Collator
+
+
+def pairs_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The pairs of a batch, each as a batch of its own; their masks are those that they have in the batch."""
+    size = len(batch["example_id"])
+    return [{key: v[[i, i + size]] if len(v) > size else v[[i]] for key, v in batch.items()} for i in range(size)]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,14 @@ def second_draw(epoch: int) -> int:
     return -2 - epoch
 
 
+def noise_redraw(epoch: int, redraw: int) -> int:
+    """The epoch of redraw 0 or 1 of a pass's masks, by which a run measures its gradient's noise: -1,000,003, ...
+
+    Up to a million passes, it is that of no second draw.
+    """
+    return -1_000_003 - 2 * epoch - redraw
+
+
 def generator_for(seed: int, *key: int) -> Generator:
     """A CPU generator that depends only on the seed and a key, such as (epoch, example id).
 

@@ -1,6 +1,6 @@
 """Measure how much of a gradient's noise comes from the pairs and how much from the masks, for each design and n.
 
-`vrpo.analysis.gradient_noise` has the formulas. The pairs are the first ones of the table, and their redraws and scores
+`vrpo.gradient_noise` has the formulas. The pairs are the first ones of the table, and their redraws and scores
 are its first redraws. What is measured is the gradient of one pair's loss with respect to the parameters that the
 setting `gradient` names. A pair's mean gradient is kept as it is up to `KEPT` numbers; of larger gradients, the
 variance over redraws and the squared norm are exact too, and inner products of different pairs are those of
@@ -10,14 +10,13 @@ projections, with a standard error of 0.14% of the product of their norms.
 import torch
 from torch import Tensor, nn
 
-from vrpo.analysis.gradient_noise import PairGradients, estimator_share, projection, signal_to_noise
-from vrpo.analysis.redraw import Batch, mask_redraws, pairs_of, redrawn_gradients, slopes
+from vrpo.analysis.redraw import Batch, mask_redraws, redrawn_gradients, slopes
 from vrpo.analysis.settings import Settings
 from vrpo.analysis.statistics import Cell, interval, inverse, within_0_and_1
+from vrpo.collator import pairs_of
 from vrpo.estimators.designs import Design
+from vrpo.gradient_noise import KEPT, PairGradients, estimator_share, projection, signal_to_noise
 from vrpo.scores import PairScores
-
-KEPT = 2**20  # numbers of a pair's mean gradient that are kept, 4 MiB
 
 
 def pair_gradients(

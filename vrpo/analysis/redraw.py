@@ -36,12 +36,6 @@ def mask_redraws(batch: Batch, design: Design, seed: int) -> Draw:
     return lambda redraw: draw_for_pairs(design, batch["response_mask"], batch["example_id"].tolist(), seed, redraw)
 
 
-def pairs_of(batch: Batch) -> list[Batch]:
-    """The pairs of a batch, each as a batch of its own; their masks are those that they have in the batch."""
-    size = len(batch["example_id"])
-    return [{key: v[[i, i + size]] if len(v) > size else v[[i]] for key, v in batch.items()} for i in range(size)]
-
-
 def forwards_of(batch: Batch, draws: MaskDraws, tokens: int | None = None) -> list[Forward]:
     """Forward passes of the rows of a batch, of at most `tokens` tokens (None: one draw of the padded batch)."""
     lengths = row_lengths(batch["attention_mask"])

@@ -1,6 +1,6 @@
 """Which design and n to train with, from the share of the gradient's noise that their masks add.
 
-With the variance b of a gradient between pairs and e(n) of the estimator at n draws (`vrpo.analysis.gradient_noise`):
+With the variance b of a gradient between pairs and e(n) of the estimator at n draws (`vrpo.gradient_noise`):
 
 pairs to spare
     A pair costs c draws to make and n to train on, and is used once. A compute of C draws makes a gradient of

@@ -69,6 +69,14 @@ class VRPOOptions(DiffusionOptions):
             "the draws are not independent; costs about two fifths of a step; 0 disables."
         },
     )
+    noise_split_steps: NonNegativeInt = field(
+        default=0,
+        metadata={
+            "help": "Every this many steps, split the noise of the gradient into what the pairs and what the masks "
+            "add, and log means over the run (noise/...). A measurement draws masks anew twice for at most 8 pairs of "
+            "each process, and computes the gradient of each; 0: never."
+        },
+    )
     allow_identical: bool = field(default=False, metadata={"help": "Keep pairs whose chosen and rejected are equal."})
     ld_alpha: Share | None = field(
         default=None,

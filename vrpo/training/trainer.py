@@ -37,6 +37,7 @@ from vrpo.scores import PairScores, length_weights
 from vrpo.training.config import VRPOConfig
 from vrpo.training.dropout import disable_dropout
 from vrpo.training.metrics import BatchScores, mean_metrics, noise_of_draws, noise_of_two, pair_metrics
+from vrpo.training.noise_split import NoiseSplit, check_noise_split
 from vrpo.training.own_reference import check_adapters, freeze_adapter, reference_adapters
 from vrpo.training.plan import GradientPlan, check_unit_gradients
 from vrpo.training.precomputed import PrecomputedReference
@@ -96,6 +97,10 @@ class VRPOTrainer(DiffusionTrainerBase):
             peft_config,
         )  # fmt: skip
         check_unit_gradients(self)
+        check_noise_split(self)
+        self.noise_split = NoiseSplit()
+        if args.noise_split_steps:
+            self.add_callback(self.noise_split)
         disable_dropout(self.evaluated_models())
         if has_adapters(self.model):
             check_adapters(self.model, self.denoiser(self.model), own_reference=self.ref_model is None)
@@ -236,6 +241,8 @@ class VRPOTrainer(DiffusionTrainerBase):
         share_P = self.share(inputs, num_items_in_batch)
         policy_masks, reference_masks = self.masks(self.design, inputs, self.epoch)
         step = PairStep(self, model, inputs, share_P, policy_masks)
+        if self.args.noise_split_steps:
+            self.noise_split.measure(step)
         reference = self.reference_of(self.epoch, step.model, inputs, reference_masks, step.forwards)
         # This comes before the last backward pass, in which DeepSpeed steps the optimizer.
         second = self.second_scores(step.model, inputs)
@@ -268,6 +275,11 @@ class VRPOTrainer(DiffusionTrainerBase):
             return None
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.scores(self.denoiser(model), inputs, second_draw(self.epoch), without_padding=True)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs or "train_loss" in logs:
+            logs |= self.noise_split.line()
+        super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)

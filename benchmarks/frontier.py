@@ -87,21 +87,15 @@ ARMS = {
     "vrpo n=64": preference(rates=(3e-3, 1e-2), n_t=64),
     "cpl n=2": preference(estimator_options=COMPLEMENTARY, n_t=2),
     "cpl n=8": preference(estimator_options=COMPLEMENTARY, n_t=8),
-    "vrpo n=2, cross-fit": preference(n_t=2, cross_fit=True),
-    "vrpo n=4, cross-fit": preference(n_t=4, cross_fit=True),
-    "vrpo n=8, cross-fit": preference(rates=(1e-3, 3e-3, 1e-2), n_t=8, cross_fit=True),
     "loo n=4": preference(estimator="loo_complementary", n_t=4),
     "loo n=8": preference(rates=(1e-3, 3e-3, 1e-2), estimator="loo_complementary", n_t=8),
     "cpl n=2, three rounds": preference(estimator_options=COMPLEMENTARY, n_t=2, rounds=3),
     # Settings B and C of docs/notes/frontier.md
     "B, vrpo n=2": preference(n_t=2, pairs=512),
     "B, cpl n=2": preference(estimator_options=COMPLEMENTARY, n_t=2, pairs=512),
-    "B, vrpo n=2, cross-fit": preference(n_t=2, cross_fit=True, pairs=512),
     "B, vrpo n=8": preference(rates=(3e-3,), n_t=8, pairs=512),
     "C, vrpo n=1": preference(rates=(3e-4,), n_t=1, beta=0.02),
     "C, vrpo n=2": preference(rates=(3e-4,), n_t=2, beta=0.02),
-    "C, vrpo n=2, cross-fit": preference(rates=(3e-4,), n_t=2, cross_fit=True, beta=0.02),
-    "mirror n=4, cross-fit": preference(estimator="mirror", n_t=4, cross_fit=True),
 }
 for name, arm in list(ARMS.items()):
     for beta in (0.75, 0.25, 0.125, 0.0625) if arm.kind == "vrpo" else ():

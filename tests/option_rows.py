@@ -94,7 +94,6 @@ VRPO = DIFFUSION | {
         + [{"n_t": 2}, {"levels": "even"}, {"levels": 1}, {"count_tilt": "0.1"}, {"count_tilt": NAN}, {"masks": []}]
         + [{"shared_masks": "no"}, {"complementary": 1}, {"baseline_prior": INF}, {"nope": 1}],
     ),
-    "cross_fit": flag(),
     "eval_draws": natural(1),
     "variance_steps": natural(0),
     "noise_split_steps": natural(0),

@@ -28,16 +28,6 @@ NAMES = ("estimator", "between", "signal")
 SETTINGS = dict(rows=LONG_AND_SHORT, noise_split_steps=1)
 
 
-def naive_loss(run, pair) -> torch.Tensor:
-    """A pair's loss with its graph; with `cross_fit`, a function of the same gradient, for loss_type sigmoid alone."""
-    if not run.args.cross_fit:
-        return run.compute_loss(run.model, pair)
-    scores, beta = run.scores(run.denoiser(run.model), pair, run.epoch), run.args.beta
-    margin_S1 = (scores.policy - scores.reference).margin.detach()
-    others_S1 = (margin_S1.sum(0) - margin_S1) / (len(margin_S1) - 1)
-    return (-beta * torch.sigmoid(-beta * others_S1) * scores.policy.margin).mean(0).sum()
-
-
 def naive_gradients(run, batch, monkeypatch) -> torch.Tensor:
     """The gradient of each pair's loss at each of two redraws, [P, 2, D]."""
     parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
@@ -45,7 +35,7 @@ def naive_gradients(run, batch, monkeypatch) -> torch.Tensor:
     for redraw in range(2):
         with monkeypatch.context() as patch:
             patch.setattr(type(run), "epoch", noise_redraw(0, redraw))
-            losses = [naive_loss(run, pair) for pair in pairs_of(batch)]
+            losses = [run.compute_loss(run.model, pair) for pair in pairs_of(batch)]
         gradients = [torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in losses]
         found.append(torch.stack([torch.cat([part.flatten() for part in each]) for each in gradients]))
     return torch.stack(found, 1)
@@ -56,21 +46,17 @@ def gathered(gradient_PRD: torch.Tensor) -> PairGradients:
     return PairGradients(mean_PD @ mean_PD.T, gradient_PRD.var(1).sum(-1), gradient_PRD.shape[1])
 
 
-SIGMOID = dict(loss_type=["sigmoid"])
-
-
 @pytest.mark.parametrize(
     "changes",
     [
         dict(kept_draws=1),
         dict(unit_gradients=True),
-        dict(cross_fit=True, beta=0.5, **SIGMOID),
         dict(estimator="naive_dpo", n_t=None, loss_type=["ipo", "sft"]),
         dict(estimator="loo_complementary", n_t=4, ld_alpha=0.5),
         dict(peft_config=LoraConfig(r=2)),
         dict(model=lambda: tiny_moe(seed=1, router_aux_loss_coef=0.5, **IDS)),
     ],
-    ids=["graphs", "buffers", "cross_fit", "reference's own masks", "two ELBOs", "lora", "router"],
+    ids=["graphs", "buffers", "reference's own masks", "two ELBOs", "lora", "router"],
 )
 def test_estimates_are_those_of_plain_gradients(tmp_path, monkeypatch, changes):
     """Of eight pairs away from the reference, over all parameters: 1e-9 in float64."""

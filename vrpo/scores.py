@@ -57,7 +57,7 @@ def log_ratios(policy: PairScores, reference: PairScores) -> PairScores:
 def ratio_variance(policy: PairScores, reference: PairScores) -> PairScores:
     """Estimated variance of each log-ratio, nats^2, from ELBO draws [S, P]: sample variance over draws / n.
 
-    For independent draws only (`Design.group` is 1), and at least two of them. Unbiased whether or not policy and
+    For independent draws only (`Design.independent`), and at least two of them. Unbiased whether or not policy and
     reference share masks: draw by draw, their difference is one sample of the log-ratio.
 
     Raises:

@@ -54,7 +54,7 @@ def larger_beta(rows: list[dict[str, Any]]) -> list[str]:
     factors = " and ".join(f"{1 / row['reliability']['value']:.2g} (n = {row['n']})" for row in (few, default))
     return [
         f"Noise in the scores of `vrpo` acts like a beta that is larger by a factor of {factors}. For the policy that "
-        "your beta asks for, divide beta by it, or set --cross_fit, which needs n = 2."
+        "your beta asks for, divide beta by it."
     ]
 
 

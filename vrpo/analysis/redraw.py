@@ -91,12 +91,11 @@ def redrawn_gradients(
     with requires_grad_only(policy, parameters):
         for redraw, slope_B in zip(redraws, slope_RB, strict=True):
             draws, _ = draw(redraw)
-            number = len(draws.masked_SBL)
-            slope_1SB = (slope_B / number).expand(1, number, -1)
+            slope_1B = slope_B[None] / len(draws.masked_SBL)
             total = [torch.zeros_like(parameter) for parameter in parameters]
             for rows in forwards_of(batch, draws, tokens):
                 elbos_1R = row_elbos(denoiser, batch["input_ids"], draws, rows, batch["attention_mask"])
-                found = torch.autograd.grad(sloped(slope_1SB, rows, elbos_1R), parameters)
+                found = torch.autograd.grad(sloped(slope_1B, rows, elbos_1R), parameters)
                 for sum_so_far, gradient in zip(total, found, strict=True):
                     sum_so_far += gradient
             noise.add(total)

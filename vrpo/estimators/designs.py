@@ -16,7 +16,6 @@ timesteps with that baseline, had the least variance of the combinations that we
 Shapes: S draws (S = n_t n_y), B responses, P pairs, L tokens. All values are in nats.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
@@ -74,10 +73,8 @@ class ComposedDesign:
         return self.n_t * self.n_y
 
     @property
-    def group(self) -> int:
-        if self.levels != "iid" or self.baseline_prior:
-            return self.n
-        return min(self.n, math.lcm(self.n_y, 2 if self.complementary else 1))
+    def independent(self) -> bool:
+        return self.n == 1 or (self.n_y, self.levels, self.complementary, self.baseline_prior) == (1, "iid", False, 0)
 
     @property
     def biased(self) -> bool:

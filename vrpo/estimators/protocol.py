@@ -28,11 +28,8 @@ class Design(Protocol):
         """Whether policy and reference see the same masks."""
 
     @property
-    def group(self) -> int:
-        """How many draws next to each other may depend on each other; groups of so many are independent.
-
-        Of independent draws, whose sample variance is that of the score, it is 1; of n where all may be dependent, n.
-        """
+    def independent(self) -> bool:
+        """Whether the draws of a response are i.i.d., so that their sample variance is that of the score."""
 
     @property
     def biased(self) -> bool:
@@ -67,8 +64,8 @@ class RowDesign:
         return self.n_t
 
     @property
-    def group(self) -> int:
-        return self.n
+    def independent(self) -> bool:
+        return self.n == 1
 
     def draw(self, response_mask_BL: Tensor, generators: Sequence[Generator]) -> MaskDraws:
         return draw_rows(response_mask_BL, generators, self.n, self.draw_row)

@@ -27,10 +27,6 @@ class GaussLegendre(RowDesign):
 class Mirror(RowDesign):
     """MIRROR (arXiv 2511.18159): independent timesteps, each with two masks from opposite ends of one order."""
 
-    @property
-    def group(self) -> int:
-        return min(self.n, 2)
-
     def draw_row(self, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
         u_S = timesteps(-(-self.n // 2), generator).repeat_interleave(2)[: self.n]
         count_S = (u_S * length).long().clamp(max=length - 1) + 1
@@ -39,10 +35,6 @@ class Mirror(RowDesign):
 
 class EspoPairs(RowDesign):
     """ESPO's code (arXiv 2512.03759): counts 0..L with weight (L + 1) / l, each mask with its complement."""
-
-    @property
-    def group(self) -> int:
-        return min(self.n, 2)
 
     def draw_row(self, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
         first = torch.randint(0, length + 1, (-(-self.n // 2),), generator=generator)

@@ -64,12 +64,6 @@ class VRPOConfig(VRPOOptions, DiffusionArguments):
         self.estimator_options = parse_options(self.estimator_options)
         self.loss()
         self.design()
-        if self.cross_fit and self.design().group >= self.design().n:
-            raise ValueError(
-                f"cross_fit=True needs two groups of draws that do not depend on each other, but all {self.design().n} "
-                f"of estimator={self.estimator!r} with these options may: use 'vrpo' with n_t of at least 2, 'mirror' "
-                "with at least 3, or cross_fit=False"
-            )
         if self.ld_alpha not in (None, 1) and set(self.loss_type) == {"sft"}:
             raise ValueError(
                 f"ld_alpha={self.ld_alpha} changes nothing with loss_type=['sft'], which has no log-ratio: leave it out"

@@ -11,7 +11,7 @@ The slopes are known when both sides of a pair are scored. There are two ways no
     Memory grows with n only until a forward pass is full. It needs two buffers of the trained parameters, a loss in
     which a pair's slopes depend on no other pair, and one ELBO of each response.
 
-Both are exact for every such loss, and equal up to rounding. Only the first can give each draw a slope of its own.
+Both are exact for every such loss, and equal up to rounding.
 
 Shapes: S draws, B responses, R rows of a forward pass (each one draw of one response), K ELBOs with different token
 weights of each row.
@@ -40,27 +40,27 @@ def graph_gradient(
     """Add the gradient, with the graphs of `kept` alive at once and then one of `replayed` after another.
 
     Args:
-        slopes: gets the ELBOs of all rows, [K, R] for each of `replayed` and then of `kept`; returns the slope of
-            each draw, [K, S, B].
+        slopes: gets the ELBOs of all rows, [K, R] for each of `replayed` and then of `kept`; returns dloss / dB_bk,
+            [K, B], the same for all draws.
         backward: adds the gradient of a scalar to the parameters.
         around: makes a context for each backward pass from whether it is the last one.
     """
     with torch.no_grad():
         values = [elbos(rows) for rows in replayed]
     graphs = [elbos(rows) for rows in kept]
-    slope_KSB = slopes(values + [graph.detach() for graph in graphs])
+    slope_KB = slopes(values + [graph.detach() for graph in graphs])
     if kept:
         with around(not replayed):
-            backward(sum(sloped(slope_KSB, rows, graph) for rows, graph in zip(kept, graphs, strict=True)))
+            backward(sum(sloped(slope_KB, rows, graph) for rows, graph in zip(kept, graphs, strict=True)))
     del graphs
     for index, rows in enumerate(replayed):
         with around(index == len(replayed) - 1):
-            backward(sloped(slope_KSB, rows, elbos(rows)))
+            backward(sloped(slope_KB, rows, elbos(rows)))
 
 
-def sloped(slope_KSB: Tensor, rows: Forward, elbos_KR: Tensor) -> Tensor:
+def sloped(slope_KB: Tensor, rows: Forward, elbos_KR: Tensor) -> Tensor:
     """sum over rows and ELBOs of slope times ELBO, a scalar with its graph."""
-    return (slope_KSB[:, list(rows.draws), list(rows.sequences)].to(elbos_KR) * elbos_KR).sum()
+    return (slope_KB[:, list(rows.sequences)].to(elbos_KR) * elbos_KR).sum()
 
 
 def unit_gradient(

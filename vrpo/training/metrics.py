@@ -35,7 +35,7 @@ class BatchScores:
     @property
     def has_sample_variance(self) -> bool:
         """Whether the design has a sample variance: its draws are independent and at least two."""
-        return self.design.group == 1 and self.design.n > 1
+        return self.design.independent and self.design.n > 1
 
     def loss_inputs(self, length: PairScores) -> LossInputs:
         """Inputs of the losses: log-ratios and ELBOs averaged over draws."""

@@ -51,14 +51,6 @@ class VRPOOptions(DiffusionOptions):
         default=None,
         metadata={"help": 'Other options of the design as JSON, such as {"levels": "mirrored"} (vrpo.estimators).'},
     )
-    cross_fit: bool = field(
-        default=False,
-        metadata={
-            "help": "Weigh the gradient of each draw by the loss's slope at the score of the other draws, so that "
-            "noise in the scores does not act like a larger beta (docs/choosing-n.md). Needs two groups of draws that "
-            "do not depend on each other."
-        },
-    )
     eval_draws: PositiveInt = field(
         default=8, metadata={"help": "Timesteps for each response in evaluation; masks are fixed."}
     )

@@ -102,8 +102,6 @@ def obstacle_to_unit_gradients(trainer) -> str:
         return "with an engine that shards gradients"
     if args.ld_alpha is not None:
         return "with ld_alpha, as a response then has two ELBOs"
-    if args.cross_fit:
-        return "with cross_fit, as the draws of a response then have slopes of their own"
     if any(trainer.spec.auxiliary_losses.values()):
         return "with auxiliary losses of a router"
     if found := BATCH_LOSSES & set(args.loss_type):

@@ -79,31 +79,18 @@ class PairStep:
         self.trainer.accelerator.backward(term + auxiliary, **options)
 
     def slopes(self, reference: PairScores, pairs: list[int], policy_KSB: Tensor) -> Tensor:
-        """Keep the loss of some pairs, and return the slope of each of the policy's ELBO draws, [K, S, 2 pairs]."""
+        """Keep the loss of some pairs, and return its derivative by the policy's ELBO draws, [K, 2 pairs]."""
         part = {key: self.inputs[key][pairs] for key in ("example_id", "row", "row_weight")}
         part["response_mask"] = self.inputs["response_mask"][pairs + [self.pairs + pair for pair in pairs]]
-        reference_SB = reference.map(lambda draws_SP: draws_SP[:, pairs]).joined()
-        share_P = self.share_P[pairs]
-
-        def at(draw_S: Tensor) -> tuple[Tensor, Tensor]:
-            """Losses [P], and their derivative by the policy's ELBOs, [K, B], at the mean over some draws."""
-            policy, *whole = (PairScores.split(elbo_SB[draw_S].mean(0).requires_grad_()) for elbo_SB in policy_KSB)
-            mean = PairScores.split(reference_SB[draw_S].mean(0))
-            length = PairScores.split(part["response_mask"].sum(-1))
-            inputs = LossInputs(policy - mean, policy, length, whole[0] if whole else None)
-            loss_P = self.trainer.pair_losses(inputs, part)
-            leaves = [side for elbo in (policy, *whole) for side in (elbo.chosen, elbo.rejected)]
-            found = torch.autograd.grad((share_P * loss_P).sum(), leaves, materialize_grads=True)
-            return loss_P.detach(), torch.cat(found).view(len(policy_KSB), -1)
-
-        draws_S = torch.arange(self.number)
-        loss_P, slope_KB = at(draws_S)
-        self.loss_P = torch.cat([self.loss_P.to(loss_P), loss_P])
-        slopes = [slope_KB] * self.number
-        if self.trainer.args.cross_fit:
-            groups_S = draws_S // self.trainer.design.group
-            slopes = [at(draws_S[groups_S != group])[1] for group in groups_S]
-        return torch.stack(slopes, 1) / self.number
+        policy, *whole = (PairScores.split(elbo_SB.mean(0).requires_grad_()) for elbo_SB in policy_KSB)
+        mean = reference.map(lambda draws_SP: draws_SP[:, pairs].mean(0))
+        length = PairScores.split(part["response_mask"].sum(-1))
+        inputs = LossInputs(policy - mean, policy, length, whole[0] if whole else None)
+        loss_P = self.trainer.pair_losses(inputs, part)
+        leaves = [side for elbo in (policy, *whole) for side in (elbo.chosen, elbo.rejected)]
+        found = torch.autograd.grad((self.share_P[pairs] * loss_P).sum(), leaves, materialize_grads=True)
+        self.loss_P = torch.cat([self.loss_P.to(loss_P), loss_P.detach()])
+        return torch.cat(found).view(len(policy_KSB), -1) / self.number
 
     def add_gradient(self, reference: PairScores) -> Tensor:
         """Add the gradient to the parameters; return the policy's ELBO draws, [K, S, B]."""
@@ -118,7 +105,7 @@ class PairStep:
 
         def slopes(pair: int, policy_KS2: Tensor) -> list[float]:
             values.append(policy_KS2)
-            return self.slopes(reference, [pair], policy_KS2)[0, 0].tolist()
+            return self.slopes(reference, [pair], policy_KS2)[0].tolist()
 
         unit_gradient(parameters, self.pairs, self.elbos, slopes, self.backward, self.of_responses)
         return torch.stack(values, -1).flatten(2)  # [K, S, 2, P] as [K, S, 2P]

@@ -8,8 +8,7 @@ One step:
     gradient      = sum_B  dloss/dpolicy_B * grad policy_B                                  (vrpo.training.gradients)
 
 The loss depends on the parameters only through the 2P numbers policy_B, each a mean over draws. Once they are known,
-the gradient is a sum over draws with known weights: exact for every loss, and no graph over all draws is needed. With
-`cross_fit` each draw's weight is the slope at the scores of the draws that do not depend on it (docs/losses.md).
+the gradient is a sum over draws with known weights: exact for every loss, and no graph over all draws is needed.
 """
 
 import contextlib
@@ -270,7 +269,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         The stored scores of a reference are those of other masks.
         """
         every = self.args.variance_steps
-        sampled = self.design.group == 1 and self.design.n > 1
+        sampled = self.design.independent and self.design.n > 1
         if sampled or not every or self.state.global_step % every or self.reference_table is not None:
             return None
         with torch.no_grad(), self.compute_loss_context_manager():

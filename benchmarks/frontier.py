@@ -101,10 +101,9 @@ for name, arm in list(ARMS.items()):
     for beta in (0.75, 0.25, 0.125, 0.0625) if arm.kind == "vrpo" else ():
         ARMS[f"{name}, beta {beta}"] = replace(arm, settings=arm.settings | {"beta": beta})
 for weight in (0.1, 1.0):  # of the SFT loss, which is a mean over tokens
-    best = ARMS["vrpo n=1, beta 0.125"]
-    ARMS[f"vrpo n=1, beta 0.125, sft {weight}"] = replace(
-        best, settings=best.settings | {"loss_weights": [1.0, weight]}
-    )
+    tuned = ARMS["vrpo n=1, beta 0.125"]
+    settings = tuned.settings | {"loss_weights": [1.0, weight]}
+    ARMS[f"vrpo n=1, beta 0.125, sft {weight}"] = replace(tuned, settings=settings)
 
 
 def run(name: str, seed: int, rate: float, budget: float, save: str | None = None) -> dict:

@@ -111,7 +111,8 @@ def reliability(squared_P: Tensor, variance_P: Tensor) -> Tensor:
 
     A regression on a variable that is measured with errors finds a slope that is too small by this factor (the
     reliability ratio; Fuller, Measurement Error Models, 1987, section 1.1). A logistic loss of noisy scores is, to
-    second order, least at scores that are too small by it, as if beta were larger by its inverse.
+    second order, least at scores that are too small by it, as if beta were larger by its inverse. This needs a variance
+    that grows with the scores, as that of shared masks does.
 
     Args:
         squared_P: squared exact scores; variance_P: variance of their estimates.

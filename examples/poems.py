@@ -31,11 +31,11 @@ SAMPLER = SamplerSettings(
 )
 
 
-def model_config() -> LLaDAConfig:
+def model_config(width: int = 64) -> LLaDAConfig:
     ids = special_ids(TOKENIZER)
     return LLaDAConfig(
-        d_model=64, n_layers=3, n_heads=4, mlp_hidden_size=172, max_sequence_length=32, rope_theta=100.0,
-        vocab_size=len(TOKENIZER), mask_token_id=ids.mask, eos_token_id=ids.eos, pad_token_id=ids.pad,
+        d_model=width, n_layers=3, n_heads=4, mlp_hidden_size=width * 43 // 16, max_sequence_length=32,
+        rope_theta=100.0, vocab_size=len(TOKENIZER), mask_token_id=ids.mask, eos_token_id=ids.eos, pad_token_id=ids.pad,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from verses import SHARPNESS, as_poem, mood
 from vrpo.analysis.frontier import MIN_EFFECTIVE, best_of, tilt
 
 ARMS = {"control": "SFT on chosen", "vrpo": "VRPO"}
-ENOUGH = 0.5  # share of well-formed poems from which we say that the base model knows the rules
+ENOUGH = 0.4  # share of well-formed poems from which we say that the base model knows the rules
 EFFICIENT = 0.5  # KL efficiency from which we call it good
 SHOWN = 3  # topics of which poems are printed
 
@@ -19,9 +19,9 @@ SHOWN = 3  # topics of which poems are printed
 def introduce(threads: int) -> None:
     """Say what the task is and what is run, before anything is computed."""
     share = 1 / (1 + math.exp(-SHARPNESS * 0.2))
-    print("Task     poems of three lines on a topic; reward: how cheerful their words are, from -1 to 1 (mean 0)")
-    print(f"Pairs    two samples of the model; the better one is chosen by a coin: in {share:.0%}, if it is 0.2 better")
-    print("Plan     SFT imitates the chosen poems; VRPO learns from chosen and rejected ones, and may go beyond both")
+    print("Task     poems of three lines on a topic; the reward is their mood, from -1 (gloomy) to 1 (cheerful)")
+    print(f"Pairs    a coin chooses one of two samples of the model: in {share:.0%} the better one, if it is 0.2 better")
+    print("Plan     SFT imitates the chosen poems; VRPO learns from both, and how far it could get is known")
     print(f"Threads  {threads} (OMP_NUM_THREADS sets another number)\n", flush=True)
 
 
@@ -113,18 +113,17 @@ def in_words(results: dict[str, Any]) -> list[str]:
 
 def possible(vrpo: dict[str, Any], base: dict[str, Any]) -> str:
     """What VRPO reached of what can be reached."""
-    if vrpo["kl"] <= 0 or vrpo["best_reward"] is None or vrpo["efficiency"] is None:
-        return (
-            f"At VRPO's distance from the base model ({vrpo['kl']:.2f} nats) and reward, {base['samples']} samples of "
-            "the base model do not show what is possible."
-        )
+    moved = f"VRPO moved {vrpo['kl']:.2f} nats away from the base model (KL)"
     if apart(vrpo, base) <= 0:
-        return f"VRPO moved {vrpo['kl']:.2f} nats away from the base model and gained nothing: bad."
-    judged = "good" if vrpo["efficiency"] >= EFFICIENT else "bad, it changed much that has nothing to do with mood"
+        return f"{moved} and gained nothing: bad."
+    if vrpo["efficiency"] is None:
+        return f"{moved}. How far its reward needs to move, {base['samples']} samples of the base model do not show."
+    best, efficient = vrpo["best_reward"], vrpo["efficiency"] >= EFFICIENT
     return (
-        f"VRPO moved {vrpo['kl']:.2f} nats away from the base model (KL). The best policy at that distance has a "
-        f"reward of {vrpo['best_reward']:.3f}, and VRPO's reward could be had at {vrpo['efficiency']:.0%} of the "
-        f"distance (KL efficiency): {judged}."
+        f"{moved}. "
+        + ("" if best is None else f"The best policy at that distance has a reward of {best:.3f}. ")
+        + f"VRPO's reward could be had at {vrpo['efficiency']:.0%} of the distance (KL efficiency): "
+        + ("good." if efficient else "bad, it changed much that has nothing to do with mood.")
     )
 
 

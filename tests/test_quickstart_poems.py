@@ -56,8 +56,12 @@ RESULTS = {
         ({}, "at 70% of the distance (KL efficiency): good"),
         ({"vrpo": measured(0.25, efficiency=0.2)}, "at 20% of the distance (KL efficiency): bad"),
         ({"vrpo": measured(-0.1)}, "gained nothing: bad"),
+        (
+            {"vrpo": measured(0.25, kl=9.0, efficiency=0.2) | {"best_reward": None}},
+            "moved 9.00 nats away from the base model (KL). VRPO's reward could be had at 20% of the distance",
+        ),
         ({"vrpo": measured(0.8) | {"efficiency": None}}, "16096 samples of the base model do not show"),
-        ({"vrpo": measured(0.0, kl=-0.001)}, "do not show what is possible"),
+        ({"vrpo": measured(0.0, kl=-0.001) | {"efficiency": None}}, "moved -0.00 nats"),
         ({}, "went from 62% to 60%: good, they were kept"),
         ({"vrpo": measured(0.25, well_formed=0.45)}, "went from 62% to 45%: some were lost"),
         ({"vrpo": measured(0.25, well_formed=0.1)}, "went from 62% to 10%: bad, rules were lost"),
@@ -94,7 +98,7 @@ def test_a_mood_is_the_reward(scripts):
     assert [scripts.verses.mood(row["completion"]) for row in rows] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{}, {"draws": 1}, {"vrpo_steps": 11, "batch": 7, "draws": 5}])
+@pytest.mark.parametrize("changes", [{}, {"draws": 2}, {"vrpo_steps": 11, "batch": 7, "draws": 5}])
 def test_the_control_costs_as_many_forward_passes_as_vrpo(scripts, changes):
     """Counted by hand: policy, reference and twice for the gradient; to the steps that the control can take."""
     size = scripts.example.Settings(**changes)
@@ -105,11 +109,10 @@ def test_the_control_costs_as_many_forward_passes_as_vrpo(scripts, changes):
 
 
 def test_the_settings_can_be_trained_with(scripts, tmp_path):
-    """Two draws that do not depend on each other, which `cross_fit` needs; batches are whole."""
+    """A response has as many draws as are counted; batches are whole, and a twentieth of the pairs may be equal."""
     size = scripts.example.Settings()
-    design = VRPOConfig(str(tmp_path), use_cpu=True, report_to="none", n_t=size.draws, cross_fit=True).design()
-    assert design.n == size.draws >= 2
-    assert size.pairs >= size.batch
+    assert VRPOConfig(str(tmp_path), use_cpu=True, report_to="none", n_t=size.draws).design().n == size.draws
+    assert 0.95 * size.pairs >= size.batch
 
 
 def test_labels_are_tossed_with_the_stated_probability(scripts):

@@ -20,7 +20,7 @@ def introduce(threads: int) -> None:
     """Say what the task is and what is run, before anything is computed."""
     share = 1 / (1 + math.exp(-SHARPNESS * 0.2))
     print("Task     poems of three lines on a topic; the reward is their mood, from -1 (gloomy) to 1 (cheerful)")
-    print(f"Pairs    a coin chooses one of two samples of the model: in {share:.0%} the better one, if it is 0.2 better")
+    print(f"Pairs    a coin chooses one of two samples: in {share:.0%} the better one, if it is 0.2 better")
     print("Plan     SFT imitates the chosen poems; VRPO learns from both, and how far it could get is known")
     print(f"Threads  {threads} (OMP_NUM_THREADS sets another number)\n", flush=True)
 

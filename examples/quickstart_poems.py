@@ -45,7 +45,7 @@ class Settings:
     width: int = 96  # in the same time as a width of 64 it learns more of the poems' rules
     sft_steps: int = 1800
     sft_batch: int = 128
-    sft_rate: float = 5e-3
+    sft_rate: float = 3e-3
     pairs: int = 2048
     curve: int = 10_000
     batch: int = 64
@@ -74,7 +74,7 @@ def fine_tune(folder: Path, seed: int, size: Settings) -> LLaDAModelLM:
     set_seed(seed)
     args = MaskedDiffusionConfig(
         str(folder / "sft"), seed=seed, max_steps=size.sft_steps, per_device_train_batch_size=size.sft_batch,
-        learning_rate=size.sft_rate, warmup_steps=size.sft_steps // 30, masks="exact_count", **COMMON,
+        learning_rate=size.sft_rate, warmup_steps=size.sft_steps // 18, masks="exact_count", **COMMON,
     )  # fmt: skip
     rows = Dataset.from_list(demonstrations(size.demonstrations, random.Random(seed)))
     trainer = MaskedDiffusionTrainer(

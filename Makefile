@@ -11,7 +11,8 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 quickstart: $(INSTALLED)
-	$(VENV)/bin/python examples/quickstart.py
+	$(VENV)/bin/python examples/quickstart.py --short
+	$(VENV)/bin/python examples/quickstart_poems.py
 
 quickstart-short: $(INSTALLED)
 	$(VENV)/bin/python examples/quickstart.py --short

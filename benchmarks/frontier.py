@@ -25,21 +25,21 @@ import torch
 from datasets import Dataset
 from frontier_poems import (
     COMMON,
-    COMPLEMENTARY,
     FOLDER,
     SAMPLES,
-    SHARPNESS,
     TOKENIZER,
     base_model,
     best_samples,
-    copy_of,
     measured,
     pairs_of,
     score_base,
     train_base,
 )
+from poems import COMPLEMENTARY
+from quickstart import copy_of
 from safetensors.torch import load_file
 from scipy import stats
+from verses import SHARPNESS
 
 from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer
 from vrpo import VRPOConfig, VRPOTrainer
@@ -111,8 +111,8 @@ def run(name: str, seed: int, rate: float, budget: float, save: str | None = Non
     arm, base = ARMS[name], base_model()
     begin = time.perf_counter()
     options: dict = COMMON | dict(
-        output_dir=str(FOLDER / f"scratch-{os.getpid()}"), seed=seed, learning_rate=rate, lr_scheduler_type="cosine",
-        per_device_train_batch_size=BATCH, gradient_accumulation_steps=1, adam_beta2=0.98,
+        output_dir=str(FOLDER / f"scratch-{os.getpid()}"), seed=seed, learning_rate=rate,
+        per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
     )  # fmt: skip
     units = budget * UNITS / BATCH
     if arm.kind == "sft":

@@ -2,12 +2,12 @@
 
 python benchmarks/quickstart_designs.py --sft runs/quickstart/sft_model [--quick] [--json PATH]
 
-Each run samples its own pairs from the fine-tuned model of `make quickstart` and aligns it. It measures accuracy on the
-held-out prompts, and margin, reward accuracy and the preference loss (with and without its SFT term) on held-out pairs,
-with 64 draws of one design for both. Three learning rates for each design are compared on 2 seeds, by accuracy (or by
-held-out preference loss: --by loss); the best of each then runs on 4 fresh seeds. Only those are in the table: means
-and differences with Student's 95% intervals over seeds, all of which start from the same fine-tuned model. --json
-writes one line for each run, and a run whose line exists is not repeated.
+Each run samples its own pairs from the fine-tuned model of `python examples/quickstart.py` and aligns it. It measures
+accuracy on the held-out prompts, and margin, reward accuracy and the preference loss (with and without its SFT term) on
+held-out pairs, with 64 draws of one design for both. Three learning rates for each design are compared on 2 seeds, by
+accuracy (or by held-out preference loss: --by loss); the best of each then runs on 4 fresh seeds. Only those are in the
+table: means and differences with Student's 95% intervals over seeds, all of which start from the same fine-tuned model.
+--json writes one line for each run, and a run whose line exists is not repeated.
 """
 
 import argparse

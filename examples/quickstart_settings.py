@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 
@@ -53,9 +54,10 @@ def set_threads() -> int:
     """Let torch use the cores that no other process is using, at least one; return how many.
 
     A thread that waits for a busy core holds up all others, many times in a step. OMP_NUM_THREADS stands if it is set.
+    The load of the last minute would count what has just ended, such as the first half of `make quickstart`.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0  # over the last minute
+        busy = round(sum(psutil.cpu_percent(0.5, percpu=True)) / 100)  # of all cores, over half a second
         torch.set_num_threads(max(1, min(cores - busy, torch.get_num_threads(), MOST_THREADS)))
     return torch.get_num_threads()

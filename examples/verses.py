@@ -105,6 +105,11 @@ def rewards(tokens_BL: Tensor) -> Tensor:
     return MOOD_OF_ID[tokens_BL].sum(-1) / (len(GRADED) * LINES)
 
 
+def mood(poem: str) -> float:
+    """The reward of a poem from its text."""
+    return sum(MOOD.get(word, 0.0) for word in poem.split()) / (len(GRADED) * LINES)
+
+
 def demonstrations(number: int, rng: random.Random) -> list[dict[str, str]]:
     topics = [rng.choice(list(TOPICS)) for _ in range(number)]
     return [{"prompt": topic, "completion": " " + demonstration(topic, rng)} for topic in topics]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import load_script
 
-from vrpo.analysis.frontier import best_of, kl_efficiency, tilt, tilt_to
+from vrpo.analysis.frontier import best_of, kl_efficiency, tilt, tilt_at, tilt_to
 
 BASE = torch.tensor([8, 4, 2, 1, 1], dtype=torch.float64) / 16  # probabilities of five answers
 REWARD = torch.tensor([0.0, 1.0, -1.0, 3.0, 0.5], dtype=torch.float64)
@@ -47,6 +47,26 @@ def test_a_tilt_has_efficiency_one_and_what_samples_do_not_show_has_none():
     assert tilt_to(SAMPLES, 3.5) is None
     with pytest.raises(ValueError, match="kl=0.0 must be positive"):
         kl_efficiency(SAMPLES, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.7, 2.0])
+def test_the_best_policy_at_a_kl_is_the_tilt_that_has_it(strength):
+    expected = tilt(SAMPLES, strength)
+    found = tilt_at(SAMPLES, expected.kl)
+    assert found is not None
+    assert found.reward == pytest.approx(expected.reward, abs=1e-9)
+    assert found.strength == pytest.approx(strength, abs=1e-6)
+
+
+def test_a_kl_that_no_tilt_has_or_that_samples_do_not_show_has_none():
+    """A sixteenth of the samples has the best reward: no tilt is further than log 16."""
+    assert tilt_at(SAMPLES, math.log(16) - 1e-3) is not None
+    assert tilt_at(SAMPLES, math.log(16)) is None
+    assert tilt_at(SAMPLES[::16], math.log(16) - 1e-3) is None  # 6 samples of the best reward
+    assert tilt_at(torch.ones(1000), 0.1) is None
+    assert tilt_at(SAMPLES, 0.0).reward == pytest.approx(float(SAMPLES.mean()), abs=1e-9)
+    with pytest.raises(ValueError, match="kl=-0.1 must not be negative"):
+        tilt_at(SAMPLES, -0.1)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])

@@ -82,12 +82,12 @@ def test_examples_are_of_every_number_of_carries(scripts):
 
 
 @pytest.mark.parametrize(
-    ("load", "cores", "threads"), [(0.1, 2, 2), (1.2, 2, 1), (9.0, 2, 1), (0.0, 64, 4), (61.0, 64, 3)]
+    ("busy", "cores", "threads"), [(0.1, 2, 2), (1.2, 2, 1), (2.0, 2, 1), (0.0, 64, 4), (61.0, 64, 3)]
 )
-def test_threads_are_the_free_cores(scripts, monkeypatch, load, cores, threads):
+def test_threads_are_the_free_cores(scripts, monkeypatch, busy, cores, threads):
     found = []
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("os.getloadavg", lambda: (load, 0, 0))
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval, percpu: [100 * busy / cores] * cores)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     monkeypatch.setattr(torch, "set_num_threads", found.append)

@@ -15,6 +15,7 @@ All KLs are in nats, of whole responses. N samples.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,9 +60,36 @@ def tilt_to(rewards_N: Tensor, reward: float) -> Tilt | None:
         low *= 2
     while tilt(rewards_N, high).reward < reward:
         high *= 2
-    for _ in range(100):  # the reward of a tilt rises with its strength: its slope is the reward's variance
+    # The reward of a tilt rises with its strength: its slope is the reward's variance.
+    return between(rewards_N, low, high, lambda found: found.reward < reward)
+
+
+def tilt_at(rewards_N: Tensor, kl: float) -> Tilt | None:
+    """The tilt of positive strength with a given KL, the best policy at that distance; None where it is beyond what the
+    samples show (`MIN_EFFECTIVE`).
+
+    Raises:
+        ValueError: `kl` is negative.
+    """
+    if kl < 0:
+        raise ValueError(f"kl={kl} must not be negative")
+    rewards_N = rewards_N.double()
+    scale = float(rewards_N.std())
+    largest = -math.log(float((rewards_N == rewards_N.max()).double().mean()))  # of a tilt that has the best only
+    if not scale > 0 or not kl < largest:
+        return None
+    high = 1.0 / scale
+    while tilt(rewards_N, high).kl < kl:
+        high *= 2
+    # The KL of a tilt rises with its strength l > 0: its slope is l times the reward's variance.
+    return between(rewards_N, 0.0, high, lambda found: found.kl < kl)
+
+
+def between(rewards_N: Tensor, low: float, high: float, too_weak: Callable[[Tilt], bool]) -> Tilt | None:
+    """The tilt between two strengths below which all are too weak, by bisection."""
+    for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if tilt(rewards_N, middle).reward < reward else (low, middle)
+        low, high = (middle, high) if too_weak(tilt(rewards_N, middle)) else (low, middle)
     found = tilt(rewards_N, (low + high) / 2)
     return found if found.effective >= MIN_EFFECTIVE else None
 

@@ -37,7 +37,7 @@ from vrpo.analysis.frontier import best_of, kl_efficiency, tilt_at
 class Settings:
     """How much is done. `curve` samples of the base model, with those of the pairs, show what is possible.
 
-    beta and control_rate are those of `benchmarks/frontier.py`, with a narrower base model that is trained for longer;
+    beta and control_rate are those of `benchmarks/frontier.py`, whose base model is narrower and trained for longer;
     vrpo_rate was found on seed 1.
     """
 
@@ -51,8 +51,7 @@ class Settings:
     batch: int = 64
     vrpo_steps: int = 195
     vrpo_rate: float = 7e-4
-    # The noise of one draw acts like a larger beta, about three times this one (docs/notes/frontier.md). `cross_fit`
-    # with two draws does without; it came as far with twice the forward passes (docs/decisions.md).
+    # The noise of one draw acts like a larger beta, three to four times this one (docs/choosing-n.md).
     beta: float = 0.125
     draws: int = 1
     control_rate: float = 3e-4

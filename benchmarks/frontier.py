@@ -85,6 +85,7 @@ ARMS = {
     "vrpo n=4": preference(n_t=4),
     "vrpo n=8": preference(rates=(1e-3, 3e-3, 1e-2), n_t=8),  # an eighth of the steps of n = 1
     "vrpo n=64": preference(rates=(3e-3, 1e-2), n_t=64),
+    "uncoupled n=2": preference(n_t=2, estimator_options={"shared_masks": False}),
     "cpl n=2": preference(estimator_options=COMPLEMENTARY, n_t=2),
     "cpl n=8": preference(estimator_options=COMPLEMENTARY, n_t=8),
     "loo n=4": preference(estimator="loo_complementary", n_t=4),
@@ -93,9 +94,12 @@ ARMS = {
     # Settings B and C of docs/notes/frontier.md
     "B, vrpo n=2": preference(n_t=2, pairs=512),
     "B, cpl n=2": preference(estimator_options=COMPLEMENTARY, n_t=2, pairs=512),
+    "B, uncoupled n=2": preference(n_t=2, estimator_options={"shared_masks": False}, pairs=512),
     "B, vrpo n=8": preference(rates=(3e-3,), n_t=8, pairs=512),
     "C, vrpo n=1": preference(rates=(3e-4,), n_t=1, beta=0.02),
     "C, vrpo n=2": preference(rates=(3e-4,), n_t=2, beta=0.02),
+    "C, cpl n=2": preference(rates=(3e-4,), estimator_options=COMPLEMENTARY, n_t=2, beta=0.02),
+    "C, uncoupled n=2": preference(rates=(3e-4,), n_t=2, estimator_options={"shared_masks": False}, beta=0.02),
 }
 for name, arm in list(ARMS.items()):
     for beta in (0.75, 0.25, 0.125, 0.0625) if arm.kind == "vrpo" else ():

@@ -4,8 +4,8 @@
 
 Each arm is trained again, and scored on 256 pairs of the base model's poems that no run trains on, under the same
 masks for all. The loss is DPO's at beta 0.5, whatever the arm's own. Lines go to runs/frontier/held_out.jsonl; an arm
-and seed that are there are skipped. `table` in place of arms prints means with 95% intervals over seeds, and differences
-from the first arm.
+and seed that are there are skipped. `table` in place of arms prints means with 95% intervals over seeds, and
+differences from the first arm.
 """
 
 import argparse

@@ -68,6 +68,7 @@ def test_an_adapter_directory_knows_its_base_tokenizer_and_settings(folder):
     assert json.loads((folder / "mine" / "tokenizer_config.json").read_text())["trained_on_turns"] is False
 
 
+@pytest.mark.slow
 def test_the_printed_commands_run_and_adapters_answer_as_the_merged_model(folder):
     """The merged model's scores, too, are the adapters' to 1e-4: both are the same float32 weights."""
     steps = printed(folder)

@@ -42,7 +42,7 @@ def sampled_scores(design, pairs: int, policy=POLICY, reference=REFERENCE) -> li
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize(("n_t", "n_y"), [(1, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(("n_t", "n_y"), [(1, 1), pytest.param(4, 1, marks=pytest.mark.slow), (2, 2)])
 @pytest.mark.parametrize("masks", ["exact_count", "bernoulli"])
 def test_the_score_is_unbiased(n_t, n_y, shared, masks):
     """20,000 pairs against the exact log-ratio by enumeration, both sides."""

@@ -18,7 +18,7 @@ quickstart-short: $(INSTALLED)
 	$(VENV)/bin/python examples/quickstart.py --short
 
 test: $(INSTALLED)
-	@echo "The quick tests take about 15 minutes on 2 cores; the percentages show how far they are."
+	@echo "The quick tests take 7 to 15 minutes on 2 cores; the percentages show how far they are."
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)

@@ -113,6 +113,7 @@ for weight in (0.1, 1.0):  # of the SFT loss, which is a mean over tokens
 def run(name: str, seed: int, rate: float, budget: float, save: str | None = None) -> dict:
     """Train an arm and measure it; with `save`, keep policy and tokenizer in that directory."""
     arm, base = ARMS[name], base_model()
+    kept = FOLDER / f"pairs-{arm.pairs}-{seed}.json"
     begin = time.perf_counter()
     options: dict = COMMON | dict(
         output_dir=str(FOLDER / f"scratch-{os.getpid()}"), seed=seed, learning_rate=rate,
@@ -123,7 +124,6 @@ def run(name: str, seed: int, rate: float, budget: float, save: str | None = Non
         if arm.best_of:
             rows = best_samples(base, arm.pairs, arm.best_of, seed)
         else:
-            kept = FOLDER / f"pairs-{arm.pairs}-{seed}.json"
             pairs_P = pairs_of(base, arm.pairs, seed, kept)
             rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs_P]
         steps = int(units / 3)
@@ -132,28 +132,28 @@ def run(name: str, seed: int, rate: float, budget: float, save: str | None = Non
             copy_of(base), args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
         )
         trainer.train()
-        policy, pairs, rewards = trainer.model, len(rows), []
+        pairs, by_round = len(rows), [measured(trainer.model, base, SAMPLES)]
+        policy = trainer.model
     else:
         draws = VRPOConfig(**options, max_steps=1, **arm.settings).design().n
         steps = int(units / (8 * draws * arm.rounds))
         args = VRPOConfig(**options, max_steps=steps, warmup_steps=steps // 10, variance_steps=0, **arm.settings)
-        policy, pairs, rewards = base, 0, []
+        policy, pairs, by_round = base, 0, []
         for number in range(arm.rounds):
-            kept = FOLDER / f"pairs-{arm.pairs}-{seed}.json" if number == 0 and arm.rounds == 1 else None
-            rows = pairs_of(policy.eval(), arm.pairs // arm.rounds, seed + 1000 * number, kept)
+            file = kept if arm.rounds == 1 else None  # what is kept is of the base model
+            rows = pairs_of(policy.eval(), arm.pairs // arm.rounds, seed + 1000 * number, file)
             trainer = VRPOTrainer(
                 copy_of(policy), policy, args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
             )
             trainer.train()
             policy, pairs = trainer.model, pairs + len(rows)
-            if arm.rounds > 1:
-                rewards.append(measured(policy, base_model(), SAMPLES) | {"round": number + 1})
+            by_round.append(measured(policy, base, SAMPLES))
     if save:
         policy.save_pretrained(save)
         TOKENIZER.save_pretrained(save)
     return {
         "arm": name, "seed": seed, "rate": rate, "budget": budget, "steps": steps, "pairs": pairs,
-        **measured(policy, base_model(), SAMPLES), **({"by_round": rewards} if rewards else {}),
+        **by_round[-1], **({"by_round": by_round} if arm.rounds > 1 else {}),
         "seconds": round(time.perf_counter() - begin, 1),
     }  # fmt: skip
 

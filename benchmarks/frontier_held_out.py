@@ -16,35 +16,23 @@ import torch
 import torch.nn.functional as F
 from frontier import BETA, over_seeds, run
 from frontier_poems import FOLDER, TOKENIZER, base_model, pairs_of
-from poems import COMPLEMENTARY, prompt_ids, split
+from poems import log_ratios
+from verses import LENGTH
 
 from llada import LLaDAModelLM
-from llada.diffusion.likelihood import elbo_draws
-from vrpo.estimators.designs import design
 from vrpo.scores import PairScores
 
 PAIRS, DRAWS, SEED = 256, 64, 9_999
 KEYS = ("loss", "margin", "accuracy", "reward", "kl")
 
 
-@torch.no_grad()
 def held_out(policy: LLaDAModelLM, base: LLaDAModelLM) -> dict[str, float]:
     """Mean loss, margin in nats and share of positive margins of the held-out pairs."""
     rows = pairs_of(base, PAIRS, SEED, FOLDER / f"pairs-{PAIRS}-{SEED}.json")
     poems = [row[side] for side in ("chosen", "rejected") for row in rows]
-    ids = TOKENIZER(poems, add_special_tokens=False, padding="max_length", max_length=13, return_tensors="pt")
-    tokens_BL = torch.cat([prompt_ids([row["prompt"] for row in rows] * 2), ids["input_ids"]], 1)
-    response_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
-    response_BL[:, :1] = False
-    generators = [torch.Generator().manual_seed(SEED + row) for row in range(len(tokens_BL))]
-    draws = design("vrpo", n_t=DRAWS, **COMPLEMENTARY).draw(response_BL, generators)
-    ratio_B = torch.cat(
-        [
-            (elbo_draws(policy, part, chunk) - elbo_draws(base, part, chunk)).mean(0)
-            for part, chunk in zip(tokens_BL.split(128), split(draws, 128), strict=True)
-        ]
-    )
-    margin_P = PairScores.split(ratio_B).margin
+    ids = TOKENIZER(poems, add_special_tokens=False, padding="max_length", max_length=LENGTH, return_tensors="pt")
+    prompts = [row["prompt"] for row in rows] * 2
+    margin_P = PairScores.split(log_ratios(policy, base, prompts, ids["input_ids"], DRAWS, SEED)).margin
     return {
         "loss": float(-F.logsigmoid(BETA * margin_P).mean()),
         "margin": float(margin_P.mean()),

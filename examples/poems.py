@@ -77,22 +77,25 @@ def labelled(prompts: list[str], poems_BL: Tensor, rng: random.Random) -> list[d
 
 
 @torch.no_grad()
+def log_ratios(
+    policy: LLaDAModelLM, base: LLaDAModelLM, prompts: list[str], poems_BL: Tensor, draws: int, seed: int
+) -> Tensor:
+    """ELBO of the policy minus that of the base model, [B] in nats, under the same complementary masks."""
+    tokens_BL = torch.cat([prompt_ids(prompts), poems_BL], 1)
+    response_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
+    response_BL[:, :1] = False
+    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+    masks = design("vrpo", n_t=draws, **COMPLEMENTARY).draw(response_BL, generators)
+    parts = zip(tokens_BL.split(500), split(masks, 500), strict=True)
+    return torch.cat([(elbo_draws(policy, part, of) - elbo_draws(base, part, of)).mean(0) for part, of in parts])
+
+
 def measured(policy: LLaDAModelLM, base: LLaDAModelLM, number: int, seed: int = 10_000) -> dict:
     """Reward, KL from the base model with its standard error, and the share of well-formed poems, of fresh samples."""
     policy.eval()
     prompts = prompts_of(number, random.Random(seed))
     poems_BL = sample(policy, prompts, seed)
-    tokens_BL = torch.cat([prompt_ids(prompts), poems_BL], 1)
-    response_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
-    response_BL[:, :1] = False
-    generators = [torch.Generator().manual_seed(seed + row) for row in range(number)]
-    draws = design("vrpo", n_t=8, **COMPLEMENTARY).draw(response_BL, generators)
-    difference_B = torch.cat(
-        [
-            (elbo_draws(policy, part, chunk) - elbo_draws(base, part, chunk)).mean(0)
-            for part, chunk in zip(tokens_BL.split(500), split(draws, 500), strict=True)
-        ]
-    )
+    difference_B = log_ratios(policy, base, prompts, poems_BL, 8, seed)
     reward_B = rewards(poems_BL)
     texts = TOKENIZER.batch_decode(poems_BL, skip_special_tokens=True)
     return {

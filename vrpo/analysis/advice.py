@@ -53,8 +53,8 @@ def larger_beta(rows: list[dict[str, Any]]) -> list[str]:
     default = next(row for row in paper if row["n"] == DEFAULT_N)
     factors = " and ".join(f"{1 / row['reliability']['value']:.2g} (n = {row['n']})" for row in (few, default))
     return [
-        f"Noise in the scores of `vrpo` acts like a beta that is larger by a factor of {factors}. For the policy that "
-        "your beta asks for, divide beta by it."
+        f"In the sigmoid loss, noise in the scores of `vrpo` acts like a beta that is larger by a factor of {factors}. "
+        "For the policy that your beta asks for, divide beta by it."
     ]
 
 

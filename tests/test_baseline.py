@@ -8,10 +8,10 @@ import torch
 from test_likelihood import Table
 from test_masking import standard_errors
 
+from llada.diffusion.baseline import leave_one_out
 from llada.diffusion.likelihood import elbo_draws, exact_elbo
 from llada.diffusion.masking import MaskDraws, draw_masks, timesteps
 from llada.diffusion.random_streams import generator_for
-from vrpo.estimators.baseline import leave_one_out
 from vrpo.estimators.designs import DESIGNS, ComposedDesign, design, draw_for_pairs
 from vrpo.estimators.published import PUBLISHED
 

@@ -18,6 +18,7 @@ from llada.checks import Range, as_mapping, check, own_fields
 from llada.cli.recipe import RecipeArguments, parse
 from llada.data.collator import Collator
 from llada.denoiser import DenoiserSpec
+from llada.diffusion.baseline import leave_one_out
 from llada.diffusion.likelihood import exact_elbo, log_likelihood
 from llada.diffusion.masking import draw_masks
 from llada.diffusion.random_streams import generator_for, response_generators
@@ -25,7 +26,6 @@ from llada.errors import RecipeError
 from llada.training.config import INHERITED
 from vrpo import VRPOConfig
 from vrpo.analysis.settings import Settings, TableArguments
-from vrpo.estimators.baseline import leave_one_out
 from vrpo.estimators.designs import ComposedDesign, design
 from vrpo.estimators.published import Mirror
 from vrpo.losses.divergences import divergence_score

@@ -10,7 +10,7 @@ timesteps and n_y masks at each (n_y = 1 has the least variance, ib., Prop. 1). 
 A design is any class with the members of `Design`; the trainer, the analysis and the benchmarks find it by its name in
 `DESIGNS`. `ComposedDesign` combines options that can be chosen independently, and with exact counts every combination
 is unbiased: how timesteps are spread, whether masks complement each other, importance sampling of small masked counts,
-and a leave-one-out token baseline (`vrpo.estimators.baseline`). `loo_complementary`, complementary masks at mirrored
+and a leave-one-out token baseline (`llada.diffusion.baseline`). `loo_complementary`, complementary masks at mirrored
 timesteps with that baseline, had the least variance of the combinations that were measured.
 
 Shapes: S draws (S = n_t n_y), B responses, P pairs, L tokens. All values are in nats.
@@ -23,9 +23,9 @@ from typing import Annotated, Any
 from torch import Generator, Tensor
 
 from llada.checks import OneOf, PositiveInt, Range, check, check_fields
+from llada.diffusion.baseline import leave_one_out
 from llada.diffusion.masking import LevelKind, MaskDraws, MaskKind, draw_masks
 from llada.diffusion.random_streams import POLICY, REFERENCE, response_generators
-from vrpo.estimators.baseline import leave_one_out
 from vrpo.estimators.protocol import Design
 from vrpo.estimators.published import PUBLISHED
 

@@ -1,0 +1,288 @@
+"""Likelihood of many answers with few forward passes, for questions whose options are compared.
+
+    B(y | x) = sum_M  1 / (l C(L, l))  sum_{i in M} log p(y_i | y without M, x)        (llada.diffusion.likelihood)
+
+An answer of L tokens has 2^L - 1 masks. Where they are no more than the draws that it may have, all are forwarded and B
+is exact. Longer answers get groups of draws: dependent within a group, independent between groups, so that the spread
+of the groups' means gives the standard error.
+
+With `lead`, a question's options get groups only as long as it matters: an option whose value is below the best one's
+by `lead` standard errors of their difference gets no more draws, and the question ends when the best option leads all
+others so. Both orders that benchmarks use count, that of values and that of values divided by `Answer.size`. What is
+decided is then the best option; the values of options that were left behind stay rough.
+
+Shapes: S draws of a group, L tokens of an answer, R rows of a forward pass, W columns.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from torch import Generator, Tensor
+
+from llada.checks import OneOf, PositiveFloat, PositiveInt, check_fields
+from llada.denoiser import Denoiser
+from llada.diffusion.baseline import leave_one_out
+from llada.diffusion.likelihood import mask_id_of, systematic_counts
+from llada.diffusion.masking import MaskDraws, corrupt, exact_count_draws, exact_count_masks, timesteps
+from llada.diffusion.random_streams import generator_for
+
+FEWEST_GROUPS = 4  # before `lead` ends a question: a standard error from fewer groups is not worth much
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to score: its context and its own tokens, the key of its random stream, and what it is divided by.
+
+    Answers with the same key share their draws as far as their lengths allow: the levels, and all if they are as long.
+    """
+
+    context: tuple[int, ...]
+    tokens: tuple[int, ...]
+    key: int
+    size: float = 1.0
+
+
+@dataclass
+class Estimate:
+    """The ELBO of an answer in nats: the mean of its groups' means [G], from `rows` rows forwarded.
+
+    exact: nothing was drawn, and there is one group.
+    """
+
+    groups: list[float] = field(default_factory=list)
+    rows: int = 0
+    exact: bool = False
+
+    @property
+    def value(self) -> float:
+        return math.fsum(self.groups) / len(self.groups)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the value; 0 for an exact one, nan for a single group."""
+        if self.exact:
+            return 0.0
+        return spread(self.groups)
+
+
+def spread(groups: list[float]) -> float:
+    """The standard error of the mean of independent values; nan of a single one."""
+    if len(groups) < 2:
+        return math.nan
+    mean = math.fsum(groups) / len(groups)
+    return math.sqrt(math.fsum((each - mean) ** 2 for each in groups) / (len(groups) - 1) / len(groups))
+
+
+def published_counts(rows: int, length: int, generator: Generator) -> Tensor:
+    """The masked counts of LLaDA's released evaluation code: spread from an integer start and rounded, [rows].
+
+    Halves are rounded to even numbers, so that single counts are not uniform where j * length / rows ends in .5. That
+    biases the estimate; `systematic_counts` does not.
+    """
+    start = torch.randint(1, length + 1, (), generator=generator)
+    spread_R = torch.linspace(float(start), float(start + (rows - 1) * (length / rows)), rows).round().long()
+    return (spread_R - 1) % length + 1
+
+
+def spread_counts(counts: Callable[[int, int, Generator], Tensor]):
+    """A design: masks of the counts that `counts` draws for a group, with the weight L / l."""
+
+    def draw(size: int, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        count_S = counts(size, length, generator)
+        masked_SL = exact_count_masks(count_S, length, generator)
+        return masked_SL, masked_SL * (length / count_S.double())[:, None]
+
+    return draw
+
+
+def leave_one_out_draws(size: int, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """A design: complementary masks at mirrored levels with a token baseline (`llada.diffusion.baseline`)."""
+    level_S = timesteps(size, generator, "mirrored")
+    masked_SL, weight_S = exact_count_draws(level_S, length, generator, complementary=True)
+    draws = MaskDraws(masked_SL[:, None], (masked_SL * weight_S[:, None])[:, None])
+    draws = leave_one_out(draws, torch.ones(1, length, dtype=torch.bool), group=2, prior=0.1, slope=1.0)
+    return masked_SL, draws.weight_SBL[:, 0]
+
+
+CONFIDENCE = "confidence"  # no draws: one row in which the whole answer is masked
+
+# Each draws masks and weights [S, L] of a group of S draws of an answer of L tokens.
+DESIGNS: dict[str, Callable[[int, int, Generator], tuple[Tensor, Tensor]]] = {
+    "published": spread_counts(published_counts),
+    "systematic": spread_counts(systematic_counts),
+    "loo_complementary": leave_one_out_draws,
+}
+
+
+def every_mask(length: int) -> tuple[Tensor, Tensor]:
+    """All 2^L - 1 masks of an answer, and weights [S, L] with which the *mean* over them is the ELBO."""
+    code_S = torch.arange(1, 2**length)
+    masked_SL = (code_S[:, None] >> torch.arange(length)) & 1 == 1
+    counts = masked_SL.sum(-1).tolist()
+    weights = [len(code_S) / (count * math.comb(length, count)) for count in counts]
+    return masked_SL, masked_SL * torch.tensor(weights, dtype=torch.float64)[:, None]
+
+
+Row = tuple[Answer, Tensor, Tensor]  # with masks and weights [L] of one draw
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How answers are scored.
+
+    design: of `DESIGNS`, of which all but "published" are unbiased; or "confidence", which is no likelihood: the sum of
+        log p(y_i | x) where the whole answer is masked, in one row (how iLLaDA, arXiv 2606.25331, scores options; for
+        an answer of one token it is the likelihood). draws: of an answer at most. group: draws that depend on
+        each other. lead: standard errors by which an option has to lead before its question ends (see the module);
+        None: all draws for every answer.
+    batch_size: rows of a forward pass. Neither it nor the order of questions changes masks.
+
+    Raises:
+        ValueError: a value is out of range, or `draws` is no multiple of `group`.
+    """
+
+    design: Annotated[str, OneOf((*DESIGNS, CONFIDENCE))] = "systematic"
+    draws: PositiveInt = 128
+    group: PositiveInt = 16
+    lead: PositiveFloat | None = None
+    batch_size: PositiveInt = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.draws % self.group:
+            raise ValueError(f"draws={self.draws} must be a multiple of group={self.group}")
+
+
+class Scorer:
+    """Scores answers under a model; `rows` counts the rows that were forwarded (twice as many with guidance).
+
+    guide: wraps the denoiser for the rows of a forward pass, given which positions [R, W] are no answer
+        (`llada.sampling.guidance`).
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, settings: ScoreSettings, device: torch.device | str = "cpu",
+        guide: Callable[[Denoiser, Tensor], Denoiser] | None = None,
+    ):  # fmt: skip
+        self.denoiser, self.settings, self.device, self.guide, self.rows = denoiser, settings, device, guide, 0
+
+    @torch.no_grad()
+    def score(self, questions: Sequence[Sequence[Answer]]) -> list[list[Estimate]]:
+        """Estimates of the options of each question.
+
+        Raises:
+            ValueError: an answer has no token.
+        """
+        found = [[Estimate() for _ in options] for options in questions]
+        pairs = [
+            (answer, estimate)
+            for options, estimates in zip(questions, found, strict=True)
+            for answer, estimate in zip(options, estimates, strict=True)
+        ]
+        if any(not answer.tokens for answer, _ in pairs):
+            raise ValueError("an answer without tokens has no likelihood")
+        self.add([pair for pair in pairs if self.masks_without_draws(pair[0]) is not None], exact=True)
+        left = [pair for pair in pairs if not pair[1].exact]
+        if self.settings.lead is None:
+            self.add(left, self.settings.draws // self.settings.group)
+            return found
+        while left:
+            self.add(left)
+            left = [
+                (answer, estimate)
+                for options, estimates in zip(questions, found, strict=True)
+                for answer, estimate in self.open(options, estimates)
+            ]
+        return found
+
+    def masks_without_draws(self, answer: Answer) -> tuple[Tensor, Tensor] | None:
+        """Masks and weights [S, L] of an answer that needs no random draws, if it is one."""
+        length = len(answer.tokens)
+        if self.settings.design == CONFIDENCE:
+            return torch.ones(1, length, dtype=torch.bool), torch.ones(1, length, dtype=torch.float64)
+        few = length < 32 and 2**length - 1 <= self.settings.draws
+        return every_mask(length) if few and self.settings.design != "published" else None
+
+    def open(self, options: Sequence[Answer], estimates: list[Estimate]) -> list[tuple[Answer, Estimate]]:
+        """The options of a question that need more draws: for its decision, or because nothing is compared."""
+        may_grow = [
+            not each.exact and len(each.groups) < self.settings.draws // self.settings.group for each in estimates
+        ]
+        needed = [len(options) == 1 or (0 < len(each.groups) < FEWEST_GROUPS) for each in estimates]
+        for sizes in ([1.0] * len(options), [answer.size for answer in options]):
+            values = [each.value / size for each, size in zip(estimates, sizes, strict=True)]
+            best = max(range(len(values)), key=values.__getitem__)
+            for other in range(len(values)):
+                if other != best and not self.leads(estimates, sizes, best, other):
+                    needed[best] = needed[other] = True
+        return [
+            (answer, estimate)
+            for answer, estimate, grows, wanted in zip(options, estimates, may_grow, needed, strict=True)
+            if grows and wanted
+        ]
+
+    def leads(self, estimates: list[Estimate], sizes: list[float], best: int, other: int) -> bool:
+        """Whether an option is ahead of another by `lead` standard errors of their difference.
+
+        Groups with the same number share their draws where options do, so that their differences are what varies.
+        """
+        assert self.settings.lead is not None
+        one, two = ([each / sizes[i] for each in estimates[i].groups] for i in (best, other))
+        ahead = math.fsum(one) / len(one) - math.fsum(two) / len(two)
+        if not (estimates[best].exact or estimates[other].exact) and len(one) == len(two):
+            error = spread([a - b for a, b in zip(one, two, strict=True)])
+        else:
+            error = math.hypot(*(estimates[i].standard_error / sizes[i] for i in (best, other)))
+        return ahead >= self.settings.lead * error  # not for nan, of a single group
+
+    def add(self, pairs: list[tuple[Answer, Estimate]], groups: int = 1, exact: bool = False) -> None:
+        """Forward the next groups of draws of answers, or all their masks, and add the means to their estimates."""
+        rows: list[Row] = []
+        for answer, estimate in pairs:
+            fixed = self.masks_without_draws(answer) if exact else None
+            drawn = [fixed] if fixed is not None else self.draw(answer, len(estimate.groups), groups)
+            estimate.exact, estimate.rows = exact, estimate.rows + sum(len(masked) for masked, _ in drawn)
+            for masked_SL, weight_SL in drawn:
+                rows += [(answer, masked, weight) for masked, weight in zip(masked_SL, weight_SL, strict=True)]
+        values = iter(self.forward(rows))
+        for _, estimate in pairs:
+            size = estimate.rows if exact else self.settings.group
+            for _ in range(1 if exact else groups):
+                estimate.groups.append(math.fsum(next(values) for _ in range(size)) / size)
+
+    def draw(self, answer: Answer, first: int, groups: int) -> list[tuple[Tensor, Tensor]]:
+        """Masks and weights [S, L] of groups of draws, from the one with the number `first` on."""
+        design, length = DESIGNS[self.settings.design], len(answer.tokens)
+        streams = (generator_for(self.settings.seed, answer.key, number) for number in range(first, first + groups))
+        return [design(self.settings.group, length, stream) for stream in streams]
+
+    def forward(self, rows: list[Row]) -> list[float]:
+        """The weighted sum of log-probabilities of each row, in nats, from forward passes of rows of similar length."""
+        order = sorted(range(len(rows)), key=lambda index: -len(rows[index][0].context) - len(rows[index][0].tokens))
+        found = [0.0] * len(rows)
+        for start in range(0, len(order), self.settings.batch_size):
+            chosen = order[start : start + self.settings.batch_size]
+            for index, value in zip(chosen, self.values([rows[index] for index in chosen]), strict=True):
+                found[index] = value
+        self.rows += len(rows) * (1 if self.guide is None else 2)
+        return found
+
+    def values(self, rows: list[Row]) -> list[float]:
+        width = max(len(answer.context) + len(answer.tokens) for answer, _, _ in rows)
+        tokens_RW = torch.full((len(rows), width), mask_id_of(self.denoiser))
+        real_RW, masked_RW = (torch.zeros(len(rows), width, dtype=torch.bool) for _ in range(2))
+        given_RW, weight_RW = torch.ones(len(rows), width, dtype=torch.bool), torch.zeros(len(rows), width).double()
+        for row, (answer, masked_L, weight_L) in enumerate(rows):
+            first, end = len(answer.context), len(answer.context) + len(answer.tokens)
+            tokens_RW[row, :end] = torch.tensor(answer.context + answer.tokens)
+            real_RW[row, :end], given_RW[row, first:end] = True, False
+            masked_RW[row, first:end], weight_RW[row, first:end] = masked_L, weight_L
+        denoiser = self.denoiser if self.guide is None else self.guide(self.denoiser, given_RW.to(self.device))
+        noisy_and_target = corrupt(tokens_RW.to(self.device), masked_RW.to(self.device), mask_id_of(self.denoiser))
+        attention_RW = None if real_RW.all() else real_RW.long().to(self.device)
+        log_prob_RW = denoiser.log_probs(*noisy_and_target, attention_RW)
+        return (log_prob_RW.double().cpu() * weight_RW).sum(-1).tolist()

@@ -3,17 +3,16 @@
     python recipes/evaluate.py --suite llada-1.5 --model PATH --output runs/evaluation
     python recipes/evaluate.py --suite llada-base --tasks gsm8k mmlu --model PATH --output runs/evaluation --limit 100
 
-Suites and what is known of each benchmark stand in `llada/harness/published.py`; docs/evaluation.md explains options and
-table. `evaluation.json` in the output directory has all figures with their 95% intervals, settings, versions and the
-model's hashes, `samples/` what the model answered. The same command goes on where a killed run stopped; results of
-another model or of other settings are refused. What can be refused is refused before the model is loaded.
+Suites and what is known of each benchmark stand in `llada/harness/published.py`; docs/evaluation.md explains the table
+and the options. `evaluation.json` in the output directory has all figures with their 95% intervals, settings, versions
+and the model's hashes, `samples/` what the model answered. The same command goes on where a killed run stopped; results
+of another model or of other settings are refused. What can be refused is refused before the model is loaded.
 """
 
-import contextlib
 import importlib.util
 import json
 import math
-import sys
+import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -29,7 +28,7 @@ from llada.errors import RecipeError
 from llada.harness import suites
 from llada.harness.local_tasks import FILES
 from llada.harness.published import SUITES, Benchmark
-from llada.harness.record import Record
+from llada.harness.record import Record, flat
 from llada.sampling.settings import SamplerSettings
 
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
@@ -88,13 +87,15 @@ def with_options(benchmark: Benchmark, args: Arguments, options: SamplerOptions)
     Raises:
         ValueError: a sampler setting is out of range, or lengths and steps do not divide.
     """
-    base = benchmark.sampler or (SamplerSettings() if options.gen_length is not None else None)
+    unknown = benchmark.sampler is None and benchmark.draws is None and options.gen_length is not None
+    base = SamplerSettings() if unknown else benchmark.sampler
     sampler = None if base is None else override(base, options)
     if sampler is not None:
         sampler.check_blocks()
-    scale = benchmark.cfg_scale if options.cfg_scale is None else options.cfg_scale
+    scale = benchmark.cfg_scale if sampler is not None or options.cfg_scale is None else options.cfg_scale
     chat = benchmark.chat if args.chat is None else args.chat
-    return replace(benchmark, sampler=sampler, cfg_scale=scale, chat=chat, draws=args.draws or benchmark.draws)
+    draws = (args.draws or benchmark.draws) if sampler is None else None
+    return replace(benchmark, sampler=sampler, cfg_scale=scale, chat=chat, draws=draws)
 
 
 def settings_of(benchmark: Benchmark, args: Arguments) -> dict[str, Any]:
@@ -104,10 +105,20 @@ def settings_of(benchmark: Benchmark, args: Arguments) -> dict[str, Any]:
     kept = ("task", "shots", "draws", "cfg_scale", "sampler", "chat")
     settings = {name: value for name, value in asdict(benchmark).items() if name in kept}
     settings |= {name: getattr(args, name) for name in ("limit", "batch_size", "seed")}
-    data = {
-        name: digest(args.files[name]) for name in suites.FILES_OF.get(str(benchmark.task), ()) if name in args.files
-    }
-    return settings | {"data": data, "lm_eval": version("lm_eval")}
+    of_task = [name for name in suites.FILES_OF.get(str(benchmark.task), ()) if name in args.files]
+    return settings | {"data": {name: digest(args.files[name]) for name in of_task}, "lm_eval": version("lm_eval")}
+
+
+def changed(benchmark: Benchmark, args: Arguments) -> list[str]:
+    """What is not as published in a benchmark that was run, for its line of the table."""
+    before, now = (flat(asdict(each)) for each in (SUITES[benchmark.suite][benchmark.name], benchmark))
+    found = [] if args.limit is None else [f"limit={args.limit}"]
+    for name, value in now.items():
+        known = before.get(name)
+        if name == "task" or value == known or (name == "chat" and known is None):
+            continue
+        found.append(f"{name.removeprefix('sampler.')}={value}" + (f", published {known}" if known is not None else ""))
+    return found
 
 
 def interval(figure: suites.Figure) -> tuple[float | None, float | None]:
@@ -127,7 +138,7 @@ def interval(figure: suites.Figure) -> tuple[float | None, float | None]:
     return figure.value - 1.96 * figure.standard_error, figure.value + 1.96 * figure.standard_error
 
 
-def entry_of(benchmark: Benchmark, settings: dict[str, Any], results: dict[str, Any], seconds: float) -> dict[str, Any]:
+def entry_of(benchmark: Benchmark, args: Arguments, results: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What `evaluation.json` keeps of a benchmark; figures are shares of 1."""
     counts = results["n-samples"]
     found = [
@@ -136,8 +147,9 @@ def entry_of(benchmark: Benchmark, settings: dict[str, Any], results: dict[str, 
         for each in suites.figures(benchmark, results)
     ]  # fmt: skip
     return {
-        "settings": settings, "figures": found, "published": benchmark.published, "source": benchmark.source,
-        "remark": benchmark.remark, "shots": results["n-shot"], "task_versions": results["versions"],
+        "settings": settings_of(benchmark, args), "changed": changed(benchmark, args), "figures": found,
+        "published": benchmark.published, "source": benchmark.source, "remark": benchmark.remark,
+        "shots": results["n-shot"], "task_versions": results["versions"],
         "versions": {name: version(name) for name in PACKAGES}, "seconds": round(seconds, 1),
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
@@ -180,6 +192,9 @@ def main(argv: list[str] | None = None) -> None:
     check_fields(args)
     if importlib.util.find_spec("lm_eval") is None:
         raise RecipeError("evaluation needs lm-evaluation-harness: pip install 'llada-vrpo[eval]'")
+    for name, path in args.files.items():
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{name}: no such data file: {path}")
     published, left_out = suites.choose(args.suite, args.tasks, args.files, args.num_fewshot)
     chosen = {f"{each.suite}/{each.name}": with_options(each, args, options) for each in published}
     from llada.cli.checkpoint import load_config  # imported after parsing: they load torch
@@ -206,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
                 load_harness_model(args, each), each, manager, tasks[name], limit=args.limit, seed=args.seed,
                 run_code=args.confirm_run_unsafe_code, cache=str(cache / hash_of([hashes, settings[name]])),
             )  # fmt: skip
-            done[name] = entry_of(each, settings[name], results, time.perf_counter() - start)
+            done[name] = entry_of(each, args, results, time.perf_counter() - start)
             write_samples(Path(args.output, "samples"), name, results)
             record.add(name, done[name])
         shutil.rmtree(cache, ignore_errors=True)

@@ -46,7 +46,8 @@ def choose(
         shots: examples before each question in place of the published number.
 
     Raises:
-        RecipeError: the suite or a name is unknown, a named benchmark has no task or lacks its file, or none is left.
+        RecipeError: the suite or a name is unknown, a named benchmark has no task or lacks its file, none is left, or
+            no benchmark reads a file.
     """
     if suite not in SUITES:
         raise RecipeError(f"suite={suite!r} is unknown: it must be one of {sorted(SUITES)}")
@@ -58,7 +59,11 @@ def choose(
     if left_out and (names or len(left_out) == len(wanted)):
         raise RecipeError("; ".join(f"{name} cannot be run: {reason}" for name, reason in left_out.items()))
     chosen = [each if shots is None else replace(each, shots=shots) for each in wanted if each.name not in left_out]
-    return [on_files(each, files) for each in chosen], left_out
+    found = [on_files(each, files) for each in chosen]
+    used = {option for each in found for option in FILES_OF.get(str(each.task), ())}
+    if unused := sorted(set(files) - used):
+        raise RecipeError(f"{', '.join(unused)} would not be read: no benchmark that is run has its data there")
+    return found, left_out
 
 
 def flaw(benchmark: Benchmark, files: Mapping[str, str]) -> str | None:

@@ -4,13 +4,13 @@
     python benchmarks/noise_map.py run --data PAIRS.jsonl [--lengths 16 32 64 128 256] [--texts all easy hard]
     python benchmarks/noise_map.py table
 
-A small model of bytes is trained on both sides of the pairs. A case is a length L and a kind of text: prompts are cut to
-their last 47 bytes, and both sides to their first L - 1, with EOS. "easy" and "hard" are the pairs whose bytes the base
-model predicts best and worst, the lowest and highest tenth in nats a byte. For each case a policy is trained on 128
-pairs (VRPO) until their mean margin is beyond 20 nats; between it and the base model the weights are interpolated so that
-the mean margin of the 32 pairs that are measured is 0, 5 and 20 nats. The noise of the gradient of one pair's loss, of
-all parameters, is then split as in `python -m vrpo.variance` (`vrpo.gradient_noise`), with the paper's beta of 0.2. A
-batch of B pairs has a B-th of both parts, so that shares do not depend on the batch.
+A small model of bytes is trained on both sides of the pairs. A case is a length L and a kind of text: prompts are cut
+to their last 47 bytes, and both sides to their first L - 1, with EOS. "easy" and "hard" are the pairs whose bytes the
+base model predicts best and worst: the 128 with the fewest and the most nats a byte. For each case a policy is trained
+on 128 pairs (VRPO) until their mean margin is beyond 20 nats; between it and the base model the weights are
+interpolated so that the mean margin of the 32 pairs that are measured is 0, 5 and 20 nats. The noise of the gradient of
+one pair's loss, of all parameters, is then split as in `python -m vrpo.variance` (`vrpo.gradient_noise`), with the
+paper's beta of 0.2. A batch of B pairs has a B-th of both parts, so that shares do not depend on the batch.
 
 Lines go to runs/noise_map/rows.jsonl; a case and margin that are there are skipped.
 """

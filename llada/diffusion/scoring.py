@@ -272,17 +272,24 @@ class Scorer:
         return found
 
     def values(self, rows: list[Row]) -> list[float]:
-        width = max(len(answer.context) + len(answer.tokens) for answer, _, _ in rows)
-        tokens_RW = torch.full((len(rows), width), mask_id_of(self.denoiser))
-        real_RW, masked_RW = (torch.zeros(len(rows), width, dtype=torch.bool) for _ in range(2))
-        given_RW, weight_RW = torch.ones(len(rows), width, dtype=torch.bool), torch.zeros(len(rows), width).double()
-        for row, (answer, masked_L, weight_L) in enumerate(rows):
-            first, end = len(answer.context), len(answer.context) + len(answer.tokens)
-            tokens_RW[row, :end] = torch.tensor(answer.context + answer.tokens)
-            real_RW[row, :end], given_RW[row, first:end] = True, False
-            masked_RW[row, first:end], weight_RW[row, first:end] = masked_L, weight_L
-        denoiser = self.denoiser if self.guide is None else self.guide(self.denoiser, given_RW.to(self.device))
-        noisy_and_target = corrupt(tokens_RW.to(self.device), masked_RW.to(self.device), mask_id_of(self.denoiser))
-        attention_RW = None if real_RW.all() else real_RW.long().to(self.device)
-        log_prob_RW = denoiser.log_probs(*noisy_and_target, attention_RW)
-        return (log_prob_RW.double().cpu() * weight_RW).sum(-1).tolist()
+        mask_id = mask_id_of(self.denoiser)
+        tokens_RW, real_RW, answer_RW = (each.to(self.device) for each in laid_out([row[0] for row in rows], mask_id))
+        masked_RW = torch.zeros_like(answer_RW)
+        masked_RW[answer_RW] = torch.cat([masked_L for _, masked_L, _ in rows]).to(self.device)
+        denoiser = self.denoiser if self.guide is None else self.guide(self.denoiser, ~answer_RW)
+        attention_RW = None if real_RW.all() else real_RW.long()
+        log_prob_RW = denoiser.log_probs(*corrupt(tokens_RW, masked_RW, mask_id), attention_RW)
+        parts = log_prob_RW[answer_RW].double().cpu().split([len(answer.tokens) for answer, _, _ in rows])
+        return [float(part_L @ weight_L) for part_L, (_, _, weight_L) in zip(parts, rows, strict=True)]
+
+
+def laid_out(answers: Sequence[Answer], fill: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Contexts followed by answers as [R, W] token ids, with `fill` behind; where tokens are, and where answers are."""
+    width = max(len(answer.context) + len(answer.tokens) for answer in answers)
+    tokens_RW = torch.full((len(answers), width), fill)
+    real_RW, answer_RW = (torch.zeros(len(answers), width, dtype=torch.bool) for _ in range(2))
+    for row, answer in enumerate(answers):
+        first, end = len(answer.context), len(answer.context) + len(answer.tokens)
+        tokens_RW[row, :end] = torch.tensor(answer.context + answer.tokens)
+        real_RW[row, :end], answer_RW[row, first:end] = True, True
+    return tokens_RW, real_RW, answer_RW

@@ -1,0 +1,18 @@
+"""The command line of lm-evaluation-harness with the model `llada` (`llada.harness`)."""
+
+from llada.cli import failure
+from llada.errors import RecipeError
+
+
+def main() -> None:
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError as error:
+        raise RecipeError('this needs lm-evaluation-harness: pip install "llada-vrpo[eval]"') from error
+    import llada.harness.model  # noqa: F401  (registers the model)
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    failure.run(main)

@@ -1,0 +1,227 @@
+"""The model `llada` of lm-evaluation-harness: likelihoods by ELBO, answers by the diffusion sampler.
+
+Importing this file registers it. Its options are those of `llada.harness.settings`.
+"""
+
+from argparse import Namespace
+from functools import partial
+from itertools import chain
+from statistics import mean
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from llada.cli.adapters import settings_folder
+from llada.cli.arguments import fit_context, note, sampler_settings
+from llada.cli.checkpoint import load_config, load_model
+from llada.cli.fingerprint import fingerprint, hash_of
+from llada.denoiser import as_denoiser
+from llada.diffusion.scoring import Scorer
+from llada.errors import RecipeError
+from llada.harness.generation import generated, wanted
+from llada.harness.greedy import is_greedy
+from llada.harness.requests import Encoded, fit, place, question_of, questions
+from llada.harness.settings import read_options
+from llada.sampling.block_cache import SamplerStats
+from llada.sampling.guidance import GuidedDenoiser
+
+QUESTIONS = 16  # scored between two writes to the harness's cache
+NO_MATTER = ("pretrained", "preset", "device", "batch_size")  # to answers: the model's files and the settings do
+
+
+@register_model("llada")
+class HarnessModel(TemplateLM):
+    """A masked diffusion language model for `lm_eval`.
+
+    Args:
+        max_batch_size: of the harness, for its automatic batch sizes, which this model does not have.
+        options: see `llada.harness.settings.HarnessSettings`; the rest are sampler settings by name.
+
+    Raises:
+        ValueError: an option is unknown or out of range, or there is no such model (`llada.cli.checkpoint`).
+    """
+
+    def __init__(self, max_batch_size: int | None = None, **options: Any):
+        super().__init__()
+        if isinstance(size := options.get("batch_size"), str):  # the command line's
+            if not size.isdigit():
+                raise RecipeError(f"batch_size={size!r} must be a number of rows: this model has no automatic size")
+            options["batch_size"] = int(size)
+        self.options, sampler = read_options(options)
+        self.tokenizer, config = load_config(self.options.pretrained)
+        context = config.denoiser_spec.context
+        named = Namespace(model=self.options.pretrained, preset=self.options.preset)
+        self.sampler = fit_context(sampler_settings(named, sampler), named, sampler, context)
+        self.own_length = bool(
+            named.preset or settings_folder(named.model)
+            or any(value is not None for value in (sampler.gen_length, sampler.block_length, sampler.steps))
+        )  # fmt: skip
+        self.room = min(context, self.options.max_length or context)
+        answering = {name: value for name, value in vars(self.options).items() if name not in NO_MATTER}
+        parts = fingerprint(self.options.pretrained, config, self.tokenizer)
+        self.identity = hash_of([parts, answering, vars(self.sampler)])
+        state = PartialState(cpu=self.options.device == "cpu" or not torch.cuda.is_available())
+        self._rank, self._world_size = state.process_index, state.num_processes
+        self._device = state.device if self.options.device in ("auto", "cuda") else torch.device(self.options.device)
+        self.model = load_model(self.options.pretrained, config, self.options.dtype).to(self._device)
+        self.stats, self.rows, self.errors = SamplerStats(), 0, list[float]()
+
+    # What the harness asks a model for.
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
+        """Token ids of a text as in training: without tokens that it does not spell."""
+        return self.tokenizer(string, add_special_tokens=bool(add_special_tokens)).input_ids
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )  # fmt: skip
+
+    def all_gather(self, tensor):
+        return gather(tensor)
+
+    def gather_object(self, obj, dst: int = 0):
+        if self.world_size == 1:
+            return [obj]
+        found = [None] * self.world_size if self.rank == dst else None
+        torch.distributed.gather_object(obj, found, dst)
+        return found
+
+    def barrier(self) -> None:
+        PartialState().wait_for_everyone()
+
+    def set_cache_hook(self, cache_hook) -> None:
+        """Take the harness's cache of answers.
+
+        Raises:
+            RecipeError: it was written by another model or with other options: its answers would be mixed with these.
+        """
+        if cache_hook.dbdict is not None:
+            before = cache_hook.dbdict.setdefault("llada", self.identity)
+            if before != self.identity:
+                raise RecipeError(
+                    f"use_cache: {cache_hook.dbdict.filename} holds the answers of another model, or of other options: "
+                    "name another file"
+                )
+        super().set_cache_hook(cache_hook)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness notes of the model in its results: options, cost, and the noise of likelihoods (nats)."""
+        return {
+            "llada": vars(self.options) | {"sampler": vars(self.sampler), "identity": self.identity},
+            "scored_rows": self.rows,
+            "sampler_forwards": self.stats.forwards,
+            "mean_standard_error": mean(self.errors) if self.errors else None,
+        }
+
+    # Likelihood.
+
+    def _loglikelihood_tokens(self, requests, **kwargs):
+        raise NotImplementedError("options of one question are scored together: call loglikelihood")
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """The ELBO of each continuation in nats, and whether greedy sampling writes it."""
+        encoded = []
+        for request in requests:
+            context, continuation = request.args
+            ids = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
+            if not ids[1]:
+                raise RecipeError(f"{place(request)} asks for the likelihood of nothing: {continuation!r}")
+            size = max(1.0, float(len(continuation.strip())))
+            encoded.append(Encoded(tuple(ids[0]), tuple(ids[1]), size, question_of(request), place(request)))
+        found: dict[int, tuple[float, bool]] = {}
+        for number, estimate, greedy in self.scored(encoded, disable_tqdm, greedy=True):
+            found[number] = estimate.value, greedy
+            self.cache_hook.add_partial("loglikelihood", requests[number].args, found[number])
+        return [found[number] for number in range(len(requests))]
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """The ELBO of each text in nats.
+
+        A text that is longer than the context is scored in windows, each with as much of the text before it as fits.
+        """
+        encoded, owner = [], []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            prefix = -1  # of the harness, for models that need a token before the first: dropped below
+            # A window of the harness has one token more, because the last one is no input of an autoregressive model.
+            for window in map(make_disjoint_window, get_rolling_token_windows(ids, prefix, self.room - 1, 1)):
+                context = tuple(token for token in window[0] if token != prefix)
+                owner.append(number)
+                encoded.append(Encoded(context, tuple(window[1]), 1.0, (number, len(owner), ""), place(request)))
+        values = [0.0] * len(requests)
+        for index, estimate, _ in self.scored(encoded, disable_tqdm, greedy=False):
+            values[owner[index]] += estimate.value
+        for request, value in zip(requests, values, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+        return values
+
+    def scored(self, encoded: list[Encoded], disable_tqdm: bool, greedy: bool):
+        """Yield the number of each request, its estimate, and whether it is what the model would write."""
+        encoded = fit(self.checked(encoded), self.room, self.options.truncate, note)
+        numbers, answers = questions(encoded, self.options.coupled)
+        guide = partial(guided, scale=self.sampler.cfg_scale) if self.sampler.cfg_scale else None
+        denoiser = as_denoiser(self.model)
+        scorer = Scorer(denoiser, self.options.scoring(), self.device, guide)
+        with tqdm(total=len(encoded), desc="likelihoods", disable=disable_tqdm or self.rank > 0) as bar:
+            for start in range(0, len(answers), QUESTIONS):
+                part = answers[start : start + QUESTIONS]
+                places, flat = (list(chain(*each)) for each in (numbers[start : start + QUESTIONS], part))
+                estimates = list(chain(*scorer.score(part)))
+                written = is_greedy(denoiser, flat, self.options.batch_size, self.device, guide) if greedy else flat
+                self.errors += [each.standard_error for each in estimates]
+                yield from zip(places, estimates, written, strict=True)
+                bar.update(len(places))
+        self.rows += scorer.rows
+
+    def checked(self, encoded: list[Encoded]) -> list[Encoded]:
+        """The requests; MASK in a text would be scored as if it were to be predicted.
+
+        Raises:
+            RecipeError: a text spells the mask token.
+        """
+        mask_id = as_denoiser(self.model).spec.mask_id
+        for each in encoded:
+            if mask_id in each.context or mask_id in each.tokens:
+                raise RecipeError(f"{each.where} has text that spells the mask token")
+        return encoded
+
+    # Generation.
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """Answers, each cut before the first of its stop texts and before EOS."""
+        asked = []
+        for request in requests:
+            context = tuple(self.tok_encode(request.args[0]))
+            if not context:
+                raise RecipeError(f"{place(request)} has an empty prompt")
+            prompt = Encoded(context, (), 1.0, question_of(request), place(request))
+            asked.append(wanted(request, prompt, self.sampler, self.own_length))
+        longest = max((each.settings.gen_length for each in asked), default=0)
+        prompts = fit(self.checked([each.prompt for each in asked]), self.room - longest, self.options.truncate, note)
+        asked = [type(each)(prompt, each.settings, each.until) for each, prompt in zip(asked, prompts, strict=True)]
+        found: dict[int, str] = {}
+        answers = generated(self.model, self.tokenizer, asked, self.options.batch_size, self.options.seed, self.stats)
+        for number, text in tqdm(answers, "answers", len(asked), disable=disable_tqdm or self.rank > 0):
+            found[number] = text
+            self.cache_hook.add_partial("generate_until", requests[number].args, text)
+        return [found[number] for number in range(len(requests))]
+
+
+def guided(denoiser, given_RW: torch.Tensor, scale: float) -> GuidedDenoiser:
+    return GuidedDenoiser(denoiser, given_RW, scale)

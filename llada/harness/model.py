@@ -16,6 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from llada.cli.adapters import settings_folder
 from llada.cli.arguments import fit_context, note, sampler_settings
@@ -30,6 +31,7 @@ from llada.harness.requests import Encoded, fit, place, question_of, questions
 from llada.harness.settings import read_options
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.guidance import GuidedDenoiser
+from llada.sampling.settings import SamplerSettings
 
 QUESTIONS = 16  # scored between two writes to the harness's cache
 NO_MATTER = ("pretrained", "preset", "device", "batch_size")  # to answers: the model's files and the settings do
@@ -41,13 +43,18 @@ class HarnessModel(TemplateLM):
 
     Args:
         max_batch_size: of the harness, for its automatic batch sizes, which this model does not have.
+        loaded: the model of another `HarnessModel` of the same files, which is then not loaded again.
+        exact_sampler: sampler settings in place of those of options, preset and the model's files.
         options: see `llada.harness.settings.HarnessSettings`; the rest are sampler settings by name.
 
     Raises:
         ValueError: an option is unknown or out of range, or there is no such model (`llada.cli.checkpoint`).
     """
 
-    def __init__(self, max_batch_size: int | None = None, **options: Any):
+    def __init__(
+        self, max_batch_size: int | None = None, loaded: PreTrainedModel | None = None,
+        exact_sampler: SamplerSettings | None = None, **options: Any,
+    ):  # fmt: skip
         super().__init__()
         if isinstance(size := options.get("batch_size"), str):  # the command line's
             if not size.isdigit():
@@ -57,9 +64,9 @@ class HarnessModel(TemplateLM):
         self.tokenizer, config = load_config(self.options.pretrained)
         context = config.denoiser_spec.context
         named = Namespace(model=self.options.pretrained, preset=self.options.preset)
-        self.sampler = fit_context(sampler_settings(named, sampler), named, sampler, context)
+        self.sampler = exact_sampler or fit_context(sampler_settings(named, sampler), named, sampler, context)
         self.own_length = bool(
-            named.preset or settings_folder(named.model)
+            exact_sampler or named.preset or settings_folder(named.model)
             or any(value is not None for value in (sampler.gen_length, sampler.block_length, sampler.steps))
         )  # fmt: skip
         self.room = min(context, self.options.max_length or context)
@@ -69,7 +76,7 @@ class HarnessModel(TemplateLM):
         state = PartialState(cpu=self.options.device == "cpu" or not torch.cuda.is_available())
         self._rank, self._world_size = state.process_index, state.num_processes
         self._device = state.device if self.options.device in ("auto", "cuda") else torch.device(self.options.device)
-        self.model = load_model(self.options.pretrained, config, self.options.dtype).to(self._device)
+        self.model = loaded or load_model(self.options.pretrained, config, self.options.dtype).to(self._device)
         self.stats, self.rows, self.errors = SamplerStats(), 0, list[float]()
 
     # What the harness asks a model for.

@@ -16,6 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llada.cli.adapters import settings_folder
 from llada.cli.arguments import fit_context, note, sampler_settings
@@ -32,6 +33,7 @@ from llada.sampling.block_cache import SamplerStats
 from llada.sampling.guidance import GuidedDenoiser
 
 QUESTIONS = 16  # scored between two writes to the harness's cache
+IN_MEMORY = "a model in memory"
 NO_MATTER = ("pretrained", "preset", "device", "batch_size")  # to answers: the model's files and the settings do
 
 
@@ -40,6 +42,7 @@ class HarnessModel(TemplateLM):
     """A masked diffusion language model for `lm_eval`.
 
     Args:
+        pretrained: a model or adapter directory, a hub name, or a model in memory, which needs its `tokenizer`.
         max_batch_size: of the harness, for its automatic batch sizes, which this model does not have.
         options: see `llada.harness.settings.HarnessSettings`; the rest are sampler settings by name.
 
@@ -47,14 +50,22 @@ class HarnessModel(TemplateLM):
         ValueError: an option is unknown or out of range, or there is no such model (`llada.cli.checkpoint`).
     """
 
-    def __init__(self, max_batch_size: int | None = None, **options: Any):
+    def __init__(
+        self, pretrained: str | PreTrainedModel = "", tokenizer: PreTrainedTokenizerBase | None = None,
+        max_batch_size: int | None = None, **options: Any,
+    ):  # fmt: skip
         super().__init__()
         if isinstance(size := options.get("batch_size"), str):  # the command line's
             if not size.isdigit():
                 raise RecipeError(f"batch_size={size!r} must be a number of rows: this model has no automatic size")
             options["batch_size"] = int(size)
-        self.options, sampler = read_options(options)
-        self.tokenizer, config = load_config(self.options.pretrained)
+        in_memory = None if isinstance(pretrained, str) else pretrained
+        self.options, sampler = read_options({"pretrained": pretrained if in_memory is None else IN_MEMORY} | options)
+        if in_memory is None:
+            self.tokenizer, config = load_config(self.options.pretrained)
+        else:
+            assert tokenizer is not None
+            self.tokenizer, config = tokenizer, in_memory.config
         context = config.denoiser_spec.context
         named = Namespace(model=self.options.pretrained, preset=self.options.preset)
         self.sampler = fit_context(sampler_settings(named, sampler), named, sampler, context)
@@ -64,12 +75,16 @@ class HarnessModel(TemplateLM):
         )  # fmt: skip
         self.room = min(context, self.options.max_length or context)
         answering = {name: value for name, value in vars(self.options).items() if name not in NO_MATTER}
-        parts = fingerprint(self.options.pretrained, config, self.tokenizer)
+        parts = None if in_memory is not None else fingerprint(self.options.pretrained, config, self.tokenizer)
         self.identity = hash_of([parts, answering, vars(self.sampler)])
         state = PartialState(cpu=self.options.device == "cpu" or not torch.cuda.is_available())
         self._rank, self._world_size = state.process_index, state.num_processes
-        self._device = state.device if self.options.device in ("auto", "cuda") else torch.device(self.options.device)
-        self.model = load_model(self.options.pretrained, config, self.options.dtype).to(self._device)
+        if in_memory is None:
+            named_device = self.options.device not in ("auto", "cuda")
+            self._device = torch.device(self.options.device) if named_device else state.device
+            self.model = load_model(self.options.pretrained, config, self.options.dtype).to(self._device)
+        else:
+            self.model, self._device = in_memory, in_memory.device
         self.stats, self.rows, self.errors = SamplerStats(), 0, list[float]()
 
     # What the harness asks a model for.

@@ -258,6 +258,7 @@ llada-base/gsm8k 1024 1024 - -      llada-base/bbh 1024 1024 - -         llada-i
 llada-instruct/mmlu_pro 256 256 - - llada-instruct/hellaswag 3 3 - -     llada-instruct/arc_challenge 512 512 - -
 llada-instruct/gsm8k 512 512 - +    llada-instruct/math 512 512 - +      llada-instruct/gpqa 64 64 - +
 llada-instruct/mbpp 256 256 - +     llada-instruct/humaneval 512 512 + - llada-instruct-blocks/gsm8k 256 8 - -
+llada-instruct/poem_forward 28 28 + - llada-instruct/poem_reversal 28 28 + -
 llada-instruct-blocks/math 512 64 - -   llada-instruct-blocks/ifeval 512 512 - +
 llada-instruct-blocks/arena_hard 1024 128 - + llada-instruct-blocks/alignbench 512 32 - +
 llada-instruct-blocks/mt_bench 512 32 - + llada-1.5/gsm8k 256 16 - +     llada-1.5/math 1024 128 - +

@@ -1,8 +1,9 @@
 """Sampler settings of LLaDA's published evaluations, by model and benchmark: `preset("llada-1.5/gsm8k")`.
 
-Sources: the evaluation page of the LLaDA repository, and Table 6 of LLaDA 1.5 (arXiv 2505.19223) for the rest: IFEval
-of LLaDA-8B-Instruct and the three benchmarks with a judge, in which EOS has confidence 0, as that paper says. All are
-greedy and commit one token per step.
+Sources: the evaluation page of the LLaDA repository, its script for the reversal of poems, and Table 6 of LLaDA 1.5
+(arXiv 2505.19223) for the rest: IFEval of LLaDA-8B-Instruct and the three benchmarks with a judge, in which EOS has
+confidence 0, as that paper says. All are greedy and commit one token per step. Which harness task a benchmark is, and
+its published number: `llada.harness.published`.
 """
 
 from llada.sampling.settings import SamplerSettings
@@ -31,6 +32,8 @@ PRESETS: dict[str, dict[str, SamplerSettings]] = {
         "mbpp": whole(256, **EOS_LAST),
         "mmlu": whole(3),
         "mmlu_pro": whole(256),
+        "poem_forward": whole(28, logits_eos_inf=True),
+        "poem_reversal": whole(28, logits_eos_inf=True),
     },
     "llada-instruct-blocks": {
         "gsm8k": blocks(256, 8),

@@ -1,0 +1,249 @@
+"""The evaluation recipe: figures and intervals of known answers, going on where it stopped, and all that it refuses."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import load_script, tiny_model
+from lm_eval.api.model import LM
+from test_sft import IDS, TOKENIZER
+
+from llada.errors import RecipeError
+from llada.harness.published import preset
+from llada.harness.suites import figures, leaves
+from vrpo.analysis.statistics import proportion
+
+evaluate = load_script("recipes/evaluate")
+
+
+class Known(LM):
+    """Adds rightly if the first number is even, and finds the larger of the options the likelier one."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def generate_until(self, requests, **others):
+        self.asked += [request.args for request in requests]
+        found = (re.findall(r"What is (\d+) \+ (\d+)\?", request.args[0])[-1] for request in requests)
+        return [f"#### {int(a) + int(b) + int(a) % 2}" for a, b in found]
+
+    def loglikelihood(self, requests, **others):
+        self.asked += [request.args for request in requests]
+        return [(float(request.args[1]), False) for request in requests]
+
+    def loglikelihood_rolling(self, requests, **others):
+        raise NotImplementedError
+
+    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+        return "<chat>" + "".join(turn["content"] for turn in chat_history)
+
+    @property
+    def tokenizer_name(self):
+        return "known"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny_model(dtype=torch.float32, max_sequence_length=256, **IDS).save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+@pytest.fixture
+def known(monkeypatch):
+    model = Known()
+    monkeypatch.setattr(evaluate, "load_harness_model", lambda args, benchmark: model)
+    return model
+
+
+def run(saved, *words, suite: str = "tiny") -> dict:
+    evaluate.main(["--suite", suite, "--model", str(saved / "model"), "--output", str(saved / "out"), *words])
+    return json.loads((saved / "out" / "evaluation.json").read_text())
+
+
+def sums() -> list[dict]:
+    from llada.harness.local_tasks import tiny
+
+    return list(tiny()["test"])
+
+
+def test_figures_and_intervals_of_known_answers(saved, known, capsys):
+    found = run(saved)["benchmarks"]
+    right = [int(re.search(r"\d+", row["question"])[0]) % 2 == 0 for row in sums()]
+    largest = [max(map(int, row["choices"])) == int(row["choices"][row["gold"]]) for row in sums()]
+    for name, metric, expected in (
+        ("tiny/sums", "exact_match,flexible-extract", proportion(right)),
+        ("tiny/choice", "acc,none", proportion(largest)),
+    ):
+        assert found[name]["figures"] == [
+            {"name": metric, "value": expected.value, "low": expected.low, "high": expected.high, "documents": 16}
+        ]
+    printed = capsys.readouterr().out
+    share = f"{100 * proportion(right).value:.1f}"
+    assert re.search(rf"tiny/sums +exact_match,flexible-extract +16 +{share} +[\d.]+ to [\d.]+$", printed, re.M)
+    answers = [json.loads(line) for line in (saved / "out" / "samples" / "tiny-sums.jsonl").read_text().splitlines()]
+    assert [row["exact_match"] == 1 for row in answers if row["filter"] == "flexible-extract"] == right
+    assert not (saved / "out" / "cache").exists()
+
+
+def test_prompts_are_put_into_the_chat_template_if_wanted(saved, known):
+    run(saved, "--limit", "2", "--chat", "true")
+    assert all(prompt.startswith("<chat>") for prompt, *_ in known.asked)
+    known.asked.clear()
+    run(saved, "--limit", "2", "--chat", "false", "--overwrite", "true")
+    assert not any(prompt.startswith("<chat>") for prompt, *_ in known.asked)
+
+
+def test_a_finished_benchmark_is_not_run_again_and_a_killed_one_is(saved, known, monkeypatch, capsys):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(known, "loglikelihood", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(saved)
+    assert list(json.loads((saved / "out" / "evaluation.json").read_text())["benchmarks"]) == ["tiny/sums"]
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluate, "load_harness_model", lambda args, benchmark: known)
+    known.asked.clear()
+    first = run(saved)
+    assert len(known.asked) == 64  # the options of 16 questions, and no sum
+    known.asked.clear()
+    capsys.readouterr()
+    assert run(saved) == first
+    assert not known.asked
+    assert capsys.readouterr().out.count("tiny/") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--limit", "3"), "has tiny/sums with limit=2 and not 3: choose another output, or set overwrite"),
+        (("--limit", "2", "--seed", "1"), "has tiny/sums with seed=1234 and not 1"),
+        (("--limit", "2", "--steps", "4"), "has tiny/sums with sampler.steps=8 and not 4"),
+        (("--limit", "2", "--num_fewshot", "0"), "has tiny/sums with shots=1 and not 0"),
+    ],
+)
+def test_results_of_other_settings_are_refused(saved, known, options, message):
+    before = run(saved, "--tasks", "sums", "--limit", "2")
+    known.asked.clear()
+    with pytest.raises(RecipeError, match=message):
+        run(saved, "--tasks", "sums", *options)
+    assert json.loads((saved / "out" / "evaluation.json").read_text()) == before
+    assert not known.asked
+    assert run(saved, "--tasks", "sums", *options, "--overwrite", "true") != before
+
+
+def test_results_of_another_model_are_refused(saved, known):
+    run(saved, "--tasks", "sums", "--limit", "2")
+    other = tiny_model(1, torch.float32, max_sequence_length=256, **IDS)
+    other.save_pretrained(saved / "model")
+    with pytest.raises(RecipeError, match=r"is of another model, .*: weights differ from those of"):
+        run(saved, "--tasks", "choice", "--limit", "2")
+    assert list(run(saved, "--tasks", "choice", "--limit", "2", "--overwrite", "true")["benchmarks"]) == ["tiny/choice"]
+    (saved / "out" / "evaluation.json").write_text("{")
+    with pytest.raises(RecipeError, match="evaluation.json is damaged"):
+        run(saved)
+
+
+def test_what_is_not_as_published_stands_in_the_table(saved, known, capsys):
+    run(saved, "--limit", "2", "--steps", "4", "--draws", "2", "--tasks", "sums", "choice")
+    printed = capsys.readouterr().out
+    assert re.search(r"tiny/sums .*limit=2; steps=4, published 8$", printed, re.M)
+    assert re.search(r"tiny/choice .*limit=2; draws=2, published 4$", printed, re.M)
+
+
+def test_an_unknown_length_of_answers_must_be_given(saved, known):
+    (saved / "g.jsonl").write_text(json.dumps({"question": "What is 2 + 1?", "answer": "#### 3"}) + "\n")
+    data = ("--gsm8k_file", str(saved / "g.jsonl"), "--num_fewshot", "0", "--tasks", "gsm8k")
+    with pytest.raises(RecipeError, match="no sampler settings are published for it: give gen_length"):
+        run(saved, *data, suite="llada-moe-instruct")
+    (entry,) = run(saved, *data, "--gen_length", "16", suite="llada-moe-instruct")["benchmarks"].values()
+    sampler = entry["settings"]["sampler"]
+    assert (sampler["gen_length"], sampler["block_length"], sampler["steps"]) == (16, 16, 16)
+
+
+def test_local_files_take_the_place_of_the_hub(saved, known, capsys):
+    rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(4)]
+    (saved / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ("--gsm8k_file", str(saved / "a.jsonl"), "--gsm8k_fewshot_file", str(saved / "a.jsonl"))
+    found = run(saved, "--tasks", "gsm8k", *data, "--num_fewshot", "1", suite="llada-1.5")["benchmarks"]
+    (entry,) = found.values()
+    assert [(each["name"], each["value"]) for each in entry["figures"]] == [
+        ("exact_match,strict-match", 0.5), ("exact_match,flexible-extract", 0.5),
+    ]  # fmt: skip
+    assert (entry["published"], entry["source"]) == (83.3, "LLaDA 1.5, Table 1")
+    line = r"llada-1.5/gsm8k +exact_match,strict-match +4 +50.0 +15.0 to 85.0 +83.3 +LLaDA 1.5, Table 1; .*; shots=1$"
+    assert re.search(line, capsys.readouterr().out, re.M)
+    (saved / "a.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(RecipeError, match="has llada-1.5/gsm8k with data.gsm8k_few"):
+        run(saved, "--tasks", "gsm8k", *data, "--num_fewshot", "1", suite="llada-1.5")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tasks", "sum"), r"tasks: sum unknown: of tiny there are \['choice', 'sums'\]"),
+        (("--suite", "none"), "suite='none' is unknown"),
+        (("--suite", "llada-1.5", "--tasks", "arena_hard"), "arena_hard cannot be run: needs a judge"),
+        (("--suite", "llada-instruct", "--tasks", "poem_forward", "--poem_file", "no.json"),
+         "poem_file: no such data file: no.json"),
+        (("--suite", "llada-instruct", "--tasks", "poem_forward"), "its data is a local file: give poem_file"),
+        (("--steps", "3"), "steps=3 must be a multiple of the number of blocks"),
+        (("--batch_size", "0"), "batch_size=0 must be"),
+        (("--limit", "-1"), "limit=-1 must be"),
+        (("--model", "./nowhere"), "nowhere does not exist"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_refused_before_a_model_is_loaded(saved, monkeypatch, words, message):
+    monkeypatch.setattr(evaluate, "load_harness_model", None)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(saved, *words)
+    with pytest.raises(RecipeError, match="poem_file would not be read: no benchmark"):
+        run(saved, "--poem_file", str(saved / "model" / "config.json"))
+    with pytest.raises(
+        RecipeError, match=r"(?s)^nothing was run.*\n  llada-instruct/poem_forward: poem_file=.*missing: "
+    ):
+        run(
+            saved,
+            "--tasks",
+            "poem_forward",
+            "--poem_file",
+            str(saved / "model" / "config.json"),
+            suite="llada-instruct",
+        )
+    assert not (saved / "out" / "evaluation.json").exists()
+
+
+@pytest.mark.slow
+def test_tasks_of_the_hub_and_code_are_refused_with_their_reasons(saved, monkeypatch):
+    """Listing the harness's tasks takes ten seconds; nothing can be reached here (HF_HUB_OFFLINE)."""
+    monkeypatch.setattr(evaluate, "load_harness_model", None)
+    with pytest.raises(RecipeError) as caught:
+        run(saved, suite="llada-1.5")
+    lines = dict(line.strip().split(": ", 1) for line in str(caught.value).splitlines()[1:])
+    assert set(lines) == {f"llada-1.5/{name}" for name in ("gsm8k", "math", "gpqa", "humaneval", "mbpp", "ifeval")}
+    assert "set confirm_run_unsafe_code" in lines["llada-1.5/humaneval"]
+    assert "openai/gsm8k" in lines["llada-1.5/gsm8k"]
+
+
+def test_a_group_s_figure_has_the_documents_of_its_tasks():
+    """As the harness gives them: a group of a task and of a group with one task, weighted by size."""
+    row = {"filter": "none", "metrics": ["acc"]}
+    results = {
+        "results": {"mmlu": {"alias": "mmlu", "sample_len": 3, "acc,none": 2 / 3, "acc_stderr,none": 0.3}},
+        "group_subtasks": {"mmlu": ["a", "g"], "g": ["b"]},
+        "samples": {"a": [row | {"acc": 1.0}, row | {"acc": 0.0}], "b": [row | {"acc": 1.0}]},
+    }
+    (found,) = figures(preset("llada-base/mmlu"), results)
+    assert (found.value, found.scores, found.standard_error) == (2 / 3, [1.0, 0.0, 1.0], 0.3)
+    assert list(leaves(results["group_subtasks"], "mmlu")) == ["a", "b"]
+    wilson = proportion([1, 0, 1])
+    assert evaluate.interval(found) == (wilson.low, wilson.high)
+    macro = evaluate.suites.Figure("acc,none", 0.75, [1.0, 0.0, 1.0], 0.1)  # tasks weighted equally: no share
+    assert evaluate.interval(macro) == (pytest.approx(0.75 - 0.196), pytest.approx(0.75 + 0.196))
+    assert evaluate.interval(evaluate.suites.Figure("f1,none", 0.75, None, None)) == (None, None)
+    results["results"]["mmlu"].pop("acc,none")
+    with pytest.raises(RecipeError, match="mmlu has no figure 'acc,none' in this harness, but"):
+        figures(preset("llada-base/mmlu"), results)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llada.cli.adapters import settings_folder
 from llada.cli.arguments import fit_context, note, sampler_settings
-from llada.cli.checkpoint import load_config, load_model
+from llada.cli.checkpoint import load_config, load_merged, load_model
 from llada.cli.fingerprint import fingerprint, hash_of
 from llada.denoiser import as_denoiser
 from llada.diffusion.scoring import Scorer
@@ -73,6 +73,12 @@ class HarnessModel(TemplateLM):
             named.preset or settings_folder(named.model)
             or any(value is not None for value in (sampler.gen_length, sampler.block_length, sampler.steps))
         )  # fmt: skip
+        spec = config.denoiser_spec
+        if spec.attention == "causal" and self.sampler.cfg_scale:
+            raise RecipeError(f"cfg_scale={self.sampler.cfg_scale}: guidance is of masked diffusion models")
+        # What comes before a text without a context: an autoregressive model needs a token there.
+        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else spec.eos_id
+        self.prefix = [start] if spec.attention == "causal" else []
         self.room = min(context, self.options.max_length or context)
         answering = {name: value for name, value in vars(self.options).items() if name not in NO_MATTER}
         parts = None if in_memory is not None else fingerprint(self.options.pretrained, config, self.tokenizer)
@@ -82,7 +88,8 @@ class HarnessModel(TemplateLM):
         if in_memory is None:
             named_device = self.options.device not in ("auto", "cuda")
             self._device = torch.device(self.options.device) if named_device else state.device
-            self.model = load_model(self.options.pretrained, config, self.options.dtype).to(self._device)
+            load = load_causal if config.causal else load_model
+            self.model = load(self.options.pretrained, config, self.options.dtype).to(self._device)
         else:
             self.model, self._device = in_memory, in_memory.device
         self.stats, self.rows, self.errors = SamplerStats(), 0, list[float]()
@@ -154,7 +161,7 @@ class HarnessModel(TemplateLM):
         encoded = []
         for request in requests:
             context, continuation = request.args
-            ids = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
+            ids = self._encode_pair(context, continuation) if context else (self.prefix, self.tok_encode(continuation))
             if not ids[1]:
                 raise RecipeError(f"{place(request)} asks for the likelihood of nothing: {continuation!r}")
             size = max(1.0, float(len(continuation.strip())))
@@ -176,7 +183,8 @@ class HarnessModel(TemplateLM):
             prefix = -1  # of the harness, for models that need a token before the first: dropped below
             # A window of the harness has one token more, because the last one is no input of an autoregressive model.
             for window in map(make_disjoint_window, get_rolling_token_windows(ids, prefix, self.room - 1, 1)):
-                context = tuple(token for token in window[0] if token != prefix)
+                begins = window[0] == [prefix]
+                context = tuple(self.prefix if begins else window[0])
                 owner.append(number)
                 encoded.append(Encoded(context, tuple(window[1]), 1.0, (number, len(owner), ""), place(request)))
         values = [0.0] * len(requests)
@@ -236,6 +244,10 @@ class HarnessModel(TemplateLM):
             found[number] = text
             self.cache_hook.add_partial("generate_until", requests[number].args, text)
         return [found[number] for number in range(len(requests))]
+
+
+def load_causal(name: str, config, dtype: str) -> PreTrainedModel:
+    return load_merged(name, config, dtype)[0]
 
 
 def guided(denoiser, given_RW: torch.Tensor, scale: float) -> GuidedDenoiser:

@@ -51,9 +51,8 @@ MOOD = {word: 2 * index / (len(words) - 1) - 1 for words in GRADED for index, wo
 NOUNS = {topic: words.split() for topic, words in TOPICS.items()}
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each word."""
-    words = [*TOPICS, *(noun for nouns in NOUNS.values() for noun in nouns), *MOOD]
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<|mdm_mask|>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
@@ -62,7 +61,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-TOKENIZER = word_tokenizer()
+TOKENIZER = word_tokenizer([*TOPICS, *(noun for nouns in NOUNS.values() for noun in nouns), *MOOD])
 
 
 def pick(words: list[str], rng: random.Random, but: list[str]) -> str:

@@ -33,7 +33,7 @@ from llada.checks import OneOf, PositiveInt, Range, check, check_fields
 from llada.kv_cache import KeyValueCache
 
 NOT_SCORED = -100  # the target of a token that is not predicted (torch's losses ignore the same value)
-ATTENTION = ("bidirectional", "block_causal")
+ATTENTION = ("bidirectional", "block_causal", "causal")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class DenoiserSpec:
     mask_id, eos_id, pad_id, eot_id: special ids, None if the model's files lack it; `eot_id` ends a chat turn.
     context: maximal tokens of a row; vocabulary: rows of the embedding.
     shifted: the module's output at position i predicts token i + 1, as in models adapted from autoregressive ones.
-    attention: "bidirectional", or "block_causal" (a block sees itself and earlier blocks).
+    attention: "bidirectional", "block_causal" (a block sees itself and earlier blocks), or "causal": the model is
+        autoregressive (`llada.diffusion.causal`), and nothing that needs a model of masked tokens runs on it.
     kv_cache: whether the module accepts `kv_cache=`, which block caches need.
     auxiliary_losses: for each column of the module's output `auxiliary_losses` [B, A], the name under which it is
         logged and its weight. The training loss adds the weighted mean over sequences. Empty if there are none.
@@ -152,6 +153,16 @@ def as_denoiser(model: nn.Module | Denoiser) -> Denoiser:
     if not isinstance(spec, DenoiserSpec):
         raise TypeError(f"{type(model).__name__} has no denoiser_spec: llada.denoiser says what a model must have")
     return ModuleDenoiser(model, spec)
+
+
+def check_masked(spec: DenoiserSpec) -> None:
+    """Raise ValueError if a model is autoregressive, which has learnt to predict the next token and no masked ones."""
+    if spec.attention == "causal":
+        raise ValueError(
+            "the model is autoregressive (config field causal=True), and this needs a masked diffusion model. An "
+            "autoregressive model is trained by recipes/pretrain.py and recipes/sft.py, sampled from by "
+            "llada.causal_generate and scored by llada.causal_log_likelihood"
+        )
 
 
 def log_probs_of_logits(

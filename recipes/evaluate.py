@@ -90,7 +90,7 @@ class Arguments:
     confirm_run_unsafe_code: bool = field(
         default=False, metadata={"help": "Allow tasks that run the code that the model has written."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Delete what is in evaluation.json, and begin again."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace results of another model or of other settings."})
 
     @property
     def files(self) -> dict[str, str]:
@@ -216,18 +216,21 @@ def load_harness_model(args: Arguments, benchmark: Benchmark, before: Any) -> An
     """The model under test as the harness's `LM`, with the settings of one benchmark.
 
     Args:
-        before: that of another benchmark, whose weights it shares; None if there is none.
+        before: that of another benchmark, whose weights it takes; None if there is none.
     """
     from llada.harness.model import HarnessModel
     from llada.harness.settings import HarnessSettings
 
-    options: dict[str, Any] = {"pretrained": args.model} | {name: getattr(args, name) for name in OF_MODEL}
+    options: dict[str, Any] = {name: getattr(args, name) for name in OF_MODEL}
+    options |= (
+        {"pretrained": args.model} if before is None else {"pretrained": before.model, "tokenizer": before.tokenizer}
+    )
     if benchmark.sampler is None:
         draws = benchmark.draws or HarnessSettings.draws
         options |= {"design": args.design, "lead": args.lead}
         options |= {"draws": draws, "group": math.gcd(draws, PUBLISHED_GROUP)}
     sampler = benchmark.sampler or SamplerSettings(cfg_scale=benchmark.cfg_scale)
-    return HarnessModel(loaded=before and before.model, exact_sampler=sampler, **options)
+    return HarnessModel(exact_sampler=sampler, **options)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -262,9 +265,6 @@ def main(argv: list[str] | None = None) -> None:
         done = {name: record.finished(name, settings[name]) for name in chosen}
         left = {name: each for name, each in chosen.items() if done[name] is None}
         manager, tasks = suites.load(left, args.files, args.confirm_run_unsafe_code)
-        if args.overwrite and state.is_main_process:
-            shutil.rmtree(cache, ignore_errors=True)
-        state.wait_for_everyone()
         for name, each in left.items():
             start, model = time.perf_counter(), load_harness_model(args, each, model)
             results = suites.run(

@@ -261,6 +261,7 @@ DENSE = IDS | {
     "rms_norm_eps": positive,
     "include_qkv_bias": flag(),
     "weight_tying": flag(),
+    "causal": flag(),
 }
 MOE = IDS | {
     "vocab_size": ([40, 64], size),
@@ -277,6 +278,7 @@ MOE = IDS | {
     "rope_theta": theta,
     "rms_norm_eps": positive,
     "tie_word_embeddings": flag(),
+    "causal": flag(),
     "router_aux_loss_coef": at_least_zero,
     "router_z_loss_coef": at_least_zero,
 }
@@ -285,7 +287,7 @@ SPEC = {
     "context": natural(1),
     "vocabulary": ([40], size),
     "shifted": flag(),
-    "attention": name("bidirectional", "block_causal"),
+    "attention": name("bidirectional", "block_causal", "causal"),
     "kv_cache": flag(),
     "auxiliary_losses": ([{}, {"a": 0.1}], [None, 1, "a", [1]]),
 }

@@ -258,6 +258,11 @@ def test_the_next_steps_are_those_that_the_data_allow(tmp_path):
     assert "recipes/sft.py --model_name_or_path runs/a --dataset_name YOUR.jsonl --output_dir runs/a_sft" in pretrained
     assert "python -m llada.chat --model 'runs/a b'" in asked
     assert "accelerate launch recipes/make_pairs.py --model 'runs/a b' --prompts x.jsonl --output" in asked
+    for columns in (["text"], ["prompt", "answer", "completion"]):
+        autoregressive = next_steps("runs/a", None, "x", columns, 5, causal=True)
+        assert "llada.info runs/a" in autoregressive
+        assert ("sft.py" in autoregressive) == (columns == ["text"])
+        assert not any(word in autoregressive for word in ("chat", "generate.py", "make_pairs", "align.py"))
     assert "make_pairs" not in next_steps(out, None, "x.jsonl", ["prompt", "completion"], 5)
     aligned = next_steps(out, "base", "x.jsonl", ["prompt", "chosen", "rejected"], 40)
     assert "--pairs 32 --batch_size 16" in aligned

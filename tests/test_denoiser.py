@@ -93,8 +93,8 @@ def test_what_a_model_does_not_have_is_refused():
         llada.infill(SHIFTED, torch.tensor([[MASK, 5]]))
     with pytest.raises(TypeError, match="Linear has no denoiser_spec"):
         as_denoiser(nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="attention='causal' is unknown"):
-        DenoiserSpec(1, 2, 3, attention="causal")
+    with pytest.raises(ValueError, match="attention='sliding' is unknown"):
+        DenoiserSpec(1, 2, 3, attention="sliding")
 
 
 def test_likelihoods_of_shifted_logits_are_the_same():

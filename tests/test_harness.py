@@ -13,9 +13,12 @@ from conftest import ROOT, tiny_model
 
 from llada.data.tokenizer import byte_tokenizer, special_ids
 from llada.denoiser import as_denoiser
+from llada.diffusion.causal import causal_log_likelihood
 from llada.diffusion.likelihood import exact_elbo
 from llada.errors import RecipeError
+from llada.sampling.left_to_right import causal_generate
 from llada.sampling.loop import generate
+from llada.sampling.text import before_end
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra 'eval' is not installed")
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -120,6 +123,45 @@ def test_random_answers_do_not_depend_on_what_runs_beside_them(folder):
     kwargs = {"until": [], "do_sample": True, "temperature": 1.0}
     together = lm.generate_until(requests("generate_until", *((p, kwargs) for p in ("abc", "de", "fghi"))))
     assert together == [lm.generate_until(requests("generate_until", (p, kwargs)))[0] for p in ("abc", "de", "fghi")]
+
+
+@pytest.fixture(scope="module")
+def causal_folder(tmp_path_factory):
+    path, ids = tmp_path_factory.mktemp("causal"), special_ids(TOKENIZER)
+    model = tiny_model(
+        vocab_size=len(TOKENIZER), max_sequence_length=96, mask_token_id=ids.mask, eos_token_id=ids.eos,
+        pad_token_id=ids.pad, eot_token_id=None, causal=True,
+    )  # fmt: skip
+    model.save_pretrained(path)
+    TOKENIZER.save_pretrained(path)
+    return str(path)
+
+
+def test_an_autoregressive_model_answers_all_kinds_of_requests(causal_folder):
+    """Likelihoods by the chain rule, from BOS on where there is no context; its own greedy answers are greedy."""
+    lm = model_of(causal_folder, gen_length=6)
+    model, bos = lm.model, TOKENIZER.bos_token_id
+
+    def chain(context: list[int], tokens: list[int]) -> float:
+        ids = torch.tensor([context + tokens])
+        return causal_log_likelihood(model, ids, torch.arange(ids.shape[1])[None] >= len(context)).item()
+
+    (after, _), (alone, _) = lm.loglikelihood(requests("loglikelihood", ("Q: x", " ab"), ("", "ab")))
+    assert after == pytest.approx(chain(TOKENIZER("Q: x").input_ids, TOKENIZER(" ab").input_ids), abs=1e-10)
+    assert alone == pytest.approx(chain([bos], TOKENIZER("ab").input_ids), abs=1e-10)
+    (text,) = model_of(causal_folder, max_length=4).loglikelihood_rolling(requests("loglikelihood_rolling", ("abcde",)))
+    ids = TOKENIZER("abcde").input_ids
+    assert text == pytest.approx(chain([bos], ids[:3]) + chain(ids[1:3], ids[3:]), abs=1e-10)
+    contexts = [tuple(TOKENIZER(text).input_ids) for text in ("abc", "a longer one")]
+    written = [causal_generate(model, torch.tensor([each]), gen_length=5)[0, len(each) :].tolist() for each in contexts]
+    answers = [Answer(context, tuple(tokens), 0) for context, tokens in zip(contexts, written, strict=True)]
+    other = [Answer(each.context, (*each.tokens[:-1], (each.tokens[-1] + 1) % 200), 0) for each in answers]
+    assert is_greedy(as_denoiser(model), [*answers, *other], batch_size=3) == [True] * 2 + [False] * 2
+    found = lm.generate_until(requests("generate_until", *((each, {"until": []}) for each in ("abc", "a longer one"))))
+    ids = [causal_generate(model, torch.tensor([each]), gen_length=6)[0, len(each) :].tolist() for each in contexts]
+    assert found == [TOKENIZER.decode(before_end(each, {TOKENIZER.eos_token_id})) for each in ids]
+    with pytest.raises(RecipeError, match="cfg_scale=1.0: guidance is of masked diffusion models"):
+        model_of(causal_folder, cfg_scale=1.0)
 
 
 OVERLONG = ("loglikelihood", ("a" * 95, " bcd"))

@@ -11,6 +11,7 @@ from test_masking import standard_errors
 
 from llada.denoiser import as_denoiser
 from llada.diffusion import scoring
+from llada.diffusion.causal import causal_log_likelihood
 from llada.diffusion.likelihood import exact_elbo
 from llada.diffusion.random_streams import generator_for
 from llada.diffusion.scoring import DESIGNS, Answer, Estimate, Scorer, ScoreSettings
@@ -74,6 +75,17 @@ def test_confidence_is_the_sum_where_all_is_masked():
     assert (found[0].rows, found[0].standard_error) == (1, 0.0)
 
 
+def test_an_autoregressive_model_has_exact_likelihoods_from_one_row_each():
+    model = tiny_model(causal=True)
+    answers = [Answer((5, 6, 7), (8, 9, 10, 11), 0), Answer((5,), (12, 13), 1)]
+    (found,) = Scorer(as_denoiser(model), ScoreSettings(batch_size=2)).score([answers])
+    for answer, estimate in zip(answers, found, strict=True):
+        tokens = torch.tensor([answer.context + answer.tokens])
+        scored = torch.arange(tokens.shape[1])[None] >= len(answer.context)
+        assert estimate.value == pytest.approx(causal_log_likelihood(model, tokens, scored).item(), abs=1e-10)
+        assert (estimate.rows, estimate.standard_error) == (1, 0.0)
+
+
 def test_batches_and_order_change_nothing():
     model, rng = as_denoiser(tiny_model()), torch.Generator().manual_seed(0)
 
@@ -116,7 +128,7 @@ def options(*values: int, size: float = 1.0) -> list[Answer]:
 
 def test_a_question_ends_when_its_best_option_leads():
     """Noise 1 in a draw, 4 draws a group: options 30 nats apart end at the fewest groups, equal ones at the last."""
-    scorer = Known(None, ScoreSettings(draws=64, group=4, lead=3.0))
+    scorer = Known(Table(2), ScoreSettings(draws=64, group=4, lead=3.0))
     clear, close, single = scorer.score([options(50, 20, 10), options(50, 50), options(50)])
     assert [len(each.groups) for each in clear] == [scoring.FEWEST_GROUPS] * 3
     assert [len(each.groups) for each in close] == [16, 16]
@@ -124,23 +136,27 @@ def test_a_question_ends_when_its_best_option_leads():
 
 
 def test_options_that_are_left_behind_get_no_more_draws():
-    (found,) = Known(None, ScoreSettings(draws=64, group=4, lead=3.0)).score([options(50, 50, 10)])
+    (found,) = Known(Table(2), ScoreSettings(draws=64, group=4, lead=3.0)).score([options(50, 50, 10)])
     assert [len(each.groups) for each in found] == [16, 16, scoring.FEWEST_GROUPS]
 
 
 def test_both_orders_have_to_be_decided():
     """50 and 48 nats are clear as they are; divided by 5 and 4.8 both have 10."""
     one, two = options(50)[0], Answer((), (48,) * 9, 1, 4.8)
-    (found,) = Known(None, ScoreSettings(draws=64, group=16, lead=2.0)).score([[Answer((), one.tokens, 0, 5.0), two]])
+    (found,) = Known(Table(2), ScoreSettings(draws=64, group=16, lead=2.0)).score(
+        [[Answer((), one.tokens, 0, 5.0), two]]
+    )
     assert [len(each.groups) for each in found] == [4, 4]
     Known.noise = 0.1
-    (found,) = Known(None, ScoreSettings(draws=64, group=4, lead=2.0)).score([[Answer((), one.tokens, 0, 5.0), two]])
+    (found,) = Known(Table(2), ScoreSettings(draws=64, group=4, lead=2.0)).score(
+        [[Answer((), one.tokens, 0, 5.0), two]]
+    )
     assert len(found[0].groups) > scoring.FEWEST_GROUPS
     Known.noise = 1.0
 
 
 def test_the_error_of_a_difference_is_that_of_paired_groups():
-    scorer = Scorer(None, ScoreSettings(lead=2.0))
+    scorer = Scorer(Table(2), ScoreSettings(lead=2.0))
     together = [Estimate([1.0, 5.0, 9.0]), Estimate([0.0, 4.0, 8.5])]
     assert scorer.leads(together, [1.0, 1.0], 0, 1)
     apart = [Estimate([1.0, 5.0, 9.0]), Estimate([8.5, 0.0, 4.0])]
@@ -165,4 +181,4 @@ def test_settings_that_do_not_fit_are_named(changes, message):
 
 def test_an_empty_answer_is_refused():
     with pytest.raises(ValueError, match="an answer without tokens has no likelihood"):
-        Scorer(None, ScoreSettings()).score([[Answer((1,), (), 0)]])
+        Scorer(Table(2), ScoreSettings()).score([[Answer((1,), (), 0)]])

@@ -23,6 +23,7 @@ from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from llada.cli.adapters import adapter_fields, base_of, base_revision, check_path, missing_base
 from llada.data.tokenizer import complete_ids, load_tokenizer
+from llada.denoiser import check_masked
 from llada.errors import RecipeError
 from llada.files import MANIFEST, flaw_of, has_manifest
 from llada.models.common.lora import add_adapters, merge_adapters
@@ -98,15 +99,16 @@ def load_config(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
 
 
 def load_model(name: str, config: PreTrainedConfig, dtype: str = "auto") -> PreTrainedModel:
-    """A model for sampling, in evaluation mode; adapters are merged if the base is in float32 (see the module).
+    """A model for the sampler, in evaluation mode; adapters are merged if the base is in float32 (see the module).
 
     Args:
         config: the config of `load_config`.
         dtype: of the weights; "auto" is the saved one.
 
     Raises:
-        RecipeError, ValueError: a weight file is damaged, or does not fit the config.
+        RecipeError, ValueError: the model is autoregressive, or a weight file is damaged or does not fit the config.
     """
+    check_masked(config.denoiser_spec)
     model = load_base(name, config, dtype)
     if adapter_fields(name) is not None:
         wrapped = add_adapters(model, name)

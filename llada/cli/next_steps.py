@@ -62,6 +62,7 @@ def next_steps(
     rows: int | None,
     dropped: bool = False,
     budget: int | None = None,
+    causal: bool = False,
 ) -> str:
     """Commands for a trained model or adapters, one a line under a comment.
 
@@ -72,17 +73,19 @@ def next_steps(
         rows: the number of examples that fit; None for a stream.
         dropped: whether training may have left out rows of `data`, whose prompts may then be none.
         budget: forward passes of each response in preference training (n); None in other training.
+        causal: whether the model is autoregressive, with which neither the sampler nor preference training works.
     """
-    steps = [("talk to it", command("python", "-m", "llada.chat", "--model", output_dir))]
+    information = ("what it is", command("python", "-m", "llada.info", output_dir))
+    steps = [information if causal else ("talk to it", command("python", "-m", "llada.chat", "--model", output_dir))]
     completions = (
         "answers to prompts of yours, a file with the column prompt",
         sample("generate.py", output_dir, "PROMPTS.jsonl", "completions.jsonl"),
     )
     if "chosen" in columns:
-        steps += [("what it is", command("python", "-m", "llada.info", output_dir)), completions]
+        steps += [information, completions]
         if base is not None and rows:
             steps.append(("how noisy its scores are", variance(output_dir, base, data, rows, budget)))
-    elif {"completion", "messages"} & set(columns):
+    elif {"completion", "messages"} & set(columns) and not causal:
         steps.append(completions)
         if {"prompt", "answer"} <= set(columns):
             what, run = (
@@ -92,7 +95,7 @@ def next_steps(
             prompts = "PROMPTS.jsonl" if dropped else data
             steps.append((what, sample("make_pairs.py", output_dir, prompts, "pairs.jsonl", run)))
         steps.append(("align it with preferences", train("align.py", output_dir, "aligned", "PAIRS.jsonl")))
-    else:
+    elif not {"completion", "messages"} & set(columns):
         steps.append(("fine-tune it on prompts and answers", train("sft.py", output_dir, "sft", "YOUR.jsonl")))
     if adapter_fields(output_dir) is not None:
         merged = Path(output_dir).with_name(Path(output_dir).name + "_merged")

@@ -230,7 +230,8 @@ def launch(
     dropped = args.drop_invalid or args.drop_overlong
     design = getattr(trainer, "design", None)  # preference trainers have one
     budget = None if design is None else design.n
-    return trainer, next_steps(args.output_dir, base, recipe.dataset_name, list(row), count, dropped, budget)
+    causal = trainer.spec.attention == "causal"
+    return trainer, next_steps(args.output_dir, base, recipe.dataset_name, list(row), count, dropped, budget, causal)
 
 
 def first_row(recipe: RecipeArguments) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from llada.checks import PositiveInt, Range, check
-from llada.denoiser import Denoiser, as_denoiser
+from llada.denoiser import Denoiser, as_denoiser, check_masked
 from llada.diffusion.forwards import Forward, whole_batches
 from llada.diffusion.masking import MaskDraws, corrupt, exact_count_masks
 
@@ -28,8 +28,9 @@ def mask_id_of(denoiser: Denoiser) -> int:
     """The id of the MASK token.
 
     Raises:
-        ValueError: the model's config has no mask id.
+        ValueError: the model is autoregressive, or its config has no mask id.
     """
+    check_masked(denoiser.spec)
     if denoiser.spec.mask_id is None:
         raise ValueError("the model's config has no mask_token_id")
     return denoiser.spec.mask_id

@@ -6,6 +6,8 @@ An answer of L tokens has 2^L - 1 masks. Where they are no more than the draws t
 is exact. Longer answers get groups of draws: dependent within a group, independent between groups, so that the spread
 of the groups' means gives the standard error.
 
+Of an autoregressive model, the likelihood of an answer is exact from one row (`llada.diffusion.causal`).
+
 With `lead`, a question's options get groups only as long as it matters: an option whose value is below the best one's
 by `lead` standard errors of their difference gets no more draws, and the question ends when the best option leads all
 others so. Both orders that benchmarks use count, that of values and that of values divided by `Answer.size`. What is
@@ -23,7 +25,7 @@ import torch
 from torch import Generator, Tensor
 
 from llada.checks import OneOf, PositiveFloat, PositiveInt, check_fields
-from llada.denoiser import Denoiser
+from llada.denoiser import NOT_SCORED, Denoiser
 from llada.diffusion.baseline import leave_one_out
 from llada.diffusion.likelihood import mask_id_of, systematic_counts
 from llada.diffusion.masking import MaskDraws, corrupt, exact_count_draws, exact_count_masks, timesteps
@@ -169,6 +171,7 @@ class Scorer:
         guide: Callable[[Denoiser, Tensor], Denoiser] | None = None,
     ):  # fmt: skip
         self.denoiser, self.settings, self.device, self.guide, self.rows = denoiser, settings, device, guide, 0
+        self.is_causal = denoiser.spec.attention == "causal"
 
     @torch.no_grad()
     def score(self, questions: Sequence[Sequence[Answer]]) -> list[list[Estimate]]:
@@ -202,7 +205,7 @@ class Scorer:
     def masks_without_draws(self, answer: Answer) -> tuple[Tensor, Tensor] | None:
         """Masks and weights [S, L] of an answer that needs no random draws, if it is one."""
         length = len(answer.tokens)
-        if self.settings.design == CONFIDENCE:
+        if self.settings.design == CONFIDENCE or self.is_causal:
             return torch.ones(1, length, dtype=torch.bool), torch.ones(1, length, dtype=torch.float64)
         few = length < 32 and 2**length - 1 <= self.settings.draws
         return every_mask(length) if few and self.settings.design != "published" else None
@@ -272,21 +275,22 @@ class Scorer:
         return found
 
     def values(self, rows: list[Row]) -> list[float]:
-        mask_id = mask_id_of(self.denoiser)
-        tokens_RW, real_RW, answer_RW = (each.to(self.device) for each in laid_out([row[0] for row in rows], mask_id))
+        tokens_RW, real_RW, answer_RW = (each.to(self.device) for each in laid_out([row[0] for row in rows]))
         masked_RW = torch.zeros_like(answer_RW)
         masked_RW[answer_RW] = torch.cat([masked_L for _, masked_L, _ in rows]).to(self.device)
+        noisy_RW, target_RW = tokens_RW, tokens_RW.masked_fill(~masked_RW, NOT_SCORED)
+        if not self.is_causal:
+            noisy_RW, target_RW = corrupt(tokens_RW, masked_RW, mask_id_of(self.denoiser))
         denoiser = self.denoiser if self.guide is None else self.guide(self.denoiser, ~answer_RW)
-        attention_RW = None if real_RW.all() else real_RW.long()
-        log_prob_RW = denoiser.log_probs(*corrupt(tokens_RW, masked_RW, mask_id), attention_RW)
+        log_prob_RW = denoiser.log_probs(noisy_RW, target_RW, None if real_RW.all() else real_RW.long())
         parts = log_prob_RW[answer_RW].double().cpu().split([len(answer.tokens) for answer, _, _ in rows])
         return [float(part_L @ weight_L) for part_L, (_, _, weight_L) in zip(parts, rows, strict=True)]
 
 
-def laid_out(answers: Sequence[Answer], fill: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Contexts followed by answers as [R, W] token ids, with `fill` behind; where tokens are, and where answers are."""
+def laid_out(answers: Sequence[Answer]) -> tuple[Tensor, Tensor, Tensor]:
+    """Contexts followed by answers as token ids, with 0 behind; where tokens are; where answers are: [R, W] each."""
     width = max(len(answer.context) + len(answer.tokens) for answer in answers)
-    tokens_RW = torch.full((len(answers), width), fill)
+    tokens_RW = torch.zeros(len(answers), width, dtype=torch.long)
     real_RW, answer_RW = (torch.zeros(len(answers), width, dtype=torch.bool) for _ in range(2))
     for row, answer in enumerate(answers):
         first, end = len(answer.context), len(answer.context) + len(answer.tokens)

@@ -3,5 +3,6 @@
     python -m llada.harness run --model llada --model_args pretrained=DIR,preset=llada-1.5/gsm8k --tasks gsm8k
 
 is the harness's own command line with the model `llada` added. The harness has no plug-ins for models; in Python,
-importing `llada.harness.model` registers it. `recipes/evaluate.py` runs the benchmarks of `llada.harness.published`.
+importing `llada.harness.model` registers it. `recipes/evaluate.py` runs a paper's benchmarks
+(`llada.harness.published`).
 """

@@ -16,6 +16,7 @@ from llada.denoiser import as_denoiser
 from llada.diffusion.random_streams import generator_for
 from llada.harness.requests import Encoded, place, stream_key
 from llada.sampling.block_cache import SamplerStats
+from llada.sampling.left_to_right import causal_generate
 from llada.sampling.loop import generate
 from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import before_end, ends_of
@@ -68,7 +69,8 @@ def generated(
 ) -> Iterator[tuple[int, str]]:  # fmt: skip
     """Yield the number of each request and its answer, longest prompts first.
 
-    Greedy answers are sampled together. At a temperature above 0, every answer is sampled alone with a random stream of
+    Of an autoregressive model, only `gen_length` and `temperature` of the settings count. Greedy answers are sampled
+    together. At a temperature above 0, every answer is sampled alone with a random stream of
     its own, so that it does not depend on what runs beside it.
     """
     spec, device = as_denoiser(model).spec, next(model.parameters()).device
@@ -87,10 +89,15 @@ def generated(
             mask_BP = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
             stream = generator_for(seed, stream_key(requests[batch[0]].prompt.context)).initial_seed()
             generator = torch.Generator(device).manual_seed(stream)
-            canvas, cost = generate(
-                model, ids_BP.to(device), mask_BP.to(device), settings, generator=generator, return_stats=True
-            )
-            stats.add(cost)
+            prompts = ids_BP.to(device), mask_BP.to(device)
+            if spec.attention == "causal":
+                length, temperature = settings.gen_length, settings.temperature
+                canvas = causal_generate(
+                    model, *prompts, gen_length=length, temperature=temperature, generator=generator
+                )
+            else:
+                canvas, cost = generate(model, *prompts, settings, generator=generator, return_stats=True)
+                stats.add(cost)
             answers = [before_end(row, ends) for row in canvas[:, ids_BP.shape[1] :].tolist()]
             for number, text in zip(batch, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
                 yield number, cut(text, requests[number].until)

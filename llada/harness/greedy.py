@@ -1,7 +1,8 @@
 """Whether a model would write an answer by itself: the greedy check behind `acc` of tasks such as LAMBADA.
 
 LLaDA (arXiv 2502.09992; `suffix_greedy_prediction` of its evaluation code) masks the whole answer, and commits in each
-step the most probable token of the position at which it is most probable.
+step the most probable token of the position at which it is most probable. An autoregressive model writes from left to
+right.
 
 Shapes: R rows of a forward pass, W columns, N masked positions, V vocabulary.
 """
@@ -28,6 +29,9 @@ def is_greedy(
 
     An answer leaves the batch at its first token that is another one, so that most cost few forward passes.
     """
+    if denoiser.spec.attention == "causal":
+        batches = [answers[start : start + batch_size] for start in range(0, len(answers), batch_size)]
+        return [each for batch in batches for each in most_likely_throughout(denoiser, batch, device)]
     order = sorted(range(len(answers)), key=lambda index: -len(answers[index].context) - len(answers[index].tokens))
     found = [False] * len(answers)
     left = {index: list(answers[index].tokens) for index in order}  # masked positions hold their token, others None
@@ -50,10 +54,20 @@ def is_greedy(
     return found
 
 
+def most_likely_throughout(denoiser: Denoiser, answers: Sequence[Answer], device) -> list[bool]:
+    """Whether each token of an answer is the most likely next one of an autoregressive model, R values."""
+    tokens_RW, real_RW, answer_RW = (each.to(device) for each in laid_out(answers))
+    logits_NV = denoiser.logits(Request(tokens_RW, real_RW, answer_RW))
+    if denoiser.spec.mask_id is not None:
+        logits_NV[:, denoiser.spec.mask_id] = -torch.inf  # as in sampling
+    is_best_N = logits_NV.argmax(-1) == tokens_RW[answer_RW]
+    return [bool(part.all()) for part in is_best_N.split([len(answer.tokens) for answer in answers])]
+
+
 def most_confident(denoiser, answers, left, device, guide) -> tuple[list[int], list[int]]:
     """The position within each answer that is most probable among its masked ones, and the token there, R each."""
     mask_id = mask_id_of(denoiser)
-    tokens_RW, real_RW, answer_RW = (each.to(device) for each in laid_out(answers, mask_id))
+    tokens_RW, real_RW, answer_RW = (each.to(device) for each in laid_out(answers))
     masked_RW = torch.zeros_like(answer_RW)
     masked_RW[answer_RW] = torch.tensor([each is not None for missing in left for each in missing], device=device)
     guided = denoiser if guide is None else guide(denoiser, ~answer_RW)

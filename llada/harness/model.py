@@ -16,11 +16,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llada.cli.adapters import settings_folder
 from llada.cli.arguments import fit_context, note, sampler_settings
-from llada.cli.checkpoint import load_config, load_model
+from llada.cli.checkpoint import load_config, load_merged, load_model
 from llada.cli.fingerprint import fingerprint, hash_of
 from llada.denoiser import as_denoiser
 from llada.diffusion.scoring import Scorer
@@ -34,6 +34,7 @@ from llada.sampling.guidance import GuidedDenoiser
 from llada.sampling.settings import SamplerSettings
 
 QUESTIONS = 16  # scored between two writes to the harness's cache
+IN_MEMORY = "a model in memory"
 NO_MATTER = ("pretrained", "preset", "device", "batch_size")  # to answers: the model's files and the settings do
 
 
@@ -42,8 +43,8 @@ class HarnessModel(TemplateLM):
     """A masked diffusion language model for `lm_eval`.
 
     Args:
+        pretrained: a model or adapter directory, a hub name, or a model in memory, which needs its `tokenizer`.
         max_batch_size: of the harness, for its automatic batch sizes, which this model does not have.
-        loaded: the model of another `HarnessModel` of the same files, which is then not loaded again.
         exact_sampler: sampler settings in place of those of options, preset and the model's files.
         options: see `llada.harness.settings.HarnessSettings`; the rest are sampler settings by name.
 
@@ -52,16 +53,21 @@ class HarnessModel(TemplateLM):
     """
 
     def __init__(
-        self, max_batch_size: int | None = None, loaded: PreTrainedModel | None = None,
-        exact_sampler: SamplerSettings | None = None, **options: Any,
+        self, pretrained: str | PreTrainedModel = "", tokenizer: PreTrainedTokenizerBase | None = None,
+        max_batch_size: int | None = None, exact_sampler: SamplerSettings | None = None, **options: Any,
     ):  # fmt: skip
         super().__init__()
         if isinstance(size := options.get("batch_size"), str):  # the command line's
             if not size.isdigit():
                 raise RecipeError(f"batch_size={size!r} must be a number of rows: this model has no automatic size")
             options["batch_size"] = int(size)
-        self.options, sampler = read_options(options)
-        self.tokenizer, config = load_config(self.options.pretrained)
+        in_memory = None if isinstance(pretrained, str) else pretrained
+        self.options, sampler = read_options({"pretrained": pretrained if in_memory is None else IN_MEMORY} | options)
+        if in_memory is None:
+            self.tokenizer, config = load_config(self.options.pretrained)
+        else:
+            assert tokenizer is not None
+            self.tokenizer, config = tokenizer, in_memory.config
         context = config.denoiser_spec.context
         named = Namespace(model=self.options.pretrained, preset=self.options.preset)
         self.sampler = exact_sampler or fit_context(sampler_settings(named, sampler), named, sampler, context)
@@ -69,14 +75,25 @@ class HarnessModel(TemplateLM):
             exact_sampler or named.preset or settings_folder(named.model)
             or any(value is not None for value in (sampler.gen_length, sampler.block_length, sampler.steps))
         )  # fmt: skip
+        spec = config.denoiser_spec
+        if spec.attention == "causal" and self.sampler.cfg_scale:
+            raise RecipeError(f"cfg_scale={self.sampler.cfg_scale}: guidance is of masked diffusion models")
+        # What comes before a text without a context: an autoregressive model needs a token there.
+        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else spec.eos_id
+        self.prefix = [start] if spec.attention == "causal" else []
         self.room = min(context, self.options.max_length or context)
         answering = {name: value for name, value in vars(self.options).items() if name not in NO_MATTER}
-        parts = fingerprint(self.options.pretrained, config, self.tokenizer)
+        parts = None if in_memory is not None else fingerprint(self.options.pretrained, config, self.tokenizer)
         self.identity = hash_of([parts, answering, vars(self.sampler)])
         state = PartialState(cpu=self.options.device == "cpu" or not torch.cuda.is_available())
         self._rank, self._world_size = state.process_index, state.num_processes
-        self._device = state.device if self.options.device in ("auto", "cuda") else torch.device(self.options.device)
-        self.model = loaded or load_model(self.options.pretrained, config, self.options.dtype).to(self._device)
+        if in_memory is None:
+            named_device = self.options.device not in ("auto", "cuda")
+            self._device = torch.device(self.options.device) if named_device else state.device
+            load = load_causal if config.causal else load_model
+            self.model = load(self.options.pretrained, config, self.options.dtype).to(self._device)
+        else:
+            self.model, self._device = in_memory, in_memory.device
         self.stats, self.rows, self.errors = SamplerStats(), 0, list[float]()
 
     # What the harness asks a model for.
@@ -146,7 +163,7 @@ class HarnessModel(TemplateLM):
         encoded = []
         for request in requests:
             context, continuation = request.args
-            ids = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
+            ids = self._encode_pair(context, continuation) if context else (self.prefix, self.tok_encode(continuation))
             if not ids[1]:
                 raise RecipeError(f"{place(request)} asks for the likelihood of nothing: {continuation!r}")
             size = max(1.0, float(len(continuation.strip())))
@@ -168,7 +185,8 @@ class HarnessModel(TemplateLM):
             prefix = -1  # of the harness, for models that need a token before the first: dropped below
             # A window of the harness has one token more, because the last one is no input of an autoregressive model.
             for window in map(make_disjoint_window, get_rolling_token_windows(ids, prefix, self.room - 1, 1)):
-                context = tuple(token for token in window[0] if token != prefix)
+                begins = window[0] == [prefix]
+                context = tuple(self.prefix if begins else window[0])
                 owner.append(number)
                 encoded.append(Encoded(context, tuple(window[1]), 1.0, (number, len(owner), ""), place(request)))
         values = [0.0] * len(requests)
@@ -228,6 +246,10 @@ class HarnessModel(TemplateLM):
             found[number] = text
             self.cache_hook.add_partial("generate_until", requests[number].args, text)
         return [found[number] for number in range(len(requests))]
+
+
+def load_causal(name: str, config, dtype: str) -> PreTrainedModel:
+    return load_merged(name, config, dtype)[0]
 
 
 def guided(denoiser, given_RW: torch.Tensor, scale: float) -> GuidedDenoiser:

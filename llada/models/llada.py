@@ -2,10 +2,10 @@
 
     x = wte(ids);  per block: x += attn_out(attention(rms(x))),  x += ff_out(silu(ff_proj h) * up_proj h), h = rms(x)
 
-It uses RMSNorm, rotary positions (half-split), SwiGLU and no causal mask (ib., Table 5). Tensor names are
-those of the published checkpoints (`model.transformer.blocks.0.q_proj.weight`, ...; note that a block's `ff_proj` is
-the gate, its `ff_out` the down projection, and the top-level `ff_out` the language-model head), so weights load and
-save with no conversion.
+It uses RMSNorm, rotary positions (half-split), SwiGLU and no causal mask (ib., Table 5; the config field `causal` asks
+for one, as the paper's autoregressive baseline has). Tensor names are those of the published checkpoints
+(`model.transformer.blocks.0.q_proj.weight`, ...; note that a block's `ff_proj` is the gate, its `ff_out` the down
+projection, and the top-level `ff_out` the language-model head), so weights load and save with no conversion.
 
 Shapes: B sequences, L tokens, D width, H heads, K key/value heads, C head size.
 """
@@ -52,8 +52,9 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
 
     Defaults are LLaDA-8B's (LLaDA, arXiv 2502.09992, Table 5, and the released config). `n_kv_heads` below `n_heads`
     means grouped-query attention, `weight_tying` shares the input embedding with the head, `include_qkv_bias` adds a
-    bias to the query, key and value projections. `eot_token_id` (end of a chat turn) is not in the published files; it
-    is set when a tokenizer supplies it.
+    bias to the query, key and value projections. `causal`, which no published file has, makes it an autoregressive
+    model of the same form: a token sees those before it, and the output at its position predicts the next one.
+    `eot_token_id` (end of a chat turn) is not in the published files; it is set when a tokenizer supplies it.
 
     Raises:
         ValueError: a field has a value that this code does not implement and that would change the output, or sizes
@@ -84,6 +85,7 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
     rms_norm_eps: PositiveFloat = 1e-5
     include_qkv_bias: bool = False
     weight_tying: bool = False
+    causal: bool = False
     mask_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -116,11 +118,10 @@ class LLaDAConfig(FamilyConfig, PreTrainedConfig):
 class LLaDABlock(GradientCheckpointingLayer):
     """Pre-norm transformer block; the transformers attention interface receives it as `module`."""
 
-    is_causal = False
-
     def __init__(self, config: LLaDAConfig):
         super().__init__()
         self.config = config
+        self.is_causal = config.causal
         self.head_size = config.d_model // config.n_heads
         kv_heads = config.n_kv_heads or config.n_heads  # for the type checker: the config has set it
         self.num_key_value_groups = config.n_heads // kv_heads

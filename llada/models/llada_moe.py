@@ -56,7 +56,7 @@ class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
 
     `moe_layer_freq` has a 1 for each layer with experts and a 0 for each dense one. `router_aux_loss_coef` and
     `router_z_loss_coef` weigh the router's losses in training; the first is a published field, the second has
-    LLaDA-MoE's value (arXiv 2509.24389). 0 turns a loss off.
+    LLaDA-MoE's value (arXiv 2509.24389). 0 turns a loss off. `causal`: see `LLaDAConfig`.
 
     Raises:
         ValueError: a field has a value that this code does not implement and that would change the output, or sizes
@@ -80,6 +80,7 @@ class LLaDAMoEConfig(FamilyConfig, PreTrainedConfig):
     rope_theta: RopeTheta = 50000.0
     rms_norm_eps: PositiveFloat = 1e-5
     tie_word_embeddings: bool = False
+    causal: bool = False
     router_aux_loss_coef: NonNegativeFloat = 0.01
     router_z_loss_coef: NonNegativeFloat = 0.001
     mask_token_id: int | None = None
@@ -242,13 +243,12 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Bidirectional attention with per-head norms of queries and keys; the attention interface's `module`."""
-
-    is_causal = False
+    """Attention with per-head norms of queries and keys; the attention interface's `module`."""
 
     def __init__(self, config: LLaDAMoEConfig):
         super().__init__()
         self.config = config
+        self.is_causal = config.causal
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
         self.head_size = config.hidden_size // heads
         self.num_key_value_groups = heads // kv_heads

@@ -3,6 +3,8 @@
     loss of a row = - (1/n) sum_{i masked} w log p(x_0^i | x_t),   n scored tokens, w = 1/t or L/l
                                                        (LLaDA, arXiv 2502.09992, Alg. 1 and 2, one mask per row)
 
+    loss of a row = - (1/n) sum_i log p(x^i | x^<i),   of an autoregressive model (config field `causal`)
+
 The batch loss is the mean over rows, so it does not depend on the split into micro-batches and processes. Neither do
 the masks, which come from `generator_for(seed, epoch, example id)` and are the same after a resume. All evaluations use
 the same masks, so that the curve shows only changes of the model.
@@ -24,6 +26,7 @@ from llada.data.loading import column_names
 from llada.data.rows import MASK_COLUMNS, ROW_COLUMNS, TokenizedRows
 from llada.data.tokenizer import set_eos, set_template
 from llada.denoiser import Denoiser, ModuleDenoiser
+from llada.diffusion.causal import causal_log_likelihood, has_previous
 from llada.diffusion.likelihood import elbo_draws
 from llada.diffusion.masking import draw_masks
 from llada.diffusion.random_streams import EVALUATION, generator_for
@@ -51,6 +54,8 @@ def likelihood_metrics(prediction: EvalPrediction) -> dict[str, float]:
 class MaskedDiffusionTrainer(DiffusionTrainerBase):
     """Train a masked diffusion model on documents (pretraining) or on prompts and responses (SFT).
 
+    An autoregressive model (config field `causal`) has its own loss, and an exact evaluation; the rest is the same.
+
     Args:
         model: a model, or a name or path for `AutoModelForCausalLM`, which loads it in fp32 (as saved if only adapters
             are trained).
@@ -67,8 +72,8 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
             linear layers of the blocks, not the head).
 
     Raises:
-        ValueError: the tokenizer or its ids do not fit the model, `max_length` exceeds its context, or a row cannot
-            be trained on (`llada.errors.DataError`).
+        ValueError: the tokenizer or its ids do not fit the model, `max_length` exceeds its context, an option has no
+            meaning for an autoregressive model, or a row cannot be trained on (`llada.errors.DataError`).
         FloatingPointError: the loss is not finite; raised before the optimizer step.
     """
 
@@ -118,15 +123,19 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
             [RisingLoss(), *(callbacks or [])], optimizers, quantization_config, peft_config,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )  # fmt: skip
+        if self.spec.attention == "causal":
+            self.args.check_causal()
 
     def introduction(self) -> str:
         packed = "" if self.args.packing is False else " documents (text) are packed,"
         tail = "up to the longest row" if self.args.eos_tail == "batch" else self.args.eos_tail
+        kind, loss = f"Masked diffusion training: one {self.args.masks} mask of each row a step", "a likelihood bound"
+        if self.spec.attention == "causal":
+            kind, loss = "Autoregressive training (causal=True): each token from those before it", "the likelihood"
         return (
-            f"Masked diffusion training: one {self.args.masks} mask of each row a step, rows of at most "
-            f"{self.max_length} tokens, EOS tail {tail}, rate {self.args.learning_rate:g} "
+            f"{kind}, rows of at most {self.max_length} tokens, EOS tail {tail}, rate {self.args.learning_rate:g} "
             f"({self.args.lr_scheduler_type.value}).\nUnlike TRL's SFTTrainer: rows are never cut,{packed} the "
-            "loss is a likelihood bound in nats per token. docs/trl.md lists all."
+            f"loss is {loss} in nats per token. docs/trl.md lists all."
         )
 
     @staticmethod
@@ -204,13 +213,23 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
     def negative_elbo(
         self, denoiser: Denoiser, inputs: dict[str, Tensor], epoch: int, n: int, masks: str, levels: str
     ) -> tuple[Tensor, Tensor]:
-        """Each row's negative ELBO, averaged over n draws, in nats, and its number of scored tokens, both [B]."""
+        """Each row's negative ELBO, averaged over n draws, in nats, and its number of scored tokens, both [B].
+
+        Of an autoregressive model, its exact negative log-likelihood, and the number of tokens that it predicts.
+        """
         generators = [generator_for(self.args.seed, epoch, key) for key in inputs["example_id"].tolist()]
         attention_BL, response_mask_BL = inputs["attention_mask"], inputs["response_mask"]
         if epoch != EVALUATION and self.args.random_length_probability:
             keep_BL = random_lengths(response_mask_BL.cpu(), generators, self.args.random_length_probability)
             keep_BL = keep_BL.to(response_mask_BL.device)
             attention_BL, response_mask_BL = attention_BL * keep_BL, response_mask_BL & keep_BL
+        if self.spec.attention == "causal":
+            shape, segment_ids = response_mask_BL.shape, inputs.get("segment_ids")
+            scored_BL = response_mask_BL & has_previous(attention_BL, segment_ids, shape, response_mask_BL.device)
+            if epoch != EVALUATION:
+                self.throughput.count_work(inputs, scored_BL[None], attention_BL=attention_BL)
+            values_B = causal_log_likelihood(denoiser, inputs["input_ids"], scored_BL, attention_BL)
+            return -values_B, scored_BL.sum(-1).clamp(min=1)  # a row of one token has nothing to predict
         draws = draw_masks(response_mask_BL, generators, n, masks, levels)
         if epoch != EVALUATION:
             self.throughput.count_work(inputs, draws.masked_SBL, attention_BL=attention_BL)
@@ -245,7 +264,9 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
             )
         self.check_finite(nelbo_B, inputs)
         # Returns no loss: the Trainer would average it over batches, `likelihood_metrics` averages over rows.
-        return None, nelbo_B, torch.stack([length_B, inputs["text_bytes"]], -1)
+        # An autoregressive model does not predict a document's first token, whose bytes are taken off by share.
+        bytes_B = inputs["text_bytes"] * length_B // inputs["response_mask"].sum(-1)
+        return None, nelbo_B, torch.stack([length_B, bytes_B], -1)
 
 
 def formatted(data, formatting_func: Callable[[dict[str, Any]], str], column: str):

@@ -63,6 +63,21 @@ class MaskedDiffusionConfig(MaskedDiffusionOptions, DiffusionArguments):
         }
         return cls(output_dir=args.output_dir, **given)
 
+    def check_causal(self) -> None:
+        """Raise ValueError if an option is set that has no meaning for an autoregressive model."""
+        defaults = {field.name: field.default for field in fields(MaskedDiffusionOptions)}
+        for name, why in (
+            ("masks", "it draws no masks"),
+            ("eval_draws", "its evaluation draws no masks: one pass is exact"),
+            ("eos_tail", "it stops at its first EOS and learns nothing from more"),
+        ):
+            value = getattr(self, name)
+            if value != defaults[name] and (name, value) != ("eos_tail", "0"):
+                raise ValueError(
+                    f"{name}={value!r} has no meaning for an autoregressive model (config field causal=True): {why}. "
+                    f"Leave it out, or set {name}={defaults[name]}"
+                )
+
     def form(self, training: bool) -> RowForm:
         """What is made of the rows of training or evaluation data."""
         packing = self.packing if training or self.eval_packing is None else self.eval_packing

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from llada.denoiser import as_denoiser
+from llada.denoiser import as_denoiser, check_masked
 from llada.pretrained import check_config, from_files
 from llada.training.inputs import has_adapters
 from vrpo.training.own_reference import check_start
@@ -40,6 +40,7 @@ def make_reference(
             so that without them the model is not the initial policy; or, under ZeRO-3, the policy cannot be read a
             second time from where it was loaded.
     """
+    check_masked(as_denoiser(model).spec)
     if ref_model is None and peft_config is not None:
         check_start(peft_config)
         return None
@@ -57,6 +58,7 @@ def make_reference(
     if reference is model:
         raise ValueError("ref_model is the model itself, which training changes: pass None for a frozen copy")
     policy, other = as_denoiser(model).spec, as_denoiser(reference).spec
+    check_masked(other)
     for name, ours, theirs in (
         ("embedding_size", policy.vocabulary, other.vocabulary),
         ("mask_token_id", policy.mask_id, other.mask_id),

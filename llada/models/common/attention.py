@@ -1,4 +1,4 @@
-"""Bidirectional attention through the transformers attention interface, with its positions and masks.
+"""Attention through the transformers attention interface, bidirectional or causal, with its positions and masks.
 
 Shapes: B sequences, L tokens, Q query positions of each, D width, H heads, K key/value heads, C head size.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, packed_sequence_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llada.kv_cache import KeyValueCache
@@ -137,6 +137,9 @@ def attention_context(
 ) -> AttentionContext:  # fmt: skip
     """Positions, rotary angles and the attention mask of a batch.
 
+    A causal model (`config.causal`) with a cache forwards the whole text first and then one position at a time, which
+    sees the tokens that `attention_mask` marks: those up to its own.
+
     Raises:
         ValueError: the segment ids are no integers [B, L] or come with a cache, or the attention backend does not
             support these segments, or padding with a cache.
@@ -149,7 +152,10 @@ def attention_context(
         same_segment = packed_sequence_mask_function(runs_BL)
     if cache is not None and cache.positions_RQ is not None:
         positions_BL = cache.positions_RQ
+        assert not config.causal or positions_BL.shape[1] == 1
         mask = partial_query_mask(config._attn_implementation, attention_mask, x_BLD.dtype) if padded else None
+    elif config.causal:
+        mask = create_causal_mask(config, x_BLD, attention_mask, None, and_mask_function=same_segment)
     else:
         mask = create_bidirectional_mask(config, x_BLD, attention_mask, and_mask_function=same_segment)
     cos, sin = rotary_angles(positions_BL, head_size, config.rope_theta, at_least_fp32(x_BLD.dtype))

@@ -52,7 +52,9 @@ class RMSNorm(nn.Module):
 
 
 class MaskedLM(PreTrainedModel):
-    """A masked diffusion language model. A subclass provides the output embeddings (the head) and a module `model`:
+    """A masked diffusion language model, or, with the config field `causal`, an autoregressive one of the same form,
+    whose output at position i predicts token i + 1. A subclass provides the output embeddings (the head) and a module
+    `model`:
 
     (input_ids, attention_mask, segment_ids, kv_cache, subset) -> final normalised hidden states [B, L, D] ([B, Q, D]
     with a `subset`), and auxiliary losses [B, A] (in training, if the model has any; else None).
@@ -177,11 +179,11 @@ class MaskedLM(PreTrainedModel):
     def last_block_may_skip(self) -> bool:
         """Whether the last block need compute only what the head reads.
 
-        Attention backends other than these have no mask tensor that could be cut to a subset of the queries, and router
-        losses are those of all tokens.
+        Attention backends other than these have no mask tensor that could be cut to a subset of the queries, a causal
+        mask differs between queries, and router losses are those of all tokens.
         """
         routed = self.training and bool(self.config.auxiliary_losses())
-        return self.config._attn_implementation in ("sdpa", "eager") and not routed
+        return self.config._attn_implementation in ("sdpa", "eager") and not routed and not self.config.causal
 
     @property
     def denoiser_spec(self) -> DenoiserSpec:

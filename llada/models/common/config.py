@@ -78,7 +78,8 @@ class FamilyConfig:
         heads = f"{self.num_attention_heads} heads"
         if self.num_key_value_heads != self.num_attention_heads:
             heads += f" ({self.num_key_value_heads} of keys and values)"
-        return f"{self.feed_forward()}, {self.num_hidden_layers} layers, width {self.hidden_size}, {heads}"
+        kind = "autoregressive, " if self.causal else ""
+        return f"{kind}{self.feed_forward()}, {self.num_hidden_layers} layers, width {self.hidden_size}, {heads}"
 
     def feed_forward(self) -> str:
         return "dense"
@@ -98,4 +99,7 @@ class FamilyConfig:
         """The `DenoiserSpec` of the model. `attribute_map` translates names of sizes that differ between families."""
         ids = {f"{name}_id": getattr(self, f"{name}_token_id") for name in ("mask", "eos", "pad", "eot")}
         sizes = {"context": self.max_sequence_length, "vocabulary": self.embedding_size}
-        return DenoiserSpec(**ids, **sizes, kv_cache=True, auxiliary_losses=self.auxiliary_losses())
+        return DenoiserSpec(
+            **ids, **sizes, shifted=self.causal, attention="causal" if self.causal else "bidirectional", kv_cache=True,
+            auxiliary_losses=self.auxiliary_losses(),
+        )  # fmt: skip

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -34,6 +35,8 @@ from llada.sampling.settings import SamplerSettings
 
 OF_MODEL = ("batch_size", "seed", "dtype", "device", "truncate")  # options that are the harness model's
 PUBLISHED_GROUP = 8  # draws that depend on each other: the batch of the published evaluation's likelihoods
+# Python puts a script's folder first on its path, where this file would take the place of the package `evaluate`.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
 
 

@@ -252,6 +252,43 @@ def test_the_tiny_suite_runs_on_a_tiny_model(saved, monkeypatch):
         run(saved, "--gen_length", "2048")
 
 
+def test_a_benchmark_that_was_killed_goes_on_from_its_answers(saved, monkeypatch):
+    """Ctrl-C after three answers of six: the other three are sampled, and the figures are those of a whole run."""
+    import llada.harness.model
+
+    counts, generated = [], llada.harness.model.generated
+
+    def counted(model, tokenizer, asked, *others):
+        counts.append(len(asked))
+        for count, found in enumerate(generated(model, tokenizer, asked, *others)):
+            if len(counts) == 1 and count == 3:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(llada.harness.model, "generated", counted)
+    words = ("--device", "cpu", "--tasks", "sums", "--limit", "6", "--batch_size", "1")
+    with pytest.raises(KeyboardInterrupt):
+        run(saved, *words)
+    found = run(saved, *words)
+    assert counts == [6, 3]
+    first = samples_of(saved / "out")
+    evaluate.main(["--suite", "tiny", "--model", str(saved / "model"), "--output", str(saved / "whole"), *words])
+    whole = json.loads((saved / "whole" / "evaluation.json").read_text())
+    assert whole["benchmarks"]["tiny/sums"]["figures"] == found["benchmarks"]["tiny/sums"]["figures"]
+    assert samples_of(saved / "whole") == first
+    assert counts == [6, 3, 6]
+
+
+@pytest.mark.slow
+def test_the_script_does_not_take_the_place_of_the_package_evaluate(saved):
+    """HumanEval's task imports it; its metric cannot be loaded here, which is as far as it comes."""
+    command = [sys.executable, "recipes/evaluate.py", "--suite", "llada-1.5", "--tasks", "humaneval"]
+    command += ["--confirm_run_unsafe_code", "true", "--model", str(saved / "model"), "--output", str(saved / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert re.search("llada-1.5/humaneval: .*code_eval", found.stderr)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_same_as_one(saved):
     """As `accelerate launch` starts them, on a CPU."""

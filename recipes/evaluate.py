@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import llada  # noqa: F401  (registers the model)
-from llada.checks import NOT_EMPTY, NonNegativeInt, OneOf, PositiveFloat, PositiveInt, Range, check_fields
+from llada.checks import NOT_EMPTY, Matches, NonNegativeInt, OneOf, PositiveFloat, PositiveInt, Range, check_fields
 from llada.cli import failure
 from llada.cli.arguments import SamplerOptions, override
 from llada.cli.recipe import parse
@@ -76,7 +76,9 @@ class Arguments:
     dtype: Annotated[str, OneOf(("auto", "float32", "bfloat16"))] = field(
         default="auto", metadata={"help": "Of the weights; auto: as saved."}
     )
-    device: Annotated[str, NOT_EMPTY] = field(default="auto", metadata={"help": "cpu, cuda, or auto."})
+    device: Annotated[str, Matches("auto|cpu|cuda(:[0-9]+)?", "auto, cpu, cuda or such as cuda:1")] = field(
+        default="auto", metadata={"help": "cpu, cuda, or auto."}
+    )
     batch_size: PositiveInt = field(default=8, metadata={"help": "Rows of a forward pass, prompts sampled together."})
     seed: Annotated[int, Range(at_least=0, at_most=2**32 - 1)] = field(
         default=1234, metadata={"help": "Seed of masks, samples and the choice of examples."}
@@ -115,13 +117,16 @@ def with_options(benchmark: Benchmark, args: Arguments, options: SamplerOptions)
     """The benchmark with the options in place of what is published.
 
     Raises:
-        ValueError: a sampler setting is out of range, or lengths and steps do not divide.
+        RecipeError: a sampler setting is out of range, or lengths and steps do not divide.
     """
     unknown = benchmark.sampler is None and benchmark.draws is None and options.gen_length is not None
     base = SamplerSettings() if unknown else benchmark.sampler
-    sampler = None if base is None else override(base, options)
-    if sampler is not None:
-        sampler.check_blocks()
+    try:
+        sampler = None if base is None else override(base, options)
+        if sampler is not None:
+            sampler.check_blocks()
+    except ValueError as error:
+        raise RecipeError(f"{benchmark.suite}/{benchmark.name}: {error}") from error
     scale = benchmark.cfg_scale if sampler is not None or options.cfg_scale is None else options.cfg_scale
     chat = benchmark.chat if args.chat is None else args.chat
     draws = (args.draws or benchmark.draws) if sampler is None else None

@@ -223,6 +223,30 @@ COMPLETIONS = {
     "allow_special_tokens": flag(),
     "overwrite": flag(),
 }
+given = (["a"], ["", None, *TEXTS])
+EVALUATION = {
+    "suite": given,
+    "model": given,
+    "output": given,
+    "tasks": ([["gsm8k"], None], ["gsm8k", 1, [1], [None], {}]),
+    "limit": natural(1, none=True),
+    "num_fewshot": natural(0, none=True),
+    "draws": natural(1, none=True),
+    "design": name("published", "systematic", "loo_complementary", "confidence"),
+    "lead": real([0.5, 3], [0, -1], none=True),
+    "truncate": flag(),
+    "chat": flag(none=True),
+    "dtype": name("auto", "float32", "bfloat16"),
+    "device": (["auto", "cpu", "cuda", "cuda:1"], ["gpu", "cuda:", "", None, *TEXTS]),
+    "batch_size": natural(1),
+    "seed": ([0, 2**32 - 1], [-1, 2**32, 0.5, *NUMBERS, *OBJECTS, None]),
+    "gsm8k_file": path,
+    "gsm8k_fewshot_file": path,
+    "poem_file": path,
+    "confirm_run_unsafe_code": flag(),
+    "overwrite": flag(),
+}
+WIN_RATE = {"completions": given, "baseline": given, "reward": path, "judge": path, "output": path}
 LOSS = {
     "names": ([("sigmoid", "sft"), ["hinge", "ipo"]], [(), ("dpo", "sft"), (1, 2), "sigmoid", None]),
     "weights": ([(1.0, 0.5), [1, 2]], [(), (NAN, 1), (INF, 1), (0, 0), ("1", "2"), (True, True), (1.0,), 1, None]),

@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 
+import option_rows
 import pytest
 import torch
 from conftest import ROOT, load_script, tiny_model
 from lm_eval.api.model import LM
 from test_sft import IDS, TOKENIZER
 
+from llada.checks import check_fields, own_fields
 from llada.errors import RecipeError
 from llada.harness.published import preset
 from llada.harness.suites import figures, leaves
@@ -65,6 +67,21 @@ def known(monkeypatch):
 def run(saved, *words, suite: str = "tiny") -> dict:
     evaluate.main(["--suite", suite, "--model", str(saved / "model"), "--output", str(saved / "out"), *words])
     return json.loads((saved / "out" / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [(evaluate.Arguments, option_rows.EVALUATION), (load_script("recipes/winrate").Arguments, option_rows.WIN_RATE)],
+)
+def test_every_option_has_a_range_and_a_bad_value_is_named(options, rows):
+    assert set(rows) == set(own_fields(options))
+    needed = {name: "a" for name in ("suite", "model", "output", "completions", "baseline") if name in rows}
+    for name, (good, bad) in rows.items():
+        for value in good:
+            check_fields(options(**(needed | {name: value})))
+        for value in bad:
+            with pytest.raises(ValueError, match=rf"^{name}\b"):
+                check_fields(options(**(needed | {name: value})))
 
 
 def sums() -> list[dict]:
@@ -193,7 +210,7 @@ def test_local_files_take_the_place_of_the_hub(saved, known, capsys):
         (("--suite", "llada-instruct", "--tasks", "poem_forward", "--poem_file", "no.json"),
          "poem_file: no such data file: no.json"),
         (("--suite", "llada-instruct", "--tasks", "poem_forward"), "its data is a local file: give poem_file"),
-        (("--steps", "3"), "steps=3 must be a multiple of the number of blocks"),
+        (("--steps", "3"), "tiny/sums: steps=3 must be a multiple of the number of blocks"),
         (("--batch_size", "0"), "batch_size=0 must be"),
         (("--limit", "-1"), "limit=-1 must be"),
         (("--model", "./nowhere"), "nowhere does not exist"),

@@ -9,6 +9,7 @@ and the model's hashes, `samples/` what the model answered. The same command goe
 of another model or of other settings are refused. What can be refused is refused before the model is loaded.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import llada  # noqa: F401  (registers the model)
-from llada.checks import NOT_EMPTY, NonNegativeInt, PositiveInt, Range, check_fields
+from llada.checks import NOT_EMPTY, NonNegativeInt, OneOf, PositiveFloat, PositiveInt, Range, check_fields
 from llada.cli import failure
 from llada.cli.arguments import SamplerOptions, override
 from llada.cli.recipe import parse
@@ -31,6 +32,8 @@ from llada.harness.published import SUITES, Benchmark
 from llada.harness.record import Record, flat
 from llada.sampling.settings import SamplerSettings
 
+OF_MODEL = ("batch_size", "seed", "dtype", "device", "truncate")  # options that are the harness model's
+PUBLISHED_GROUP = 8  # draws that depend on each other: the batch of the published evaluation's likelihoods
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
 
 
@@ -54,10 +57,24 @@ class Arguments:
     draws: PositiveInt | None = field(
         default=None, metadata={"help": "Monte Carlo draws of a log-likelihood, in place of the published number."}
     )
+    design: Annotated[str, OneOf(("published", "systematic", "loo_complementary", "confidence"))] = field(
+        default="published", metadata={"help": "How masks of a log-likelihood are drawn (docs/evaluation.md)."}
+    )
+    lead: PositiveFloat | None = field(
+        default=None, metadata={"help": "End a question once its best option leads by so many standard errors."}
+    )
+    truncate: bool = field(
+        default=False,
+        metadata={"help": "Cut the beginning of prompts that are too long, instead of stopping."},
+    )
     chat: bool | None = field(
         default=None, metadata={"help": "Put prompts into the chat template; default: as published, or as trained."}
     )
-    batch_size: PositiveInt = field(default=8, metadata={"help": "Rows of a forward pass."})
+    dtype: Annotated[str, OneOf(("auto", "float32", "bfloat16"))] = field(
+        default="auto", metadata={"help": "Of the weights; auto: as saved."}
+    )
+    device: Annotated[str, NOT_EMPTY] = field(default="auto", metadata={"help": "cpu, cuda, or auto."})
+    batch_size: PositiveInt = field(default=8, metadata={"help": "Rows of a forward pass, prompts sampled together."})
     seed: Annotated[int, Range(at_least=0, at_most=2**32 - 1)] = field(
         default=1234, metadata={"help": "Seed of masks, samples and the choice of examples."}
     )
@@ -73,12 +90,22 @@ class Arguments:
     confirm_run_unsafe_code: bool = field(
         default=False, metadata={"help": "Allow tasks that run the code that the model has written."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Delete what is in evaluation.json, and begin again."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace results of another model or of other settings."})
 
     @property
     def files(self) -> dict[str, str]:
         """The local data files that are given, by option."""
         return {name: path for name in FILES if (path := getattr(self, name)) is not None}
+
+
+def check_lengths(benchmarks: dict[str, Benchmark], context: int) -> None:
+    """Raise RecipeError for answers that leave no room for a prompt in the model's context [tokens]."""
+    for name, each in benchmarks.items():
+        if each.sampler is not None and each.sampler.gen_length >= context:
+            raise RecipeError(
+                f"{name} has gen_length={each.sampler.gen_length}, which leaves no room for a prompt in the model's "
+                f"context of {context} tokens: give a smaller gen_length"
+            )
 
 
 def with_options(benchmark: Benchmark, args: Arguments, options: SamplerOptions) -> Benchmark:
@@ -104,7 +131,9 @@ def settings_of(benchmark: Benchmark, args: Arguments) -> dict[str, Any]:
 
     kept = ("task", "shots", "draws", "cfg_scale", "sampler", "chat")
     settings = {name: value for name, value in asdict(benchmark).items() if name in kept}
-    settings |= {name: getattr(args, name) for name in ("limit", "batch_size", "seed")}
+    settings |= {name: getattr(args, name) for name in ("limit", "batch_size", "seed", "dtype", "truncate")}
+    if benchmark.sampler is None:
+        settings |= {"design": args.design, "lead": args.lead}
     of_task = [name for name in suites.FILES_OF.get(str(benchmark.task), ()) if name in args.files]
     return settings | {"data": {name: digest(args.files[name]) for name in of_task}, "lm_eval": version("lm_eval")}
 
@@ -112,7 +141,8 @@ def settings_of(benchmark: Benchmark, args: Arguments) -> dict[str, Any]:
 def changed(benchmark: Benchmark, args: Arguments) -> list[str]:
     """What is not as published in a benchmark that was run, for its line of the table."""
     before, now = (flat(asdict(each)) for each in (SUITES[benchmark.suite][benchmark.name], benchmark))
-    found = [] if args.limit is None else [f"limit={args.limit}"]
+    plain = {"limit": None, "truncate": False} | ({} if benchmark.sampler else {"design": "published", "lead": None})
+    found = [f"{name}={value}" for name, usual in plain.items() if (value := getattr(args, name)) != usual]
     for name, value in now.items():
         known = before.get(name)
         if name == "task" or value == known or (name == "chat" and known is None):
@@ -182,9 +212,25 @@ def table(entries: dict[str, dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in rows)
 
 
-def load_harness_model(args: Arguments, benchmark: Benchmark) -> Any:
-    """The model under test as the harness's `LM`, with the settings of one benchmark."""
-    raise NotImplementedError
+def load_harness_model(args: Arguments, benchmark: Benchmark, before: Any) -> Any:
+    """The model under test as the harness's `LM`, with the settings of one benchmark.
+
+    Args:
+        before: that of another benchmark, whose weights it takes; None if there is none.
+    """
+    from llada.harness.model import HarnessModel
+    from llada.harness.settings import HarnessSettings
+
+    options: dict[str, Any] = {name: getattr(args, name) for name in OF_MODEL}
+    options |= (
+        {"pretrained": args.model} if before is None else {"pretrained": before.model, "tokenizer": before.tokenizer}
+    )
+    if benchmark.sampler is None:
+        draws = benchmark.draws or HarnessSettings.draws
+        options |= {"design": args.design, "lead": args.lead}
+        options |= {"draws": draws, "group": math.gcd(draws, PUBLISHED_GROUP)}
+    sampler = benchmark.sampler or SamplerSettings(cfg_scale=benchmark.cfg_scale)
+    return HarnessModel(exact_sampler=sampler, **options)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -197,37 +243,45 @@ def main(argv: list[str] | None = None) -> None:
             raise FileNotFoundError(f"{name}: no such data file: {path}")
     published, left_out = suites.choose(args.suite, args.tasks, args.files, args.num_fewshot)
     chosen = {f"{each.suite}/{each.name}": with_options(each, args, options) for each in published}
+    import torch
+    from accelerate import PartialState
+
     from llada.cli.checkpoint import load_config  # imported after parsing: they load torch
     from llada.cli.fingerprint import fingerprint, hash_of
     from llada.data.turns import speaks_in_turns
     from llada.output import lock
+    from llada.training.distributed import check_launcher
 
+    check_launcher()
     tokenizer, config = load_config(args.model)
+    check_lengths(chosen, config.denoiser_spec.context)
     turns = speaks_in_turns(tokenizer)
     chosen = {name: replace(each, chat=turns if each.chat is None else each.chat) for name, each in chosen.items()}
     settings = {name: settings_of(each, args) for name, each in chosen.items()}
     hashes = fingerprint(args.model, config, tokenizer)
-    cache = Path(args.output, "cache")
-    with lock(args.output):
+    state, cache, model = PartialState(cpu=not torch.cuda.is_available()), Path(args.output, "cache"), None
+    with lock(args.output) if state.is_main_process else contextlib.nullcontext():
         record = Record(args.output, args.model, hashes, args.overwrite)
         done = {name: record.finished(name, settings[name]) for name in chosen}
         left = {name: each for name, each in chosen.items() if done[name] is None}
         manager, tasks = suites.load(left, args.files, args.confirm_run_unsafe_code)
-        if args.overwrite:
-            shutil.rmtree(cache, ignore_errors=True)
         for name, each in left.items():
-            start = time.perf_counter()
+            start, model = time.perf_counter(), load_harness_model(args, each, model)
             results = suites.run(
-                load_harness_model(args, each), each, manager, tasks[name], limit=args.limit, seed=args.seed,
+                model, each, manager, tasks[name], limit=args.limit, seed=args.seed,
                 run_code=args.confirm_run_unsafe_code, cache=str(cache / hash_of([hashes, settings[name]])),
             )  # fmt: skip
-            done[name] = entry_of(each, args, results, time.perf_counter() - start)
-            write_samples(Path(args.output, "samples"), name, results)
-            record.add(name, done[name])
-        shutil.rmtree(cache, ignore_errors=True)
-    print(table(done))
-    for name, reason in left_out.items():
-        print(f"not run: {name} ({reason})")
+            if state.is_main_process:
+                done[name] = entry_of(each, args, results, time.perf_counter() - start)
+                write_samples(Path(args.output, "samples"), name, results)
+                record.add(name, done[name])
+        state.wait_for_everyone()
+        if state.is_main_process:
+            shutil.rmtree(cache, ignore_errors=True)
+            print(table(done))
+            for name, reason in left_out.items():
+                print(f"not run: {name} ({reason})")
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":

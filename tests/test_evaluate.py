@@ -1,11 +1,14 @@
 """The evaluation recipe: figures and intervals of known answers, going on where it stopped, and all that it refuses."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import load_script, tiny_model
+from conftest import ROOT, load_script, tiny_model
 from lm_eval.api.model import LM
 from test_sft import IDS, TOKENIZER
 
@@ -45,8 +48,9 @@ class Known(LM):
 
 
 @pytest.fixture
-def saved(tmp_path):
-    tiny_model(dtype=torch.float32, max_sequence_length=256, **IDS).save_pretrained(tmp_path / "model")
+def saved(tmp_path, monkeypatch):
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip, for seconds
+    tiny_model(dtype=torch.float32, max_sequence_length=2048, **IDS).save_pretrained(tmp_path / "model")
     TOKENIZER.save_pretrained(tmp_path / "model")
     return tmp_path
 
@@ -54,7 +58,7 @@ def saved(tmp_path):
 @pytest.fixture
 def known(monkeypatch):
     model = Known()
-    monkeypatch.setattr(evaluate, "load_harness_model", lambda args, benchmark: model)
+    monkeypatch.setattr(evaluate, "load_harness_model", lambda args, benchmark, before: model)
     return model
 
 
@@ -104,8 +108,7 @@ def test_a_finished_benchmark_is_not_run_again_and_a_killed_one_is(saved, known,
     with pytest.raises(KeyboardInterrupt):
         run(saved)
     assert list(json.loads((saved / "out" / "evaluation.json").read_text())["benchmarks"]) == ["tiny/sums"]
-    monkeypatch.undo()
-    monkeypatch.setattr(evaluate, "load_harness_model", lambda args, benchmark: known)
+    monkeypatch.delattr(known, "loglikelihood")
     known.asked.clear()
     first = run(saved)
     assert len(known.asked) == 64  # the options of 16 questions, and no sum
@@ -137,7 +140,7 @@ def test_results_of_other_settings_are_refused(saved, known, options, message):
 
 def test_results_of_another_model_are_refused(saved, known):
     run(saved, "--tasks", "sums", "--limit", "2")
-    other = tiny_model(1, torch.float32, max_sequence_length=256, **IDS)
+    other = tiny_model(1, torch.float32, max_sequence_length=2048, **IDS)
     other.save_pretrained(saved / "model")
     with pytest.raises(RecipeError, match=r"is of another model, .*: weights differ from those of"):
         run(saved, "--tasks", "choice", "--limit", "2")
@@ -226,6 +229,50 @@ def test_tasks_of_the_hub_and_code_are_refused_with_their_reasons(saved, monkeyp
     assert set(lines) == {f"llada-1.5/{name}" for name in ("gsm8k", "math", "gpqa", "humaneval", "mbpp", "ifeval")}
     assert "set confirm_run_unsafe_code" in lines["llada-1.5/humaneval"]
     assert "openai/gsm8k" in lines["llada-1.5/gsm8k"]
+
+
+def test_the_tiny_suite_runs_on_a_tiny_model(saved, monkeypatch):
+    """From start to end with the real model, whose weights are read once; the exact sampler settings are used."""
+    models = []
+    load = evaluate.load_harness_model
+    monkeypatch.setattr(evaluate, "load_harness_model", lambda *given: models.append(load(*given)) or models[-1])
+    found = run(saved, "--device", "cpu", "--limit", "3")
+    assert models[0].model is models[1].model
+    assert models[0].sampler == preset("tiny/sums").sampler
+    scoring = models[1].options
+    assert (scoring.draws, scoring.group, scoring.design, scoring.seed) == (4, 4, "published", 1234)
+    assert {name: entry["figures"][0]["documents"] for name, entry in found["benchmarks"].items()} == {
+        "tiny/sums": 3, "tiny/choice": 3,
+    }  # fmt: skip
+    assert set(found["fingerprint"]) == {"weights", "adapters", "config", "tokenizer", "chat_template"}
+    again = run(saved, "--device", "cpu", "--limit", "3", "--overwrite", "true")
+    figures = [[entry["figures"] for entry in each["benchmarks"].values()] for each in (found, again)]
+    assert figures[0] == figures[1]
+    with pytest.raises(RecipeError, match="tiny/sums has gen_length=2048, which leaves no room for a prompt"):
+        run(saved, "--gen_length", "2048")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_as_one(saved):
+    """As `accelerate launch` starts them, on a CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/ddp_cpu.yaml"]
+    command += ["recipes/evaluate.py", "--suite", "tiny", "--model", str(saved / "model"), "--device", "cpu"]
+    command += ["--output", str(saved / "two"), "--limit", "5"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert found.stdout.count("tiny/choice") == 1
+    one, two = run(saved, "--device", "cpu", "--limit", "5"), json.loads((saved / "two/evaluation.json").read_text())
+    for name, entry in one["benchmarks"].items():
+        assert two["benchmarks"][name]["figures"] == entry["figures"]
+    samples = [samples_of(saved / folder) for folder in ("out", "two")]
+    assert samples[0] == samples[1]
+
+
+def samples_of(folder) -> list[tuple]:
+    """Document, filter and answer; an answer that a process gave twice, to keep up with the other, counts once."""
+    rows = [json.loads(line) for line in (folder / "samples" / "tiny-sums.jsonl").read_text().splitlines()]
+    return sorted((row["doc_id"], row["filter"], row["resps"][0][0]) for row in rows)
 
 
 def test_a_group_s_figure_has_the_documents_of_its_tasks():

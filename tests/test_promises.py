@@ -51,9 +51,9 @@ def test_every_accelerate_config_loads(path):
     assert config.num_processes == {"single": 1, "ddp_cpu": 2}.get(path.stem, 8)
 
 
-COMMANDS = ["-m llada.chat", "-m llada.info", "-m vrpo.variance", "-m vrpo.check"] + [
-    f"recipes/{name}.py" for name in ("pretrain", "sft", "align", "generate", "make_pairs", "iterate")
-]
+RECIPE_NAMES = ("pretrain", "sft", "align", "generate", "make_pairs", "iterate", "evaluate", "winrate")
+COMMANDS = ["-m llada.chat", "-m llada.info", "-m vrpo.variance", "-m vrpo.check"]
+COMMANDS += [f"recipes/{name}.py" for name in RECIPE_NAMES]
 
 
 @pytest.mark.parametrize("command", ["-c 'import llada, vrpo'", *(f"{command} --help" for command in COMMANDS)])

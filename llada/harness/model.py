@@ -31,6 +31,7 @@ from llada.harness.requests import Encoded, fit, place, question_of, questions
 from llada.harness.settings import read_options
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.guidance import GuidedDenoiser
+from llada.sampling.settings import SamplerSettings
 
 QUESTIONS = 16  # scored between two writes to the harness's cache
 IN_MEMORY = "a model in memory"
@@ -44,6 +45,7 @@ class HarnessModel(TemplateLM):
     Args:
         pretrained: a model or adapter directory, a hub name, or a model in memory, which needs its `tokenizer`.
         max_batch_size: of the harness, for its automatic batch sizes, which this model does not have.
+        exact_sampler: sampler settings in place of those of options, preset and the model's files.
         options: see `llada.harness.settings.HarnessSettings`; the rest are sampler settings by name.
 
     Raises:
@@ -52,7 +54,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self, pretrained: str | PreTrainedModel = "", tokenizer: PreTrainedTokenizerBase | None = None,
-        max_batch_size: int | None = None, **options: Any,
+        max_batch_size: int | None = None, exact_sampler: SamplerSettings | None = None, **options: Any,
     ):  # fmt: skip
         super().__init__()
         if isinstance(size := options.get("batch_size"), str):  # the command line's
@@ -68,9 +70,9 @@ class HarnessModel(TemplateLM):
             self.tokenizer, config = tokenizer, in_memory.config
         context = config.denoiser_spec.context
         named = Namespace(model=self.options.pretrained, preset=self.options.preset)
-        self.sampler = fit_context(sampler_settings(named, sampler), named, sampler, context)
+        self.sampler = exact_sampler or fit_context(sampler_settings(named, sampler), named, sampler, context)
         self.own_length = bool(
-            named.preset or settings_folder(named.model)
+            exact_sampler or named.preset or settings_folder(named.model)
             or any(value is not None for value in (sampler.gen_length, sampler.block_length, sampler.steps))
         )  # fmt: skip
         spec = config.denoiser_spec

@@ -20,8 +20,8 @@ class Record:
     """The finished benchmarks of a directory; each is written as it is finished.
 
     Args:
-        folder: the directory. model: the model's name. fingerprint: see `llada.cli.fingerprint`. overwrite: begin
-            again, whatever is there.
+        folder: the directory. model: the model's name. fingerprint: see `llada.cli.fingerprint`. overwrite: drop what
+            is of another model or of other settings, in place of an error.
 
     Raises:
         RecipeError: the file is damaged, or of another model; the message names the parts that differ.
@@ -30,16 +30,22 @@ class Record:
     def __init__(self, folder: str | Path, model: str, fingerprint: Mapping[str, Any], overwrite: bool):
         self.file = Path(folder, NAME)
         self.content: dict[str, Any] = {"model": model, "fingerprint": dict(fingerprint), "benchmarks": {}}
-        if not self.file.exists() or overwrite:
+        self.overwrite = overwrite
+        if not self.file.exists():
             return
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
             before, benchmarks = found["fingerprint"], dict(found["benchmarks"])
         except (ValueError, KeyError, TypeError) as error:
+            if overwrite:
+                return
             raise RecipeError(
                 f"{self.file} is damaged ({error}): restore it, or set overwrite to begin again"
             ) from error
-        if different := [name for name, value in fingerprint.items() if before.get(name) != value]:
+        different = [name for name, value in fingerprint.items() if before.get(name) != value]
+        if different and overwrite:
+            return
+        if different:
             raise RecipeError(
                 f"{self.file} is of another model, {found.get('model')}: {', '.join(different)} differ from those of "
                 f"{model}. Choose another output, or set overwrite to begin again"
@@ -47,7 +53,7 @@ class Record:
         self.content["benchmarks"] = benchmarks
 
     def finished(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The entry of a benchmark, "SUITE/BENCHMARK"; None if it has not been run.
+        """The entry of a benchmark, "SUITE/BENCHMARK"; None if it has not been run, or is to be run again.
 
         Raises:
             RecipeError: it was run with other settings; the message names them.
@@ -56,7 +62,10 @@ class Record:
         if entry is None:
             return None
         before, now = flat(entry["settings"]), flat(json.loads(json.dumps(settings)))
-        if different := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+        different = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if different and self.overwrite:
+            return None
+        if different:
             changes = ", ".join(f"{key}={before.get(key)!r} and not {now.get(key)!r}" for key in different)
             raise RecipeError(
                 f"{self.file} has {name} with {changes}: choose another output, or set overwrite to begin again"

@@ -5,21 +5,33 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import option_rows
 import pytest
 import torch
 from conftest import ROOT, load_script, tiny_model
 from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
 from test_sft import IDS, TOKENIZER
 
 from llada.checks import check_fields, own_fields
 from llada.errors import RecipeError
+from llada.harness import suites
+from llada.harness.local_tasks import FOLDER
 from llada.harness.published import preset
-from llada.harness.suites import figures, leaves
 from vrpo.analysis.statistics import proportion
 
 evaluate = load_script("recipes/evaluate")
+GROUP = """
+group: {name}
+task: {tasks}
+aggregate_metric_list:
+  - metric: acc
+    weight_by_size: true
+metadata:
+  version: 1
+"""
 
 
 class Known(LM):
@@ -329,22 +341,27 @@ def samples_of(folder) -> list[tuple]:
     return sorted((row["doc_id"], row["filter"], row["resps"][0][0]) for row in rows)
 
 
-def test_a_group_s_figure_has_the_documents_of_its_tasks():
-    """As the harness gives them: a group of a task and of a group with one task, weighted by size."""
-    row = {"filter": "none", "metrics": ["acc"]}
-    results = {
-        "results": {"mmlu": {"alias": "mmlu", "sample_len": 3, "acc,none": 2 / 3, "acc_stderr,none": 0.3}},
-        "group_subtasks": {"mmlu": ["a", "g"], "g": ["b"]},
-        "samples": {"a": [row | {"acc": 1.0}, row | {"acc": 0.0}], "b": [row | {"acc": 1.0}]},
-    }
-    (found,) = figures(preset("llada-base/mmlu"), results)
-    assert (found.value, found.scores, found.standard_error) == (2 / 3, [1.0, 0.0, 1.0], 0.3)
-    assert list(leaves(results["group_subtasks"], "mmlu")) == ["a", "b"]
-    wilson = proportion([1, 0, 1])
+def test_a_group_s_figure_is_that_of_all_documents_below_it(tmp_path, known):
+    """A group of a task and of a group with one task, which the harness runs; it weights tasks by their size."""
+    (tmp_path / "inner.yaml").write_text(GROUP.format(name="inner", tasks="[tiny_copy]"))
+    (tmp_path / "mmlu.yaml").write_text(GROUP.format(name="mmlu", tasks="[tiny_choice, inner]"))
+    (tmp_path / "copy.yaml").write_text(f"include: {FOLDER}/tiny_choice.yaml\ntask: tiny_copy\n")
+    manager = TaskManager(include_defaults=False, include_path=[str(FOLDER), str(tmp_path)])
+    benchmark = replace(preset("llada-base/mmlu"), shots=0)
+    group = suites.load_one(manager, benchmark, run_code=False)
+    cache = str(tmp_path / "cache")
+    results = suites.run(known, benchmark, manager, group, limit=5, seed=0, run_code=False, cache=cache)
+    (found,) = suites.figures(benchmark, results)
+    largest = [max(map(int, row["choices"])) == int(row["choices"][row["gold"]]) for row in sums()[:5]]
+    assert (found.value, found.scores) == (pytest.approx(sum(largest) / 5), [*largest, *largest])
+    wilson = proportion([*largest, *largest])
     assert evaluate.interval(found) == (wilson.low, wilson.high)
-    macro = evaluate.suites.Figure("acc,none", 0.75, [1.0, 0.0, 1.0], 0.1)  # tasks weighted equally: no share
-    assert evaluate.interval(macro) == (pytest.approx(0.75 - 0.196), pytest.approx(0.75 + 0.196))
-    assert evaluate.interval(evaluate.suites.Figure("f1,none", 0.75, None, None)) == (None, None)
-    results["results"]["mmlu"].pop("acc,none")
-    with pytest.raises(RecipeError, match="mmlu has no figure 'acc,none' in this harness, but"):
-        figures(preset("llada-base/mmlu"), results)
+    with pytest.raises(RecipeError, match="mmlu has no figure 'f1,none' in this harness, but .*'acc,none'"):
+        suites.figures(replace(benchmark, metric="f1,none"), results)
+
+
+def test_a_figure_that_is_no_share_of_its_documents_has_the_harness_s_standard_error():
+    equal_tasks = suites.Figure("acc,none", 0.75, [1.0, 0.0, 1.0], 0.1)
+    assert evaluate.interval(equal_tasks) == (pytest.approx(0.75 - 0.196), pytest.approx(0.75 + 0.196))
+    assert evaluate.interval(suites.Figure("f1,none", 0.75, [0.5, 1.0], 0.1))[0] == pytest.approx(0.75 - 0.196)
+    assert evaluate.interval(suites.Figure("f1,none", 0.75, None, None)) == (None, None)

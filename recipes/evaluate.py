@@ -38,6 +38,7 @@ PUBLISHED_GROUP = 8  # draws that depend on each other: the batch of the publish
 # Python puts a script's folder first on its path, where this file would take the place of the package `evaluate`.
 sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 PACKAGES = ("lm_eval", "torch", "transformers", "datasets")
+COST = ("scored_rows", "sampler_forwards", "mean_standard_error")  # what the harness's model says of itself
 
 
 @dataclass
@@ -51,8 +52,7 @@ class Arguments:
         default=None, metadata={"help": "Benchmarks of the suite; default: all that can be run here."}
     )
     limit: PositiveInt | None = field(
-        default=None,
-        metadata={"help": "Only the first so many documents of a task, and of each task of a group."},
+        default=None, metadata={"help": "Only the first so many documents of a task, and of each task of a group."}
     )
     num_fewshot: NonNegativeInt | None = field(
         default=None, metadata={"help": "Examples before each question, in place of the published number."}
@@ -96,6 +96,9 @@ class Arguments:
         default=False, metadata={"help": "Allow tasks that run the code that the model has written."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace results of another model or of other settings."})
+
+    def __post_init__(self):
+        check_fields(self)
 
     @property
     def files(self) -> dict[str, str]:
@@ -184,12 +187,13 @@ def entry_of(benchmark: Benchmark, args: Arguments, results: dict[str, Any], sec
          "documents": len(each.scores) if each.scores else sum(row["effective"] for row in counts.values())}
         for each in suites.figures(benchmark, results)
     ]  # fmt: skip
+    cost = {name: results["config"].get(name) for name in COST}
     return {
         "settings": settings_of(benchmark, args), "changed": changed(benchmark, args), "figures": found,
         "published": benchmark.published, "source": benchmark.source, "remark": benchmark.remark,
         "shots": results["n-shot"], "task_versions": results["versions"],
-        "versions": {name: version(name) for name in PACKAGES}, "seconds": round(seconds, 1),
-        "date": time.strftime("%Y-%m-%d"),
+        "versions": {name: version(name) for name in PACKAGES}, "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(seconds, 1), **{name: None if value != value else value for name, value in cost.items()},  # no nan in JSON
     }  # fmt: skip
 
 
@@ -229,10 +233,9 @@ def load_harness_model(args: Arguments, benchmark: Benchmark, before: Any) -> An
     from llada.harness.model import HarnessModel
     from llada.harness.settings import HarnessSettings
 
-    options: dict[str, Any] = {name: getattr(args, name) for name in OF_MODEL}
-    options |= (
-        {"pretrained": args.model} if before is None else {"pretrained": before.model, "tokenizer": before.tokenizer}
-    )
+    options: dict[str, Any] = {name: getattr(args, name) for name in OF_MODEL} | {"pretrained": args.model}
+    if before is not None:
+        options |= {"pretrained": before.model, "tokenizer": before.tokenizer}
     if benchmark.sampler is None:
         draws = benchmark.draws or HarnessSettings.draws
         options |= {"design": args.design, "lead": args.lead}
@@ -243,7 +246,6 @@ def load_harness_model(args: Arguments, benchmark: Benchmark, before: Any) -> An
 
 def main(argv: list[str] | None = None) -> None:
     args, options = parse((Arguments, SamplerOptions), argv)
-    check_fields(args)
     if importlib.util.find_spec("lm_eval") is None:
         raise RecipeError("evaluation needs lm-evaluation-harness: pip install 'llada-vrpo[eval]'")
     for name, path in args.files.items():
@@ -267,7 +269,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = {name: replace(each, chat=turns if each.chat is None else each.chat) for name, each in chosen.items()}
     settings = {name: settings_of(each, args) for name, each in chosen.items()}
     hashes = fingerprint(args.model, config, tokenizer)
-    state, cache, model = PartialState(cpu=not torch.cuda.is_available()), Path(args.output, "cache"), None
+    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    cache, model = Path(args.output, "cache"), None
     with lock(args.output) if state.is_main_process else contextlib.nullcontext():
         record = Record(args.output, args.model, hashes, args.overwrite)
         done = {name: record.finished(name, settings[name]) for name in chosen}

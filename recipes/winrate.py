@@ -44,6 +44,9 @@ class Arguments:
         default=None, metadata={"help": "JSON file for the result and the score of each row; replaced if it is there."}
     )
 
+    def __post_init__(self):
+        check_fields(self)
+
 
 def load_completions(option: str, path: str) -> list[dict[str, Any]]:
     """The rows of a file of completions.
@@ -99,7 +102,6 @@ def wins_by_judge(score: Scorer, rows: list[dict[str, Any]], pairs: list[list[st
 
 def main(argv: list[str] | None = None) -> None:
     (args,) = parse((Arguments,), argv)
-    check_fields(args)
     if (args.reward is None) == (args.judge is None):
         raise RecipeError("give either reward (FILE.py:function) or judge (FILE.py:Class)")
     if args.reward is not None:

@@ -15,7 +15,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from test_sft import IDS, TOKENIZER
 
-from llada.checks import check_fields, own_fields
+from llada.checks import own_fields
 from llada.errors import RecipeError
 from llada.harness import suites
 from llada.harness.local_tasks import FOLDER
@@ -90,10 +90,10 @@ def test_every_option_has_a_range_and_a_bad_value_is_named(options, rows):
     needed = {name: "a" for name in ("suite", "model", "output", "completions", "baseline") if name in rows}
     for name, (good, bad) in rows.items():
         for value in good:
-            check_fields(options(**(needed | {name: value})))
+            options(**(needed | {name: value}))
         for value in bad:
             with pytest.raises(ValueError, match=rf"^{name}\b"):
-                check_fields(options(**(needed | {name: value})))
+                options(**(needed | {name: value}))
 
 
 def sums() -> list[dict]:
@@ -267,6 +267,8 @@ def test_the_tiny_suite_runs_on_a_tiny_model(saved, monkeypatch):
     monkeypatch.setattr(evaluate, "load_harness_model", lambda *given: models.append(load(*given)) or models[-1])
     found = run(saved, "--device", "cpu", "--limit", "3")
     assert models[0].model is models[1].model
+    assert [found["benchmarks"][f"tiny/{name}"]["scored_rows"] for name in ("sums", "choice")] == [0, 3 * 4 * 4]
+    assert found["benchmarks"]["tiny/choice"]["mean_standard_error"] is None  # of one group of draws
     assert models[0].sampler == preset("tiny/sums").sampler
     scoring = models[1].options
     assert (scoring.draws, scoring.group, scoring.design, scoring.seed) == (4, 4, "published", 1234)

@@ -187,13 +187,15 @@ def entry_of(benchmark: Benchmark, args: Arguments, results: dict[str, Any], sec
          "documents": len(each.scores) if each.scores else sum(row["effective"] for row in counts.values())}
         for each in suites.figures(benchmark, results)
     ]  # fmt: skip
-    cost = {name: results["config"].get(name) for name in COST}
+    cost = {
+        name: value for name in COST if (value := results["config"].get(name)) == value
+    }  # nan, of one group, is not
     return {
         "settings": settings_of(benchmark, args), "changed": changed(benchmark, args), "figures": found,
         "published": benchmark.published, "source": benchmark.source, "remark": benchmark.remark,
         "shots": results["n-shot"], "task_versions": results["versions"],
         "versions": {name: version(name) for name in PACKAGES}, "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(seconds, 1), **{name: None if value != value else value for name, value in cost.items()},  # no nan in JSON
+        "seconds": round(seconds, 1), "cost": cost,
     }  # fmt: skip
 
 

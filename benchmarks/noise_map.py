@@ -49,7 +49,7 @@ TOKENIZER = byte_tokenizer()
 IDS = special_ids(TOKENIZER)
 LENGTHS, MARGINS, PROMPT = (16, 32, 64, 128, 256), (0.0, 5.0, 20.0), 47
 PAIRS, TRAINED = 32, 64  # measured, and trained on: the former are the first of the latter
-SETTINGS = Settings(gradient="full", split_pairs=PAIRS, repeats=4, beta=0.2)
+SETTINGS = Settings(gradient="full", split_pairs=PAIRS, repeats=2, split_repeats=2, beta=0.2)
 COMPLEMENTARY = {"levels": "mirrored", "complementary": True}
 DESIGNS: list[tuple[str, Design]] = [("vrpo", design("vrpo", n_t=n)) for n in (1, 2, 4, 8)]
 DESIGNS += [("vrpo, complementary", design("vrpo", n_t=2, **COMPLEMENTARY))]

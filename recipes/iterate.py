@@ -257,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     from accelerate import PartialState
 
-    from llada.cli.train import refuse_to_delete
+    from llada.cli.old_run import refuse_to_delete
     from llada.training.distributed import check_processes, on_first_process
 
     recipe, model_args, args, _ = options(argv)

@@ -44,6 +44,7 @@ def module(path: Path) -> str:
 LEVELS = {
     "llada": [
         ["chat", "info", "merge", "__init__"],
+        ["cli.train"],
         ["harness"],
         ["cli"],
         ["training", "sampling"],

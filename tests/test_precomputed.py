@@ -18,7 +18,7 @@ from test_sft import IDS, TOKENIZER
 from test_vrpo_trainer import PAIRS, trainer
 from tokenizers.normalizers import Lowercase
 
-from llada.cli.train import RemoveOldRun, remove_run
+from llada.cli.old_run import RemoveOldRun, remove_run
 from llada.errors import DataError, OutputError
 from llada.files import MANIFEST, write_manifest
 from vrpo import VRPOTrainer

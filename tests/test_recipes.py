@@ -15,8 +15,9 @@ from test_ends import HOLD
 from trl import ModelConfig
 
 from llada.cli.loading import load_columns, new_config, target_modules
+from llada.cli.old_run import continues, remove_run
 from llada.cli.recipe import RecipeArguments, parse
-from llada.cli.train import continues, loggers_named, remove_run
+from llada.cli.train import loggers_named
 from llada.data.tokenizer import byte_tokenizer
 from llada.errors import DataError, OutputError, RecipeError
 from llada.files import mark_unfinished, write_manifest

@@ -14,7 +14,7 @@ from test_sft import IDS, TOKENIZER
 from test_tokenizer import ANSWER, PUBLISHED_TEMPLATE, QUESTION
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from llada.cli.train import refuse_to_delete
+from llada.cli.old_run import refuse_to_delete
 from llada.errors import DataError, RecipeError
 from llada.models.common.lora import wrap_with_adapters
 from llada.training.even_rows import PADDING

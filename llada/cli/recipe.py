@@ -40,6 +40,14 @@ class RecipeArguments(ScriptArguments):
         default=None,
         metadata={"help": "Fields of LLaDAConfig (with num_experts, of LLaDAMoEConfig) for a new model."},
     )
+    eval_tasks: Annotated[list[str], NOT_EMPTY] | None = field(
+        default=None,
+        metadata={"help": "Tasks of lm-evaluation-harness, at every evaluation, or at the end without held-out rows."},
+    )
+    eval_tasks_args: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "How they are answered (llada.harness.settings), and data files, as JSON."}
+    )
+    eval_tasks_limit: PositiveInt | None = field(default=None, metadata={"help": "Documents of each task."})
     expected_processes: PositiveInt | None = field(
         default=None, metadata={"help": "Raise an error unless the launcher started this many processes."}
     )
@@ -52,6 +60,9 @@ class RecipeArguments(ScriptArguments):
         check_fields(self)
         if self.architecture is not None:
             self.architecture = as_mapping("architecture", self.architecture)
+        self.eval_tasks_args = as_mapping("eval_tasks_args", self.eval_tasks_args)
+        if self.eval_tasks is None and (self.eval_tasks_args or self.eval_tasks_limit):
+            raise RecipeError("eval_tasks_args and eval_tasks_limit need eval_tasks")
 
 
 class RecipeParser(OneLineErrors, TrlParser):

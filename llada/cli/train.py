@@ -3,65 +3,26 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig
 
-from llada.cli.adapters import base_of, carry_settings
+from llada.cli.adapters import carry_settings
 from llada.cli.loading import load_datasets, load_model, peft_config_of
 from llada.cli.next_steps import next_steps
+from llada.cli.old_run import RemoveOldRun, continues, finished, refuse_to_delete
 from llada.cli.recipe import RecipeArguments, parse
 from llada.data.loading import load_rows
 from llada.data.turns import record_turns
 from llada.errors import RecipeError
-from llada.files import MANIFEST, delete_directory, flaw_of, has_manifest, read_manifest
 from llada.output import lock, writing
 from llada.training.base import DiffusionTrainerBase
-from llada.training.checkpoints import begun_only, checkpoints_in, state_of
 from llada.training.distributed import check_engine, check_processes, leave_group, on_first_process
 from llada.training.saving import INTACT
 
 logger = logging.getLogger(__name__)
-
-REFERENCE = "ref"  # PEFT's folder of the adapters that TRL calls the reference
-WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json")
-REFERENCE_SCORES = "*ref_log_probs.*"  # files of stored scores, also unfinished ones (vrpo.training.reference_table)
-RECORDS = ("manifest.json", "trainer_state.json", "training_args.bin", "eval_results.json", "all_results.json")
-
-
-def continues(output_dir: str, resume: bool, overwrite: bool) -> bool:
-    """Whether the run in a directory is to be continued or was finished, rather than started. Nothing is deleted here.
-
-    A run that was killed before it had saved anything is started again, with a warning, so that one command line with
-    `resume` serves a scheduler however often it starts it.
-
-    Raises:
-        RecipeError: the directory holds a run and neither `resume` nor `overwrite` is set; both are set; or `resume`
-            is set and the directory holds a model, of which nothing tells how far it was trained.
-    """
-    if resume and overwrite:
-        raise RecipeError("resume and overwrite are both set: choose one")
-    checkpoints = checkpoints_in(output_dir)
-    holds_model = any(Path(output_dir).glob("*.safetensors"))
-    if not resume:
-        if (checkpoints or holds_model) and not overwrite:
-            raise RecipeError(
-                f"output_dir={output_dir} already holds a run: set resume to continue it, overwrite to replace it, or "
-                "another output_dir"
-            )
-        return False
-    if state_of(output_dir) or not all(map(begun_only, checkpoints)):
-        return True
-    if holds_model:
-        raise RecipeError(
-            f"resume is set, but output_dir={output_dir} holds a model and no whole checkpoint: set overwrite to train "
-            "it again, or choose another output_dir"
-        )
-    begun = f" (begun only: {', '.join(path.name for path in reversed(checkpoints))})" if checkpoints else ""
-    logger.warning("resume is set, and %s holds no whole checkpoint%s: the run starts anew", output_dir, begun)
-    return False
 
 
 def check_one_batch(trainer: Trainer) -> None:
@@ -133,51 +94,6 @@ def loggers_named(report_to: list[str]) -> Iterator[None]:
         raise
 
 
-class RemoveOldRun(TrainerCallback):
-    """Delete the run that `overwrite` replaces, once the loggers, whose callbacks come first, have started.
-
-    The other processes write no checkpoint before the first one has taken part in a step, and so has deleted.
-    """
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            remove_run(Path(args.output_dir))
-
-
-def refuse_to_delete(model: str, output_dir: str) -> None:
-    """Raise RecipeError if `overwrite` would delete the model that the run starts from, or the base of its adapters."""
-    folder = Path(output_dir).resolve()
-    for path in (Path(model).resolve(), Path(base_of(model)).resolve()):
-        if path == folder or folder in path.parents:
-            raise RecipeError(
-                f"overwrite would delete the model that the run starts from, {path}: choose another output_dir than "
-                f"{output_dir}"
-            )
-
-
-def remove_run(output_dir: Path) -> None:
-    """Delete what a run has written, and nothing else: mixed with new files, it would not load or would tell lies.
-
-    That is checkpoints, the files of the model that its manifest lists, and, where there is none, weights and adapters,
-    and stored scores of the reference. Logs stay.
-    """
-    for checkpoint in checkpoints_in(output_dir):
-        delete_directory(checkpoint)
-    try:
-        listed = [output_dir / name for name in read_manifest(output_dir)]
-    except (OSError, ValueError):
-        listed = []
-    found = (path for folder in (output_dir, output_dir / REFERENCE) for name in WEIGHTS for path in folder.glob(name))
-    for path in {*listed, *found, *(output_dir / name for name in RECORDS)}:
-        path.unlink(missing_ok=True)
-    scores = list(output_dir.glob(f"*/{REFERENCE_SCORES}"))
-    for path in {*scores, *(path.parent / MANIFEST for path in scores)}:
-        path.unlink(missing_ok=True)
-    for folder in {output_dir / REFERENCE, *(path.parent for path in scores)}:
-        with contextlib.suppress(OSError):  # it holds files of someone else, or is not there
-            folder.rmdir()
-
-
 def main(
     trainer_class: type[DiffusionTrainerBase],
     config_class: type[TrainingArguments],
@@ -223,6 +139,8 @@ def launch(
         )
     check_engine(trainer)
     check_one_batch(trainer)
+    if recipe.eval_tasks:
+        trainer.add_callback(task_evaluation(trainer, recipe))
     base = model_args.model_name_or_path
     if not run(trainer, recipe.overwrite, resumed, base):
         return trainer, None
@@ -234,28 +152,27 @@ def launch(
     return trainer, next_steps(args.output_dir, base, recipe.dataset_name, list(row), count, dropped, budget, causal)
 
 
+def task_evaluation(trainer: DiffusionTrainerBase, recipe: RecipeArguments) -> TrainerCallback:
+    """The callback that evaluates `eval_tasks`.
+
+    Raises:
+        RecipeError: lm-evaluation-harness is not installed, or a task cannot be run (`TaskEvaluation`).
+    """
+    if find_spec("lm_eval") is None:
+        raise RecipeError('eval_tasks needs lm-evaluation-harness: pip install "llada-vrpo[eval]"')
+    from llada.harness.in_training import TaskEvaluation
+
+    assert recipe.eval_tasks is not None
+    assert isinstance(recipe.eval_tasks_args, dict)  # as `RecipeArguments` has read it
+    return TaskEvaluation(trainer, recipe.eval_tasks, recipe.eval_tasks_args, recipe.eval_tasks_limit)
+
+
 def first_row(recipe: RecipeArguments) -> dict[str, Any]:
     """The first row of the training data, as text."""
     rows = load_rows(
         recipe.dataset_name, recipe.dataset_config, recipe.dataset_train_split, recipe.dataset_streaming
     )  # fmt: skip
     return next(iter(rows))
-
-
-def finished(folder: str, planned: int) -> int | None:
-    """The number of steps of the finished run in a directory, if no more are planned; None for any other run.
-
-    `trainer_state.json` is the last file that a run writes there. A model that is not whole is warned of, and made
-    again from the last checkpoint.
-    """
-    steps = state_of(folder).get("global_step", 0)
-    if steps < planned:
-        return None
-    flaw = flaw_of(folder) if has_manifest(folder) else None
-    if flaw is None:
-        return steps
-    logger.warning("the model in %s is not whole: %s. It is saved again from its last checkpoint", folder, flaw)
-    return None
 
 
 def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str | None) -> bool:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llada.cli.adapters import settings_folder
-from llada.cli.arguments import fit_context, note, sampler_settings
+from llada.cli.arguments import SamplerOptions, fit_context, note, override, sampler_settings
 from llada.cli.checkpoint import load_config, load_merged, load_model
 from llada.cli.fingerprint import fingerprint, hash_of
 from llada.denoiser import as_denoiser
@@ -31,6 +31,7 @@ from llada.harness.requests import Encoded, fit, place, question_of, questions
 from llada.harness.settings import read_options
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.guidance import GuidedDenoiser
+from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
 
 QUESTIONS = 16  # scored between two writes to the harness's cache
@@ -69,11 +70,11 @@ class HarnessModel(TemplateLM):
             assert tokenizer is not None
             self.tokenizer, config = tokenizer, in_memory.config
         context = config.denoiser_spec.context
-        named = Namespace(model=self.options.pretrained, preset=self.options.preset)
-        self.sampler = exact_sampler or fit_context(sampler_settings(named, sampler), named, sampler, context)
+        self.sampler = exact_sampler or self.settings_of_sampler(sampler, context, in_memory is None)
+        lengths = (sampler.gen_length, sampler.block_length, sampler.steps)
         self.own_length = bool(
-            exact_sampler or named.preset or settings_folder(named.model)
-            or any(value is not None for value in (sampler.gen_length, sampler.block_length, sampler.steps))
+            exact_sampler or self.options.preset or any(value is not None for value in lengths)
+            or (in_memory is None and settings_folder(self.options.pretrained))
         )  # fmt: skip
         spec = config.denoiser_spec
         if spec.attention == "causal" and self.sampler.cfg_scale:
@@ -95,6 +96,15 @@ class HarnessModel(TemplateLM):
         else:
             self.model, self._device = in_memory, in_memory.device
         self.stats, self.rows, self.errors = SamplerStats(), 0, list[float]()
+
+    def settings_of_sampler(self, options: SamplerOptions, context: int, saved: bool) -> SamplerSettings:
+        """The preset's settings or those saved with the model, if it is `saved`, with the options in their place."""
+        if saved:
+            named = Namespace(model=self.options.pretrained, preset=self.options.preset)
+            return fit_context(sampler_settings(named, options), named, options, context)
+        settings = override(preset(self.options.preset) if self.options.preset else SamplerSettings(), options)
+        settings.check_blocks()
+        return settings
 
     # What the harness asks a model for.
 

@@ -145,12 +145,12 @@ def load_one(manager: "TaskManager", benchmark: Benchmark, run_code: bool) -> "T
 
 def run(
     model: "LM", benchmark: Benchmark, manager: "TaskManager", task: "Task | Group", *, limit: int | None, seed: int,
-    run_code: bool, cache: str,
+    run_code: bool, cache: str | None,
 ) -> Any:  # fmt: skip
     """Run one benchmark; the harness's results, with the scores of each document.
 
     Args:
-        task: what `load` has found for it. cache: where the harness keeps the answers to single requests.
+        task: what `load` has found for it. cache: where the harness keeps the answers to single requests, if anywhere.
     """
     from lm_eval import simple_evaluate
 

@@ -154,6 +154,9 @@ RECIPE = {
     "eval_fraction": real([0, 0.0, 0.99], [-0.1, 1, 1.5]),
     "tokenizer": path,
     "architecture": mapping,
+    "eval_tasks": ([["a"], ["a", "b"]], [[], [1], "", 3]),
+    "eval_tasks_args": mapping,
+    "eval_tasks_limit": natural(1, none=True),
     "expected_processes": natural(1, none=True),
     "resume": flag(),
     "overwrite": flag(),
@@ -182,6 +185,23 @@ SAMPLER = {
     "confidence_eos_eot_inf": flag(),
     "stop_at_eos": flag(),
     "allow_mask": flag(),
+}
+SCORE = {
+    "design": name("published", "systematic", "loo_complementary", "confidence"),
+    "draws": ([16, 128], [17, *natural(1)[1]]),
+    "group": ([1, 16, 128], [3, *natural(1)[1]]),
+    "lead": (positive[0] + [None], positive[1][:-1]),
+    "batch_size": natural(1),
+    "seed": ([0, -3, 10**6], [1.5, "1", True, None, NAN]),
+}
+HARNESS = SCORE | {
+    "pretrained": (["a"], ["", None, *TEXTS]),
+    "preset": text("llada-1.5/gsm8k", none=True),
+    "device": text("auto"),
+    "dtype": name("auto", "float32", "bfloat16"),
+    "max_length": natural(1, none=True),
+    "coupled": flag(),
+    "truncate": flag(),
 }
 VARIANCE = {
     "pairs": ([16, 32, None], [17, *natural(1, none=True)[1]]),

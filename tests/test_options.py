@@ -22,7 +22,9 @@ from llada.diffusion.baseline import leave_one_out
 from llada.diffusion.likelihood import exact_elbo, log_likelihood
 from llada.diffusion.masking import draw_masks
 from llada.diffusion.random_streams import generator_for, response_generators
+from llada.diffusion.scoring import ScoreSettings
 from llada.errors import RecipeError
+from llada.harness.settings import HarnessSettings
 from llada.training.config import INHERITED
 from vrpo import VRPOConfig
 from vrpo.analysis.settings import Settings, TableArguments
@@ -50,6 +52,8 @@ CONFIGS = {
     "RecipeArguments": (rows.RECIPE, RecipeArguments),
     "iterate.py": (rows.ITERATE, partial(ITERATE.Arguments, prompts="a")),
     "SamplerSettings": (rows.SAMPLER, SamplerSettings),
+    "ScoreSettings": (rows.SCORE, ScoreSettings),
+    "HarnessSettings": (rows.HARNESS, partial(HarnessSettings, **{"pretrained": "a"})),
     "Settings": (rows.VARIANCE, Settings),
     "TableArguments": (rows.TABLE, partial(TableArguments, model="a", ref_model="b", data="c", output="unused")),
     "PreferenceLoss": (rows.LOSS, partial(PreferenceLoss, ("sigmoid", "sft"), (1.0, 1.0), 0.2)),
@@ -62,6 +66,8 @@ CONFIGS = {
 NEEDS = {
     "refresh_every": {"cache": "dual"},
     "baseline_slope": {"baseline_prior": 0.1},
+    "eval_tasks_args": {"eval_tasks": ["a"]},
+    "eval_tasks_limit": {"eval_tasks": ["a"]},
 }
 CALLED = {"names": "loss_type", "weights": "loss_weights"}  # PreferenceLoss, by the names of the trainer's options
 FIELDS = [(config, field) for config, (table, _) in CONFIGS.items() for field in table]
@@ -97,6 +103,8 @@ def test_no_field_is_without_a_row():
         "RecipeArguments": own_fields(RecipeArguments),
         "iterate.py": own_fields(ITERATE.Arguments),
         "SamplerSettings": own_fields(SamplerSettings),
+        "ScoreSettings": own_fields(ScoreSettings),
+        "HarnessSettings": own_fields(HarnessSettings),
         "Settings": own_fields(Settings),
         "TableArguments": own_fields(TableArguments),
         "PreferenceLoss": own_fields(PreferenceLoss),

@@ -1,13 +1,13 @@
 """How many forward passes a multiple-choice decision needs: the designs of `llada.diffusion.scoring` side by side.
 
-    python benchmarks/scoring.py --data PAIRS.jsonl [--questions 60] [--json PATH]
+    python benchmarks/scoring.py --data PAIRS.jsonl [--questions 30] [--json PATH]
 
 Three tasks, with the models that `frontier.py base` and `noise_map.py base` have trained: poems of four topics, of
 which one has the topic asked for (12 tokens); four answers of 48 bytes to a GSM8K problem, of which one is its own; and
 the right and the wrong answer of a pair, 64 bytes each.
 
 "variance": of a value from 16 draws, over that of the published draw, a ratio of means over answers with its jackknife
-interval over questions. "agree": decisions that are those of 2,048 draws of `loo_complementary`. "flips": decisions
+interval over questions. "agree": decisions that are those of 1,024 draws of `loo_complementary`. "flips": decisions
 that differ between two runs. "rows": forwarded for a question. With `lead`, questions end early.
 """
 
@@ -31,7 +31,7 @@ from llada.denoiser import as_denoiser
 from llada.diffusion.scoring import DESIGNS, Answer, Scorer, ScoreSettings
 from vrpo.analysis.statistics import jackknife, proportion, ratio_of_means
 
-RUNS, REFERENCE = 12, 2048
+RUNS, REFERENCE = 6, 1024
 Question = list[Answer]
 
 
@@ -115,18 +115,19 @@ def measure(name: str, model, questions: list[Question]) -> list[dict]:
             for groups in (1, 2, 3, 8):
                 facts = summary(decisions(found, groups), truth)
                 note(design=design + kind, draws=16 * groups, variance=str(ratio), **facts, rows=16 * groups * options)
-    for design in ("systematic", "loo_complementary"):
-        for group in (4, 8):
-            for lead in (2.0, 3.0):
-                decided, rows_of = [[] for _ in questions], 0
-                for run in range(RUNS):
-                    settings = ScoreSettings(design, draws=128, group=group, lead=lead, batch_size=64, seed=run)
-                    scorer = Scorer(as_denoiser(model), settings)
-                    for index, question in enumerate(questions):
-                        decided[index].append(best([each.value for each in scorer.score([question])[0]]))
-                    rows_of += scorer.rows
-                cost = rows_of / RUNS / len(questions)
-                note(design=f"{design}, groups of {group}, lead {lead:g}", draws="128 at most", variance="",
+    for group in (4, 8):
+        for lead in (2.0, 3.0):
+            decided, rows_of = [[] for _ in questions], 0
+            for run in range(RUNS):
+                settings = ScoreSettings(
+                    "loo_complementary", draws=128, group=group, lead=lead, batch_size=64, seed=run
+                )
+                scorer = Scorer(as_denoiser(model), settings)
+                for index, question in enumerate(questions):
+                    decided[index].append(best([each.value for each in scorer.score([question])[0]]))
+                rows_of += scorer.rows
+            cost = rows_of / RUNS / len(questions)
+            note(design=f"loo_complementary, groups of {group}, lead {lead:g}", draws="128 at most", variance="",
                      **summary(decided, truth), rows=round(cost, 1))  # fmt: skip
     return rows
 
@@ -134,7 +135,7 @@ def measure(name: str, model, questions: list[Question]) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="preference pairs, as text or messages")
-    parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--questions", type=int, default=30)
     parser.add_argument("--poems", default="runs/frontier/base")
     parser.add_argument("--bytes", default="runs/noise_map/base")
     parser.add_argument("--json", help="file of the rows")

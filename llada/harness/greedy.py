@@ -34,7 +34,9 @@ def is_greedy(
         return [each for batch in batches for each in most_likely_throughout(denoiser, batch, device)]
     order = sorted(range(len(answers)), key=lambda index: -len(answers[index].context) - len(answers[index].tokens))
     found = [False] * len(answers)
-    left = {index: list(answers[index].tokens) for index in order}  # masked positions hold their token, others None
+    left: dict[int, list[int | None]] = {
+        index: list(answers[index].tokens) for index in order
+    }  # masked positions hold their token, others None
     waiting = list(order)
     while waiting:
         chosen, waiting = waiting[:batch_size], waiting[batch_size:]

@@ -2,9 +2,9 @@
 
     python benchmarks/scoring.py --data PAIRS.jsonl [--questions 30] [--json PATH]
 
-Three tasks, with the models that `frontier.py base` and `noise_map.py base` have trained: poems of four topics, of
-which one has the topic asked for (12 tokens); four answers of 48 bytes to a GSM8K problem, of which one is its own; and
-the right and the wrong answer of a pair, 64 bytes each.
+Three tasks, with the models that `frontier.py base` and `noise_map.py base` have trained: four poems on a topic, of
+which one is the likeliest (12 tokens); four answers of 48 bytes to a GSM8K problem, of which one is its own; and the
+right and the wrong answer of a pair, 64 bytes each.
 
 "variance": of a value from 16 draws, over that of the published draw, a ratio of means over answers with its jackknife
 interval over questions. "agree": decisions that are those of 1,024 draws of `loo_complementary`. "flips": decisions
@@ -42,9 +42,9 @@ def answer(context: list[int], tokens: list[int], key: int) -> Answer:
 def poems(number: int, rng: random.Random) -> list[Question]:
     found = []
     for question in range(number):
-        topics = rng.sample(list(TOPICS), 4)
-        texts = [WORDS(demonstration(topic, rng)).input_ids for topic in topics]
-        found.append([answer(WORDS(topics[0]).input_ids, text, 4 * question + i) for i, text in enumerate(texts)])
+        topic = rng.choice(list(TOPICS))
+        texts = [WORDS(demonstration(topic, rng)).input_ids for _ in range(4)]
+        found.append([answer(WORDS(topic).input_ids, text, 4 * question + i) for i, text in enumerate(texts)])
     return found
 
 
@@ -138,15 +138,19 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=30)
     parser.add_argument("--poems", default="runs/frontier/base")
     parser.add_argument("--bytes", default="runs/noise_map/base")
+    parser.add_argument("--tasks", nargs="+", help="poems, own answer, right or wrong; default: all")
     parser.add_argument("--json", help="file of the rows")
     args = parser.parse_args()
     torch.set_num_threads(1)
     poet, writer = (LLaDAModelLM.from_pretrained(path) for path in (args.poems, args.bytes))
     rng = random.Random(1)
     print("design | draws | variance over published | agree | flips | rows a question")
-    rows = measure("poems", poet, poems(args.questions, rng))
-    rows += measure("own answer", writer, pairs(args.questions, args.data, 49, ("chosen",), 3))
-    rows += measure("right or wrong", writer, pairs(args.questions, args.data, 65, ("chosen", "rejected"), 0))
+    tasks = {
+        "poems": (poet, poems(args.questions, rng)),
+        "own answer": (writer, pairs(args.questions, args.data, 49, ("chosen",), 3)),
+        "right or wrong": (writer, pairs(args.questions, args.data, 65, ("chosen", "rejected"), 0)),
+    }
+    rows = [row for name in args.tasks or tasks for row in measure(name, *tasks[name])]
     if args.json:
         Path(args.json).write_text("".join(json.dumps(row) + "\n" for row in rows))
 

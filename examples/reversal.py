@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 from verses import word_tokenizer
 
 from llada import LLaDAConfig, LLaDAModelLM, causal_generate, causal_log_likelihood, elbo_draws, generate, infill
@@ -88,6 +88,7 @@ def trained(sentences: list[list[int]], causal: bool, seed: int, steps: int) -> 
         **({} if causal else {"masks": "exact_count"}),
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER)
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.model.eval()
 

@@ -3,9 +3,9 @@
     x = wte(ids);  per block: x += attn_out(attention(rms(x))),  x += ff_out(silu(ff_proj h) * up_proj h), h = rms(x)
 
 It uses RMSNorm, rotary positions (half-split), SwiGLU and no causal mask (ib., Table 5; the config field `causal` asks
-for one, as the paper's autoregressive baseline has). Tensor names are those of the published checkpoints (`model.transformer.blocks.0.q_proj.weight`, ...; note that a block's `ff_proj` is
-the gate, its `ff_out` the down projection, and the top-level `ff_out` the language-model head), so weights load and
-save with no conversion.
+for one, as the paper's autoregressive baseline has). Tensor names are those of the published checkpoints
+(`model.transformer.blocks.0.q_proj.weight`, ...; note that a block's `ff_proj` is the gate, its `ff_out` the down
+projection, and the top-level `ff_out` the language-model head), so weights load and save with no conversion.
 
 Shapes: B sequences, L tokens, D width, H heads, K key/value heads, C head size.
 """

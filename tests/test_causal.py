@@ -210,6 +210,8 @@ def test_training_learns_and_is_saved_as_autoregressive(tmp_path):
     tokens = some_tokens(1, 8)
     assert loaded.config.causal
     assert loaded.denoiser_spec.attention == "causal"
+    assert "autoregressive" in run.model.model_tags
+    assert "masked-diffusion" not in run.model.model_tags
     assert torch.equal(loaded(tokens).logits, run.model(tokens).logits)
 
 

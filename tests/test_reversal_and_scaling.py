@@ -1,6 +1,5 @@
 """The examples of the autoregressive baseline: what is taught and asked, how names are scored, and what is counted."""
 
-import json
 import math
 import random
 import sys
@@ -18,16 +17,6 @@ import scaling
 sys.path.remove(str(ROOT / "examples"))
 
 
-@pytest.fixture
-def short_runs(tmp_path, monkeypatch):
-    """Runs of a few steps, in a directory of their own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scaling, "STEPS", 10)
-    monkeypatch.setattr(scaling, "HELD_OUT", 8)
-    monkeypatch.setattr(scaling, "SIZES", {"XS": (8, 1), "S": (16, 1)})
-    return tmp_path
-
-
 def test_tested_facts_are_taught_in_one_order_only():
     names, descriptions = reversal.made_up(2 * reversal.FACTS, random.Random(0))
     for parts in (names, descriptions):
@@ -42,7 +31,8 @@ def test_tested_facts_are_taught_in_one_order_only():
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_llada_ranks_names_by_their_exact_bound(in_place):
+def test_llada_ranks_names_by_their_exact_bound(in_place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     model = reversal.trained([[reversal.BOS, 1, 2]], causal=False, seed=0, steps=0).double()
     names, descriptions = reversal.made_up(4, random.Random(0))
     tokens = reversal.sentence(*((names, descriptions) if in_place else (descriptions, names)))
@@ -53,8 +43,9 @@ def test_llada_ranks_names_by_their_exact_bound(in_place):
     assert reversal.scores(model, tokens, at, whole=in_place).tolist() == pytest.approx(expected, abs=1e-10)
 
 
-def test_an_autoregressive_model_learns_forward_and_not_turned(short_runs, monkeypatch):
+def test_an_autoregressive_model_learns_forward_and_not_turned(tmp_path, monkeypatch):
     """8 facts of each kind and 150 steps: all right forward, and in place by rank; turned, no more than guesses."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reversal, "FACTS", 8)
     names, descriptions = reversal.made_up(16, random.Random(1))
     model = reversal.trained(reversal.lessons(names, descriptions), causal=True, seed=1, steps=150)
@@ -73,7 +64,7 @@ def test_windows_hold_every_byte_and_both_kinds_have_the_same(monkeypatch):
     train, held_out = scaling.divided(text, 3)
     assert (train, held_out) == scaling.divided(text, 3)
     assert not {tuple(row) for row in train} & {tuple(row) for row in held_out}
-    with pytest.raises(ValueError, match="--data has 7 windows of 128 bytes; needed are"):
+    with pytest.raises(ValueError, match="--data has 15 windows of 64 bytes; needed are 36"):
         scaling.divided(text[:1000], 0)
 
 
@@ -96,22 +87,39 @@ def test_slopes_of_an_exact_power_law():
     assert scaling.slopes(rows, "LLaDA").tolist() == pytest.approx([-0.03, -0.03])
 
 
-def test_a_run_that_was_killed_goes_on(short_runs, monkeypatch, capsys):
-    """The lines that are there are not run again; the report says which loss is a bound, and the picture is drawn."""
+def test_a_run_reports_its_held_out_loss(tmp_path, monkeypatch):
+    """Near that of equal probabilities at a rate of 0, for both kinds; its cost is counted beside it."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("STEPS", 2), ("HELD_OUT", 8), ("RATE", 0.0)):
+        monkeypatch.setattr(scaling, name, value)
+    text = scaling.poems()[:20_000]
+    for kind in scaling.KINDS:
+        row = scaling.run(text, kind, "XS", seed=0)
+        assert row["loss"] == pytest.approx(math.log(262), abs=1)
+        assert row["flops"] == 6 * row["parameters"] * 2 * scaling.BATCH * scaling.WINDOW
+
+
+def test_runs_that_are_there_are_not_run_again(tmp_path, monkeypatch, capsys):
+    """The report says which loss is a bound, and the picture is drawn."""
     pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["scaling.py", "--seeds", "0", "1"])
-    text = scaling.poems()[:40_000]
-    monkeypatch.setattr(scaling, "poems", lambda: text)
+    ran = []
+
+    def run(text, kind, size, seed):
+        ran.append((kind, size, seed))
+        number = 10 ** (1 + list(scaling.SIZES).index(size))
+        cost = {"parameters": number, "tokens": 10, "flops": 60 * number, "cpu_seconds": 1}
+        return cost | {"loss": 2 + seed / 10 + (kind == "LLaDA")}
+
+    monkeypatch.setattr(scaling, "run", run)
     scaling.main()
-    file = short_runs / "runs/scaling/rows.jsonl"
+    file = tmp_path / "runs/scaling/rows.jsonl"
     lines = file.read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert len(rows) == 8
-    assert all(0 < row["loss"] < 1.2 * math.log(262) for row in rows)
-    file.write_text("\n".join(lines[:5]) + "\n")
+    assert len(lines) == len(ran) == 2 * len(scaling.SIZES) * 2
+    file.write_text("\n".join(lines[:13]) + "\n")
     scaling.main()
-    again = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [{**row, "cpu_seconds": 0} for row in again] == [{**row, "cpu_seconds": 0} for row in rows]
-    out = capsys.readouterr().out
-    assert "LLaDA's loss is a bound, the other is exact" in out
-    assert (short_runs / "runs/scaling/scaling.png").stat().st_size > 0
+    assert file.read_text().splitlines() == lines
+    assert len(ran) == 16 + 3
+    assert "LLaDA's loss is a bound, the other is exact" in capsys.readouterr().out
+    assert (tmp_path / "runs/scaling/scaling.png").stat().st_size > 0

@@ -155,6 +155,8 @@ def draw(rows: list[dict], path: Path) -> None:
         (line,) = axis.plot(flops, [float(of(rows, kind, size).mean()) for size in SIZES], label=name)
         axis.plot([row["flops"] for row in own], [row["loss"] for row in own], ".", color=line.get_color())
     axis.set(xlabel="6 N D, operations", ylabel="held-out loss, nats a byte", xscale="log", yscale="log")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks("{x:g}")
     axis.set_title(f"{rows[0]['tokens']:,} bytes of {rows[0]['data']}")
     axis.legend()
     figure.savefig(path, dpi=130)

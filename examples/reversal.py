@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 from verses import word_tokenizer
 
 from llada import LLaDAConfig, LLaDAModelLM, causal_generate, causal_log_likelihood, elbo_draws, generate, infill
@@ -88,16 +88,22 @@ def trained(sentences: list[list[int]], causal: bool, seed: int, steps: int) -> 
         **({} if causal else {"masks": "exact_count"}),
     )  # fmt: skip
     trainer = MaskedDiffusionTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER)
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.model.eval()
 
 
 def written(model: LLaDAModelLM, prompt_BL: Tensor, length: int) -> Tensor:
-    """The most likely continuation, [B, length]; a LLaDA fills it in the order of its confidence."""
+    """The most likely continuation, [B, length]; a LLaDA fills it in the order of its confidence.
+
+    EOS has a place after it, so that a LLaDA sees a text as long as those that it was taught.
+    """
     if model.config.causal:
-        return causal_generate(model, prompt_BL, gen_length=length)[:, -length:]
-    settings = dict(gen_length=length, block_length=length, steps=length, stop_at_eos=False)
-    return generate(model, prompt_BL, **settings)[:, -length:]
+        canvas_BL = causal_generate(model, prompt_BL, gen_length=length + 1)
+    else:
+        settings = dict(gen_length=length + 1, block_length=length + 1, steps=length + 1, stop_at_eos=False)
+        canvas_BL = generate(model, prompt_BL, **settings)
+    return canvas_BL[:, prompt_BL.shape[1] : -1]
 
 
 def written_in_place(model: LLaDAModelLM, descriptions_BL: Tensor) -> Tensor:

@@ -88,6 +88,8 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         if hasattr(getattr(model, "config", None), "set_special_ids"):
             model.config.set_special_ids(**vars(self.ids))  # so that the saved model has them
         self.spec = replace(spec, **{f"{name}_id": number for name, number in vars(self.ids).items()})
+        if spec.attention == "causal":
+            self.tags = tuple(tag.replace("masked-diffusion", "autoregressive") for tag in self.tags)
         self.max_length = row_length(args.max_length, self.spec.context)
         self.custom_collator, self.custom_metrics = data_collator, compute_metrics
         set_router_weight(model, args.router_aux_loss_coef)

@@ -265,7 +265,7 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
         self.check_finite(nelbo_B, inputs)
         # Returns no loss: the Trainer would average it over batches, `likelihood_metrics` averages over rows.
         # An autoregressive model does not predict a document's first token, whose bytes are taken off by share.
-        bytes_B = inputs["text_bytes"] * length_B // inputs["response_mask"].sum(-1)
+        bytes_B = inputs["text_bytes"] * length_B // inputs["response_mask"].sum(-1).clamp(min=1)
         return None, nelbo_B, torch.stack([length_B, bytes_B], -1)
 
 

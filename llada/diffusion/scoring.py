@@ -101,11 +101,14 @@ def spread_counts(counts: Callable[[int, int, Generator], Tensor]):
 
 
 def leave_one_out_draws(size: int, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """A design: complementary masks at mirrored levels with a token baseline (`llada.diffusion.baseline`)."""
+    """A design: complementary masks at mirrored levels with a token baseline (`llada.diffusion.baseline`).
+
+    Log-probabilities fall little as more is masked, where log-ratios of two models grow: a flat baseline is best here.
+    """
     level_S = timesteps(size, generator, "mirrored")
     masked_SL, weight_S = exact_count_draws(level_S, length, generator, complementary=True)
     draws = MaskDraws(masked_SL[:, None], (masked_SL * weight_S[:, None])[:, None])
-    draws = leave_one_out(draws, torch.ones(1, length, dtype=torch.bool), group=2, prior=0.1, slope=1.0)
+    draws = leave_one_out(draws, torch.ones(1, length, dtype=torch.bool), group=2, prior=0.1)
     return masked_SL, draws.weight_SBL[:, 0]
 
 

@@ -1,13 +1,13 @@
 """How many forward passes a multiple-choice decision needs: the designs of `llada.diffusion.scoring` side by side.
 
-    python benchmarks/scoring.py --data PAIRS.jsonl [--questions 30] [--json PATH]
+    python benchmarks/scoring.py --data PAIRS.jsonl [--questions 20] [--json PATH]
 
 Three tasks, with the models that `frontier.py base` and `noise_map.py base` have trained: four poems on a topic, of
 which one is the likeliest (12 tokens); four answers of 48 bytes to a GSM8K problem, of which one is its own; and the
 right and the wrong answer of a pair, 64 bytes each.
 
 "variance": of a value from 16 draws, over that of the published draw, a ratio of means over answers with its jackknife
-interval over questions. "agree": decisions that are those of 1,024 draws of `loo_complementary`. "flips": decisions
+interval over questions. "agree": decisions that are those of 512 draws of `loo_complementary`. "flips": decisions
 that differ between two runs. "rows": forwarded for a question. With `lead`, questions end early.
 """
 
@@ -31,7 +31,7 @@ from llada.denoiser import as_denoiser
 from llada.diffusion.scoring import DESIGNS, Answer, Scorer, ScoreSettings
 from vrpo.analysis.statistics import jackknife, proportion, ratio_of_means
 
-RUNS, REFERENCE = 6, 1024
+RUNS, REFERENCE = 4, 512
 Question = list[Answer]
 
 
@@ -135,7 +135,7 @@ def measure(name: str, model, questions: list[Question]) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="preference pairs, as text or messages")
-    parser.add_argument("--questions", type=int, default=30)
+    parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--poems", default="runs/frontier/base")
     parser.add_argument("--bytes", default="runs/noise_map/base")
     parser.add_argument("--tasks", nargs="+", help="poems, own answer, right or wrong; default: all")

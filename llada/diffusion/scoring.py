@@ -101,10 +101,7 @@ def spread_counts(counts: Callable[[int, int, Generator], Tensor]):
 
 
 def leave_one_out_draws(size: int, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """A design: complementary masks at mirrored levels with a token baseline (`llada.diffusion.baseline`).
-
-    Log-probabilities fall little as more is masked, where log-ratios of two models grow: a flat baseline is best here.
-    """
+    """A design: complementary masks at mirrored levels with a flat token baseline (`llada.diffusion.baseline`)."""
     level_S = timesteps(size, generator, "mirrored")
     masked_SL, weight_S = exact_count_draws(level_S, length, generator, complementary=True)
     draws = MaskDraws(masked_SL[:, None], (masked_SL * weight_S[:, None])[:, None])

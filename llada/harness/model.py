@@ -85,7 +85,7 @@ class HarnessModel(TemplateLM):
         self.room = min(context, self.options.max_length or context)
         answering = {name: value for name, value in vars(self.options).items() if name not in NO_MATTER}
         parts = None if in_memory is not None else fingerprint(self.options.pretrained, config, self.tokenizer)
-        self.identity = hash_of([parts, answering, vars(self.sampler)])
+        self.identity = hash_of([parts, answering, vars(self.sampler), self.own_length])
         state = PartialState(cpu=self.options.device == "cpu" or not torch.cuda.is_available())
         self._rank, self._world_size = state.process_index, state.num_processes
         if in_memory is None:

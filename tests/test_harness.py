@@ -92,6 +92,25 @@ def test_a_rolling_likelihood_scores_every_token_once(folder):
     assert value == pytest.approx((first + second).item(), abs=1e-10)
 
 
+def test_rolling_likelihoods_do_not_depend_on_the_texts_before_and_are_kept_one_by_one(folder, monkeypatch):
+    """Coupled too, where streams are those of questions: after a kill, the texts that are left are the first ones."""
+    lm = model_of(folder, coupled=True)
+    asked = requests("loglikelihood_rolling", ("a text of many bytes",), ("another text of bytes",))
+    whole = lm.loglikelihood_rolling(asked)
+    assert lm.loglikelihood_rolling(asked[1:]) == [pytest.approx(whole[1], abs=1e-9)]
+    kept, scored = [], lm.scored
+
+    def killed(*given, **others):
+        yield next(scored(*given, **others))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lm, "scored", killed)
+    monkeypatch.setattr(lm.cache_hook, "add_partial", lambda kind, args, value: kept.append((kind, args, value)))
+    with pytest.raises(KeyboardInterrupt):
+        lm.loglikelihood_rolling(asked)
+    assert kept == [("loglikelihood_rolling", ("a text of many bytes",), pytest.approx(whole[0], abs=1e-9))]
+
+
 def test_answers_end_before_the_first_stop_text(folder):
     """Each is a prefix of what the sampler writes, whatever the batch, and has no stop text."""
     prompts = [f"{'ab' * n}?" for n in range(1, 6)]

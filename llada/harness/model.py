@@ -4,6 +4,7 @@ Importing this file registers it. Its options are those of `llada.harness.settin
 """
 
 from argparse import Namespace
+from collections import Counter
 from functools import partial
 from itertools import chain
 from statistics import mean
@@ -188,8 +189,9 @@ class HarnessModel(TemplateLM):
         """The ELBO of each text in nats.
 
         A text that is longer than the context is scored in windows, each with as much of the text before it as fits.
+        A finished text goes to the harness's cache.
         """
-        encoded, owner = [], []
+        encoded, owner = [], list[int]()
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
             prefix = -1  # of the harness, for models that need a token before the first: dropped below
@@ -198,12 +200,16 @@ class HarnessModel(TemplateLM):
                 begins = window[0] == [prefix]
                 context = tuple(self.prefix if begins else window[0])
                 owner.append(number)
-                encoded.append(Encoded(context, tuple(window[1]), 1.0, (number, len(owner), ""), place(request)))
-        values = [0.0] * len(requests)
+                # No two are options of one question, and the stream depends on the tokens alone, if coupled too.
+                question = (context, tuple(window[1]), len(owner))
+                encoded.append(Encoded(context, tuple(window[1]), 1.0, question, place(request)))
+        values, left = [0.0] * len(requests), Counter(owner)
         for index, estimate, _ in self.scored(encoded, disable_tqdm, greedy=False):
-            values[owner[index]] += estimate.value
-        for request, value in zip(requests, values, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+            number = owner[index]
+            values[number] += estimate.value
+            left[number] -= 1
+            if not left[number]:
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, values[number])
         return values
 
     def scored(self, encoded: list[Encoded], disable_tqdm: bool, greedy: bool):

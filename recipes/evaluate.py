@@ -237,7 +237,7 @@ def load_harness_model(args: Arguments, benchmark: Benchmark, before: Any) -> An
 
     options: dict[str, Any] = {name: getattr(args, name) for name in OF_MODEL} | {"pretrained": args.model}
     if before is not None:
-        options |= {"pretrained": before.model, "tokenizer": before.tokenizer}
+        options |= {"pretrained": before.model, "tokenizer": before.tokenizer, "files": before.files}
     if suites.is_scored(benchmark):
         draws = benchmark.draws or HarnessSettings.draws
         group = math.gcd(draws, PUBLISHED_GROUP)

@@ -332,6 +332,27 @@ def test_a_benchmark_that_was_killed_goes_on_from_its_answers(saved, monkeypatch
     assert counts == [6, 3, 6]
 
 
+def test_a_second_benchmark_that_was_killed_goes_on_with_a_model_that_is_loaded_again(saved, monkeypatch):
+    """The first run has it in memory, from the benchmark before; the second one reads it from its files."""
+    from llada.harness.model import HarnessModel
+
+    counts, scored = [], HarnessModel.scored
+
+    def killed(self, encoded, *others, **named):
+        counts.append(len(encoded))
+        for count, found in enumerate(scored(self, encoded, *others, **named)):
+            if len(counts) == 1 and count == 4:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(HarnessModel, "scored", killed)
+    words = ("--device", "cpu", "--limit", "2")
+    with pytest.raises(KeyboardInterrupt):
+        run(saved, *words)
+    assert list(run(saved, *words)["benchmarks"]) == ["tiny/sums", "tiny/choice"]
+    assert counts == [8, 4]
+
+
 @pytest.mark.slow
 def test_the_script_does_not_take_the_place_of_the_package_evaluate(saved):
     """HumanEval's task imports it; its metric cannot be loaded here, which is as far as it comes."""

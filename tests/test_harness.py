@@ -213,6 +213,22 @@ def test_an_autoregressive_model_answers_all_kinds_of_requests(causal_folder):
         model_of(causal_folder, cfg_scale=1.0)
 
 
+def test_a_context_of_spaces_leaves_an_autoregressive_model_its_first_token(causal_folder):
+    """The harness moves the spaces to the answer, which is then without a context: it begins after BOS."""
+    lm = model_of(causal_folder)
+    (spaces, _), (empty, _) = lm.loglikelihood(requests("loglikelihood", ("  ", "ab"), ("", "  ab")))
+    assert spaces == empty
+
+
+def test_a_context_is_not_cut_to_nothing(folder):
+    lm = model_of(folder, max_length=8, truncate=True, gen_length=8, steps=8, block_length=8)
+    for kind, arguments in (("loglikelihood", ("abcdef", " 1234567")), ("generate_until", ("abcdef", {"until": []}))):
+        with pytest.raises(
+            RecipeError, match="document 0 of task t cannot be cut: nothing of its context would be left"
+        ):
+            getattr(lm, kind)(requests(kind, arguments))
+
+
 OVERLONG = ("loglikelihood", ("a" * 95, " bcd"))
 
 
@@ -337,6 +353,9 @@ def test_a_killed_evaluation_goes_on_from_the_harness_s_cache(folder, tasks, pla
     assert all(close(found[name], plain[name]) for name in TASKS)
     with pytest.raises(RecipeError, match=r"holds the answers of another model, or of other options"):
         evaluated(model_of(folder, draws=32), tasks, use_cache=str(tmp_path / "cache"))
+    in_memory = HarnessModel(lm.model, TOKENIZER, draws=16, group=4)
+    with pytest.raises(RecipeError, match="use_cache: a model in memory cannot be told from another one"):
+        evaluated(in_memory, tasks, use_cache=str(tmp_path / "cache"))
 
 
 def test_a_length_that_a_task_may_not_change_is_an_option_that_matters(folder):

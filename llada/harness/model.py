@@ -48,6 +48,7 @@ class HarnessModel(TemplateLM):
         pretrained: a model or adapter directory, a hub name, or a model in memory, which needs its `tokenizer`.
         max_batch_size: of the harness, for its automatic batch sizes, which this model does not have.
         exact_sampler: sampler settings in place of those of options, preset and the model's files.
+        files: hashes of the files that a model in memory is from (`llada.cli.fingerprint`), for the harness's cache.
         options: see `llada.harness.settings.HarnessSettings`; the rest are sampler settings by name.
 
     Raises:
@@ -56,7 +57,8 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self, pretrained: str | PreTrainedModel = "", tokenizer: PreTrainedTokenizerBase | None = None,
-        max_batch_size: int | None = None, exact_sampler: SamplerSettings | None = None, **options: Any,
+        max_batch_size: int | None = None, exact_sampler: SamplerSettings | None = None,
+        files: dict[str, Any] | None = None, **options: Any,
     ):  # fmt: skip
         super().__init__()
         if isinstance(size := options.get("batch_size"), str):  # the command line's
@@ -85,8 +87,8 @@ class HarnessModel(TemplateLM):
         self.prefix = [start] if spec.attention == "causal" else []
         self.room = min(context, self.options.max_length or context)
         answering = {name: value for name, value in vars(self.options).items() if name not in NO_MATTER}
-        parts = None if in_memory is not None else fingerprint(self.options.pretrained, config, self.tokenizer)
-        self.identity = hash_of([parts, answering, vars(self.sampler), self.own_length])
+        self.files = files if in_memory is not None else fingerprint(self.options.pretrained, config, self.tokenizer)
+        self.identity = hash_of([self.files, answering, vars(self.sampler), self.own_length])
         state = PartialState(cpu=self.options.device == "cpu" or not torch.cuda.is_available())
         self._rank, self._world_size = state.process_index, state.num_processes
         if in_memory is None:
@@ -144,9 +146,12 @@ class HarnessModel(TemplateLM):
         """Take the harness's cache of answers.
 
         Raises:
-            RecipeError: it was written by another model or with other options: its answers would be mixed with these.
+            RecipeError: it was written by another model or with other options: its answers would be mixed with these;
+                or nothing tells this model from another one.
         """
         if cache_hook.dbdict is not None:
+            if self.files is None:
+                raise RecipeError("use_cache: a model in memory cannot be told from another one. Name its directory")
             before = cache_hook.dbdict.setdefault("llada", self.identity)
             if before != self.identity:
                 raise RecipeError(
@@ -178,7 +183,8 @@ class HarnessModel(TemplateLM):
             if not ids[1]:
                 raise RecipeError(f"{place(request)} asks for the likelihood of nothing: {continuation!r}")
             size = max(1.0, float(len(continuation.strip())))
-            encoded.append(Encoded(tuple(ids[0]), tuple(ids[1]), size, question_of(request), place(request)))
+            head, tail = tuple(ids[0] or self.prefix), tuple(ids[1])  # a context of spaces is none
+            encoded.append(Encoded(head, tail, size, question_of(request), place(request)))
         found: dict[int, tuple[float, bool]] = {}
         for number, estimate, greedy in self.scored(encoded, disable_tqdm, greedy=True):
             found[number] = estimate.value, greedy

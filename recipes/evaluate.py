@@ -132,7 +132,7 @@ def with_options(benchmark: Benchmark, args: Arguments, options: SamplerOptions)
         raise RecipeError(f"{benchmark.suite}/{benchmark.name}: {error}") from error
     scale = benchmark.cfg_scale if sampler is not None or options.cfg_scale is None else options.cfg_scale
     chat = benchmark.chat if args.chat is None else args.chat
-    draws = (args.draws or benchmark.draws) if sampler is None else None
+    draws = (args.draws or benchmark.draws) if suites.is_scored(benchmark) else None
     return replace(benchmark, sampler=sampler, cfg_scale=scale, chat=chat, draws=draws)
 
 
@@ -143,7 +143,7 @@ def settings_of(benchmark: Benchmark, args: Arguments) -> dict[str, Any]:
     kept = ("task", "shots", "draws", "cfg_scale", "sampler", "chat")
     settings = {name: value for name, value in asdict(benchmark).items() if name in kept}
     settings |= {name: getattr(args, name) for name in ("limit", "batch_size", "seed", "dtype", "truncate")}
-    if benchmark.sampler is None:
+    if suites.is_scored(benchmark):
         settings |= {"design": args.design, "lead": args.lead}
     of_task = [name for name in suites.FILES_OF.get(str(benchmark.task), ()) if name in args.files]
     return settings | {"data": {name: digest(args.files[name]) for name in of_task}, "lm_eval": version("lm_eval")}
@@ -152,7 +152,8 @@ def settings_of(benchmark: Benchmark, args: Arguments) -> dict[str, Any]:
 def changed(benchmark: Benchmark, args: Arguments) -> list[str]:
     """What is not as published in a benchmark that was run, for its line of the table."""
     before, now = (flat(asdict(each)) for each in (SUITES[benchmark.suite][benchmark.name], benchmark))
-    plain = {"limit": None, "truncate": False} | ({} if benchmark.sampler else {"design": "published", "lead": None})
+    of_scores = {"design": "published", "lead": None} if suites.is_scored(benchmark) else {}
+    plain = {"limit": None, "truncate": False} | of_scores
     found = [f"{name}={value}" for name, usual in plain.items() if (value := getattr(args, name)) != usual]
     for name, value in now.items():
         known = before.get(name)
@@ -187,9 +188,8 @@ def entry_of(benchmark: Benchmark, args: Arguments, results: dict[str, Any], sec
          "documents": len(each.scores) if each.scores else sum(row["effective"] for row in counts.values())}
         for each in suites.figures(benchmark, results)
     ]  # fmt: skip
-    cost = {
-        name: value for name in COST if (value := results["config"].get(name)) == value
-    }  # nan, of one group, is not
+    # nan, of a single group, does not equal itself
+    cost = {name: value for name in COST if (value := results["config"].get(name)) == value}
     return {
         "settings": settings_of(benchmark, args), "changed": changed(benchmark, args), "figures": found,
         "published": benchmark.published, "source": benchmark.source, "remark": benchmark.remark,
@@ -237,11 +237,11 @@ def load_harness_model(args: Arguments, benchmark: Benchmark, before: Any) -> An
 
     options: dict[str, Any] = {name: getattr(args, name) for name in OF_MODEL} | {"pretrained": args.model}
     if before is not None:
-        options |= {"pretrained": before.model, "tokenizer": before.tokenizer}
-    if benchmark.sampler is None:
+        options |= {"pretrained": before.model, "tokenizer": before.tokenizer, "files": before.files}
+    if suites.is_scored(benchmark):
         draws = benchmark.draws or HarnessSettings.draws
-        options |= {"design": args.design, "lead": args.lead}
-        options |= {"draws": draws, "group": math.gcd(draws, PUBLISHED_GROUP)}
+        group = math.gcd(draws, PUBLISHED_GROUP)
+        options |= {"design": args.design, "lead": args.lead, "draws": draws, "group": group}
     sampler = benchmark.sampler or SamplerSettings(cfg_scale=benchmark.cfg_scale)
     return HarnessModel(exact_sampler=sampler, **options)
 

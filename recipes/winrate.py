@@ -89,14 +89,14 @@ def wins_by_reward(score: Scorer, rows: list[dict[str, Any]], pairs: list[list[s
 
 
 def wins_by_judge(score: Scorer, rows: list[dict[str, Any]], pairs: list[list[str]]) -> list[float]:
-    """1, 1/2 or 0 for each row: whether the judge, asked in both orders, on balance prefers the first answer.
+    """1, 1/2 or 0 for each row: whether the judge prefers the first answer in both orders, or the second in both.
 
     An empty answer is not shown to a judge: it loses to any other, and ties with another one.
     """
     forth = sign(score, rows, pairs)
     back = sign(score, rows, [pair[::-1] for pair in pairs])
     filled = [(bool(a.strip()), bool(b.strip())) for a, b in pairs]
-    by_judge = [(1 + (a > b) - (a < b)) / 2 for a, b in zip(forth, back, strict=True)]
+    by_judge = [(1 + a) / 2 if a == -b else 0.5 for a, b in zip(forth, back, strict=True)]
     return [won if a and b else (1 + a - b) / 2 for won, (a, b) in zip(by_judge, filled, strict=True)]
 
 

@@ -196,6 +196,28 @@ def test_an_unknown_length_of_answers_must_be_given(saved, known):
     assert (sampler["gen_length"], sampler["block_length"], sampler["steps"]) == (16, 16, 16)
 
 
+def test_options_of_likelihoods_count_where_answers_may_be_sampled(monkeypatch):
+    """llada-moe-base has both kinds, and no published sampler settings: gen_length is given for the sampled ones."""
+    monkeypatch.setattr("llada.harness.model.HarnessModel", lambda **options: options)
+    args = evaluate.Arguments("llada-moe-base", "m", "o", draws=12, lead=2.0)
+    benchmark = evaluate.with_options(preset("llada-moe-base/mmlu"), args, evaluate.SamplerOptions(gen_length=16))
+    found = evaluate.load_harness_model(args, benchmark, None)
+    assert [found.get(name) for name in ("design", "draws", "group", "lead")] == ["published", 12, 4, 2.0]
+    settings = evaluate.settings_of(benchmark, args)
+    assert [settings.get(name) for name in ("design", "draws", "lead")] == ["published", 12, 2.0]
+    assert evaluate.changed(benchmark, args)[0] == "lead=2.0"
+    sampled = evaluate.with_options(preset("llada-1.5/gsm8k"), args, evaluate.SamplerOptions())
+    assert not {"design", "lead"} & set(evaluate.settings_of(sampled, args))
+    assert not {"design", "draws", "lead"} & set(evaluate.load_harness_model(args, sampled, None))
+
+
+def test_examples_that_the_harness_would_not_show_are_refused(saved, monkeypatch):
+    """A task whose file says num_fewshot: 0 gets none, whatever is asked for."""
+    monkeypatch.setattr(evaluate, "load_harness_model", None)
+    with pytest.raises(RecipeError, match="tiny/choice: the harness's task shows no examples, so that num_fewshot=2"):
+        run(saved, "--tasks", "choice", "--num_fewshot", "2")
+
+
 def test_local_files_take_the_place_of_the_hub(saved, known, capsys):
     rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(4)]
     (saved / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -308,6 +330,27 @@ def test_a_benchmark_that_was_killed_goes_on_from_its_answers(saved, monkeypatch
     assert whole["benchmarks"]["tiny/sums"]["figures"] == found["benchmarks"]["tiny/sums"]["figures"]
     assert samples_of(saved / "whole") == first
     assert counts == [6, 3, 6]
+
+
+def test_a_second_benchmark_that_was_killed_goes_on_with_a_model_that_is_loaded_again(saved, monkeypatch):
+    """The first run has it in memory, from the benchmark before; the second one reads it from its files."""
+    from llada.harness.model import HarnessModel
+
+    counts, scored = [], HarnessModel.scored
+
+    def killed(self, encoded, *others, **named):
+        counts.append(len(encoded))
+        for count, found in enumerate(scored(self, encoded, *others, **named)):
+            if len(counts) == 1 and count == 4:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(HarnessModel, "scored", killed)
+    words = ("--device", "cpu", "--limit", "2")
+    with pytest.raises(KeyboardInterrupt):
+        run(saved, *words)
+    assert list(run(saved, *words)["benchmarks"]) == ["tiny/sums", "tiny/choice"]
+    assert counts == [8, 4]
 
 
 @pytest.mark.slow

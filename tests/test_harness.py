@@ -92,6 +92,25 @@ def test_a_rolling_likelihood_scores_every_token_once(folder):
     assert value == pytest.approx((first + second).item(), abs=1e-10)
 
 
+def test_rolling_likelihoods_do_not_depend_on_the_texts_before_and_are_kept_one_by_one(folder, monkeypatch):
+    """Coupled too, where streams are those of questions: after a kill, the texts that are left are the first ones."""
+    lm = model_of(folder, coupled=True)
+    asked = requests("loglikelihood_rolling", ("a text of many bytes",), ("another text of bytes",))
+    whole = lm.loglikelihood_rolling(asked)
+    assert lm.loglikelihood_rolling(asked[1:]) == [pytest.approx(whole[1], abs=1e-9)]
+    kept, scored = [], lm.scored
+
+    def killed(*given, **others):
+        yield next(scored(*given, **others))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lm, "scored", killed)
+    monkeypatch.setattr(lm.cache_hook, "add_partial", lambda kind, args, value: kept.append((kind, args, value)))
+    with pytest.raises(KeyboardInterrupt):
+        lm.loglikelihood_rolling(asked)
+    assert kept == [("loglikelihood_rolling", ("a text of many bytes",), pytest.approx(whole[0], abs=1e-9))]
+
+
 def test_answers_end_before_the_first_stop_text(folder):
     """Each is a prefix of what the sampler writes, whatever the batch, and has no stop text."""
     prompts = [f"{'ab' * n}?" for n in range(1, 6)]
@@ -120,9 +139,39 @@ def test_a_task_s_length_counts_unless_the_model_has_one(folder):
 
 def test_random_answers_do_not_depend_on_what_runs_beside_them(folder):
     lm = model_of(folder, gen_length=8, steps=8, block_length=8)
-    kwargs = {"until": [], "do_sample": True, "temperature": 1.0}
+    kwargs = {"until": [], "do_sample": True, "temperature": 50.0}  # the model is sure of itself
     together = lm.generate_until(requests("generate_until", *((p, kwargs) for p in ("abc", "de", "fghi"))))
     assert together == [lm.generate_until(requests("generate_until", (p, kwargs)))[0] for p in ("abc", "de", "fghi")]
+
+
+def test_a_request_that_is_repeated_has_different_random_answers(folder):
+    """As by a task's `repeats`: the first is that of a single request, and each time all are the same."""
+    lm = model_of(folder, gen_length=8, steps=8, block_length=8, remasking="top_probability")
+    once = requests("generate_until", ("abc", {"until": [], "do_sample": True, "temperature": 50.0}))
+    found = lm.generate_until(once * 4)
+    assert len(set(found)) == 4
+    assert found == lm.generate_until(once * 4)
+    assert found[:1] == lm.generate_until(once)
+
+
+def test_random_remasking_does_not_depend_on_the_batch(folder):
+    asked = requests("generate_until", *((text, {"until": []}) for text in ("abc", "de", "fghi")))
+    options = {"gen_length": 8, "steps": 8, "block_length": 8, "remasking": "random"}
+    alone, together = (model_of(folder, batch_size=size, **options).generate_until(asked) for size in (1, 3))
+    assert alone == together
+
+
+def test_a_stop_text_that_is_a_special_token_ends_an_answer(causal_folder, monkeypatch):
+    """The answer is "one<|eot_id|>two", whose text has no special tokens."""
+    ids = TOKENIZER("one<|eot_id|>two").input_ids
+    monkeypatch.setattr(
+        "llada.harness.generation.causal_generate",
+        lambda model, prompt_BP, mask_BP, **others: torch.cat([prompt_BP, torch.tensor([ids] * len(prompt_BP))], 1),
+    )
+    lm = model_of(causal_folder, gen_length=6, batch_size=2)
+    monkeypatch.setitem(lm.tokenizer.init_kwargs, "trained_on_turns", False)
+    asked = requests("generate_until", ("a", {"until": ["<|eot_id|>"]}), ("b", {"until": []}))
+    assert lm.generate_until(asked) == ["one", "onetwo"]
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +211,22 @@ def test_an_autoregressive_model_answers_all_kinds_of_requests(causal_folder):
     assert found == [TOKENIZER.decode(before_end(each, {TOKENIZER.eos_token_id})) for each in ids]
     with pytest.raises(RecipeError, match="cfg_scale=1.0: guidance is of masked diffusion models"):
         model_of(causal_folder, cfg_scale=1.0)
+
+
+def test_a_context_of_spaces_leaves_an_autoregressive_model_its_first_token(causal_folder):
+    """The harness moves the spaces to the answer, which is then without a context: it begins after BOS."""
+    lm = model_of(causal_folder)
+    (spaces, _), (empty, _) = lm.loglikelihood(requests("loglikelihood", ("  ", "ab"), ("", "  ab")))
+    assert spaces == empty
+
+
+def test_a_context_is_not_cut_to_nothing(folder):
+    lm = model_of(folder, max_length=8, truncate=True, gen_length=8, steps=8, block_length=8)
+    for kind, arguments in (("loglikelihood", ("abcdef", " 1234567")), ("generate_until", ("abcdef", {"until": []}))):
+        with pytest.raises(
+            RecipeError, match="document 0 of task t cannot be cut: nothing of its context would be left"
+        ):
+            getattr(lm, kind)(requests(kind, arguments))
 
 
 OVERLONG = ("loglikelihood", ("a" * 95, " bcd"))
@@ -288,6 +353,16 @@ def test_a_killed_evaluation_goes_on_from_the_harness_s_cache(folder, tasks, pla
     assert all(close(found[name], plain[name]) for name in TASKS)
     with pytest.raises(RecipeError, match=r"holds the answers of another model, or of other options"):
         evaluated(model_of(folder, draws=32), tasks, use_cache=str(tmp_path / "cache"))
+    in_memory = HarnessModel(lm.model, TOKENIZER, draws=16, group=4)
+    with pytest.raises(RecipeError, match="use_cache: a model in memory cannot be told from another one"):
+        evaluated(in_memory, tasks, use_cache=str(tmp_path / "cache"))
+
+
+def test_a_length_that_a_task_may_not_change_is_an_option_that_matters(folder):
+    """48 tokens are the default here, but only the option keeps them where the task's `max_gen_toks` is another."""
+    default, given = model_of(folder), model_of(folder, gen_length=48)
+    assert default.sampler == given.sampler
+    assert default.identity != given.identity
 
 
 @pytest.mark.slow

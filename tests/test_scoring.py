@@ -182,3 +182,12 @@ def test_settings_that_do_not_fit_are_named(changes, message):
 def test_an_empty_answer_is_refused():
     with pytest.raises(ValueError, match="an answer without tokens has no likelihood"):
         Scorer(Table(2), ScoreSettings()).score([[Answer((1,), (), 0)]])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_likelihood_that_is_nan_is_an_error(causal):
+    model = tiny_model(causal=causal)
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="the likelihood of an answer is nan"):
+        Scorer(as_denoiser(model), ScoreSettings()).score([[Answer((5, 6), (7, 8), 0)]])

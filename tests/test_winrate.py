@@ -30,6 +30,11 @@ class First:
 class Unsure:
     def judge(self, prompts, completions, shuffle_order=True):
         return [-1] * len(prompts)
+
+class Sometimes:
+    """Prefers the answer with an "a", but cannot tell where it is the second one."""
+    def judge(self, prompts, completions, shuffle_order=True):
+        return [0 if "a" in first else -1 for first, _ in completions]
 '''
 
 
@@ -54,6 +59,7 @@ def compared(folder, *words) -> dict:
         ("--reward", "length", [1, 0, 0.5, 1, 0, 0.5]),
         ("--judge", "Longer", [1, 0, 0.5, 1, 0, 0.5]),  # of equal lengths it prefers the first place, in both orders
         ("--judge", "First", [0.5, 0.5, 0.5, 0.5, 0, 0.5]),
+        ("--judge", "Sometimes", [0.5, 0.5, 0.5, 0.5, 0, 0.5]),
         ("--judge", "Unsure", [0.5, 0.5, 0.5, 0.5, 0, 0.5]),
     ],
 )

@@ -19,6 +19,7 @@ Shapes: S draws of a group, L tokens of an answer, R rows of a forward pass, W c
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Annotated
 
 import torch
@@ -179,13 +180,10 @@ class Scorer:
 
         Raises:
             ValueError: an answer has no token.
+            FloatingPointError: the model gives logits that are nan or infinite.
         """
         found = [[Estimate() for _ in options] for options in questions]
-        pairs = [
-            (answer, estimate)
-            for options, estimates in zip(questions, found, strict=True)
-            for answer, estimate in zip(options, estimates, strict=True)
-        ]
+        pairs = list(zip(chain(*questions), chain(*found), strict=True))
         if any(not answer.tokens for answer, _ in pairs):
             raise ValueError("an answer without tokens has no likelihood")
         self.add([pair for pair in pairs if self.masks_without_draws(pair[0]) is not None], exact=True)
@@ -271,6 +269,8 @@ class Scorer:
             chosen = order[start : start + self.settings.batch_size]
             for index, value in zip(chosen, self.values([rows[index] for index in chosen]), strict=True):
                 found[index] = value
+        if any(map(math.isnan, found)):  # a harness would count it as an answer, right or wrong
+            raise FloatingPointError("the likelihood of an answer is nan: the model's logits are nan or infinite")
         self.rows += len(rows) * (1 if self.guide is None else 2)
         return found
 

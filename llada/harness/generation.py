@@ -3,6 +3,7 @@
 Shapes: B rows, P positions of prompts.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,25 +70,33 @@ def generated(
 ) -> Iterator[tuple[int, str]]:  # fmt: skip
     """Yield the number of each request and its answer, longest prompts first.
 
-    Of an autoregressive model, only `gen_length` and `temperature` of the settings count. Greedy answers are sampled
-    together. At a temperature above 0, every answer is sampled alone with a random stream of
-    its own, so that it does not depend on what runs beside it.
+    Of an autoregressive model, only `gen_length` and `temperature` of the settings count. Answers without randomness
+    are sampled together. Others, at a temperature above 0 or with random remasking, are sampled alone, each with a
+    random stream of its own, so that it does not depend on what runs beside it. A request that is there several times,
+    as by a task's `repeats`, has as many streams.
     """
     spec, device = as_denoiser(model).spec, next(model.parameters()).device
     ends = ends_of(tokenizer, spec)
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    asked_before: Counter[tuple] = Counter()
     order = sorted(range(len(requests)), key=lambda number: -len(requests[number].prompt.context))
     kinds: dict[str, list[int]] = {}
     for number in order:
         kinds.setdefault(repr(requests[number].settings), []).append(number)
     for numbers in kinds.values():
         settings = requests[numbers[0]].settings
-        together = batch_size if settings.temperature == 0 else 1
+        is_random = settings.temperature > 0 or settings.remasking == "random"
+        together = 1 if is_random else batch_size
         for start in range(0, len(numbers), together):
             batch = numbers[start : start + together]
             rows = [torch.tensor(requests[number].prompt.context) for number in batch]
             ids_BP = pad_sequence(rows, batch_first=True, padding_value=spec.eos_id or 0, padding_side="left")
             mask_BP = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-            stream = generator_for(seed, stream_key(requests[batch[0]].prompt.context)).initial_seed()
+            prompt = requests[batch[0]].prompt
+            repeat = asked_before[prompt.question, prompt.context]
+            asked_before[prompt.question, prompt.context] += 1
+            key = stream_key(prompt.context, repeat) if repeat else stream_key(prompt.context)
+            stream = generator_for(seed, key).initial_seed()
             generator = torch.Generator(device).manual_seed(stream)
             prompts = ids_BP.to(device), mask_BP.to(device)
             if spec.attention == "causal":
@@ -98,6 +107,10 @@ def generated(
             else:
                 canvas, cost = generate(model, *prompts, settings, generator=generator, return_stats=True)
                 stats.add(cost)
-            answers = [before_end(row, ends) for row in canvas[:, ids_BP.shape[1] :].tolist()]
+            # The text has no special tokens, so that stop texts that are one are looked for among the ids.
+            answers = [
+                before_end(row, ends | {special[stop] for stop in requests[number].until if stop in special})
+                for number, row in zip(batch, canvas[:, ids_BP.shape[1] :].tolist(), strict=True)
+            ]
             for number, text in zip(batch, tokenizer.batch_decode(answers, skip_special_tokens=True), strict=True):
                 yield number, cut(text, requests[number].until)

@@ -4,6 +4,7 @@ Importing this file registers it. Its options are those of `llada.harness.settin
 """
 
 from argparse import Namespace
+from collections import Counter
 from functools import partial
 from itertools import chain
 from statistics import mean
@@ -47,6 +48,7 @@ class HarnessModel(TemplateLM):
         pretrained: a model or adapter directory, a hub name, or a model in memory, which needs its `tokenizer`.
         max_batch_size: of the harness, for its automatic batch sizes, which this model does not have.
         exact_sampler: sampler settings in place of those of options, preset and the model's files.
+        files: hashes of the files that a model in memory is from (`llada.cli.fingerprint`), for the harness's cache.
         options: see `llada.harness.settings.HarnessSettings`; the rest are sampler settings by name.
 
     Raises:
@@ -55,7 +57,8 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self, pretrained: str | PreTrainedModel = "", tokenizer: PreTrainedTokenizerBase | None = None,
-        max_batch_size: int | None = None, exact_sampler: SamplerSettings | None = None, **options: Any,
+        max_batch_size: int | None = None, exact_sampler: SamplerSettings | None = None,
+        files: dict[str, Any] | None = None, **options: Any,
     ):  # fmt: skip
         super().__init__()
         if isinstance(size := options.get("batch_size"), str):  # the command line's
@@ -84,8 +87,8 @@ class HarnessModel(TemplateLM):
         self.prefix = [start] if spec.attention == "causal" else []
         self.room = min(context, self.options.max_length or context)
         answering = {name: value for name, value in vars(self.options).items() if name not in NO_MATTER}
-        parts = None if in_memory is not None else fingerprint(self.options.pretrained, config, self.tokenizer)
-        self.identity = hash_of([parts, answering, vars(self.sampler)])
+        self.files = files if in_memory is not None else fingerprint(self.options.pretrained, config, self.tokenizer)
+        self.identity = hash_of([self.files, answering, vars(self.sampler), self.own_length])
         state = PartialState(cpu=self.options.device == "cpu" or not torch.cuda.is_available())
         self._rank, self._world_size = state.process_index, state.num_processes
         if in_memory is None:
@@ -143,9 +146,12 @@ class HarnessModel(TemplateLM):
         """Take the harness's cache of answers.
 
         Raises:
-            RecipeError: it was written by another model or with other options: its answers would be mixed with these.
+            RecipeError: it was written by another model or with other options: its answers would be mixed with these;
+                or nothing tells this model from another one.
         """
         if cache_hook.dbdict is not None:
+            if self.files is None:
+                raise RecipeError("use_cache: a model in memory cannot be told from another one. Name its directory")
             before = cache_hook.dbdict.setdefault("llada", self.identity)
             if before != self.identity:
                 raise RecipeError(
@@ -177,7 +183,8 @@ class HarnessModel(TemplateLM):
             if not ids[1]:
                 raise RecipeError(f"{place(request)} asks for the likelihood of nothing: {continuation!r}")
             size = max(1.0, float(len(continuation.strip())))
-            encoded.append(Encoded(tuple(ids[0]), tuple(ids[1]), size, question_of(request), place(request)))
+            head, tail = tuple(ids[0] or self.prefix), tuple(ids[1])  # a context of spaces is none
+            encoded.append(Encoded(head, tail, size, question_of(request), place(request)))
         found: dict[int, tuple[float, bool]] = {}
         for number, estimate, greedy in self.scored(encoded, disable_tqdm, greedy=True):
             found[number] = estimate.value, greedy
@@ -188,8 +195,9 @@ class HarnessModel(TemplateLM):
         """The ELBO of each text in nats.
 
         A text that is longer than the context is scored in windows, each with as much of the text before it as fits.
+        A finished text goes to the harness's cache.
         """
-        encoded, owner = [], []
+        encoded, owner = [], list[int]()
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
             prefix = -1  # of the harness, for models that need a token before the first: dropped below
@@ -198,12 +206,16 @@ class HarnessModel(TemplateLM):
                 begins = window[0] == [prefix]
                 context = tuple(self.prefix if begins else window[0])
                 owner.append(number)
-                encoded.append(Encoded(context, tuple(window[1]), 1.0, (number, len(owner), ""), place(request)))
-        values = [0.0] * len(requests)
+                # No two are options of one question, and the stream depends on the tokens alone, if coupled too.
+                question = (context, tuple(window[1]), len(owner))
+                encoded.append(Encoded(context, tuple(window[1]), 1.0, question, place(request)))
+        values, left = [0.0] * len(requests), Counter(owner)
         for index, estimate, _ in self.scored(encoded, disable_tqdm, greedy=False):
-            values[owner[index]] += estimate.value
-        for request, value in zip(requests, values, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+            number = owner[index]
+            values[number] += estimate.value
+            left[number] -= 1
+            if not left[number]:
+                self.cache_hook.add_partial("loglikelihood_rolling", requests[number].args, values[number])
         return values
 
     def scored(self, encoded: list[Encoded], disable_tqdm: bool, greedy: bool):

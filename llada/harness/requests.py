@@ -48,7 +48,7 @@ def fit(requests: Sequence[Encoded], room: int, truncate: bool, tell: Callable[[
         truncate: cut the beginning of the context of those that are longer; `tell` gets a line that counts them.
 
     Raises:
-        RecipeError: some are longer and are not to be cut, or what is asked for does not fit by itself.
+        RecipeError: some are longer and are not to be cut, or nothing would be left of a context.
     """
     long = [each for each in requests if len(each.context) + len(each.tokens) > room]
     if not long:
@@ -58,8 +58,10 @@ def fit(requests: Sequence[Encoded], room: int, truncate: bool, tell: Callable[[
         f"{len(long)} of {len(requests)} requests have more than the {room} tokens that fit (max_length): the longest, "
         f"{worst.where}, has {len(worst.context)} tokens of context and {len(worst.tokens)} to be scored"
     )
-    if not truncate or max(len(each.tokens) for each in long) > room:
+    if not truncate:
         raise RecipeError(f"{found}. Use fewer shots, or truncate=true to cut the beginning of contexts")
+    if filled := next((each for each in long if len(each.tokens) >= room), None):
+        raise RecipeError(f"{found}. {filled.where} cannot be cut: nothing of its context would be left")
     tell(f"{found}; the beginnings of their contexts are cut")
     return [
         Encoded(each.context[max(0, len(each.context) + len(each.tokens) - room) :], each.tokens, each.size,

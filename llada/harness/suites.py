@@ -66,6 +66,14 @@ def choose(
     return found, left_out
 
 
+def is_scored(benchmark: Benchmark) -> bool:
+    """Whether a benchmark has likelihoods, as far as its suite says: without sampler settings there, it may have.
+
+    Options may have given it such settings, for the benchmarks of the suite that are sampled.
+    """
+    return SUITES[benchmark.suite][benchmark.name].sampler is None
+
+
 def flaw(benchmark: Benchmark, files: Mapping[str, str]) -> str | None:
     """Why a benchmark cannot be run whatever the model; None if it can, as far as is seen without loading its data."""
     if benchmark.task is None:
@@ -129,7 +137,7 @@ def load_one(manager: "TaskManager", benchmark: Benchmark, run_code: bool) -> "T
     """One task or group of the harness with its data.
 
     Raises:
-        Exception: whatever keeps it from being run.
+        Exception: whatever keeps it from being run as it should be.
     """
     entry = manager.task_index.get(str(benchmark.task))
     if entry is None:
@@ -137,6 +145,9 @@ def load_one(manager: "TaskManager", benchmark: Benchmark, run_code: bool) -> "T
     if (entry.cfg or {}).get("unsafe_code") and not run_code:
         raise RecipeError("it runs code that the model has written: set confirm_run_unsafe_code to allow that")
     loaded = manager.load(str(benchmark.task))
+    # The harness would ignore the number, and say so in its log alone.
+    if benchmark.shots and any(task.get_config("num_fewshot") == 0 for task in loaded["tasks"].values()):
+        raise RecipeError(f"the harness's task shows no examples, so that num_fewshot={benchmark.shots} has no effect")
     samples = any(task.OUTPUT_TYPE == "generate_until" for task in loaded["tasks"].values())
     if samples and benchmark.sampler is None:
         raise RecipeError("no sampler settings are published for it: give gen_length, and block_length and steps")

@@ -68,7 +68,9 @@ def test_the_random_states_are_kept():
 @pytest.mark.parametrize(
     ("names", "args", "message"),
     [
-        (["tiny_chance"], {}, "this version of the harness has no task 'tiny_chance'"),
+        pytest.param(  # the harness lists its 14,000 tasks, for ten seconds
+            ["tiny_chance"], {}, "this version of the harness has no task 'tiny_chance'", marks=pytest.mark.slow
+        ),
         (["gsm8k_local"], {}, "gsm8k_file is missing"),
         (["gsm8k_local"], {"gsm8k_file": "nowhere.jsonl"}, "nowhere.jsonl"),
         (["tiny_choice"], {"drawn": 1}, r"unknown options \['drawn'\]"),

@@ -70,9 +70,11 @@ def coupled(questions: list[Question]) -> list[Question]:
     return [[Answer(each.context, each.tokens, options[0].key, each.size) for each in options] for options in questions]
 
 
-def groups_of(model, questions: list[Question], design: str, size: int, groups: int) -> list[list[list[float]]]:
+def groups_of(
+    model, questions: list[Question], design: str, size: int, groups: int, seed: int = 0
+) -> list[list[list[float]]]:
     """The means of independent groups, by question and option."""
-    settings = ScoreSettings(design, draws=size * groups, group=size, batch_size=64)
+    settings = ScoreSettings(design, draws=size * groups, group=size, batch_size=64, seed=seed)
     scorer = Scorer(as_denoiser(model), settings)
     return [[each.groups for each in estimates] for question in questions for estimates in scorer.score([question])]
 
@@ -95,7 +97,8 @@ def summary(decided: list[list[int]], truth: list[int]) -> dict:
 
 def measure(name: str, model, questions: list[Question]) -> list[dict]:
     model.eval()
-    reference = groups_of(model, questions, "loo_complementary", 16, REFERENCE // 16)
+    # A seed of its own: the draws that are compared with the reference are none of it.
+    reference = groups_of(model, questions, "loo_complementary", 16, REFERENCE // 16, seed=10_000)
     truth = [best([mean(option) for option in options]) for options in reference]
     tokens, options = mean(len(each.tokens) for question in questions for each in question), len(questions[0])
     print(f"\n{name}: {len(questions)} questions of {options} options of {tokens:.0f} tokens")

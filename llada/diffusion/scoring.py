@@ -147,7 +147,7 @@ class ScoreSettings:
         ValueError: a value is out of range, or `draws` is no multiple of `group`.
     """
 
-    design: Annotated[str, OneOf((*DESIGNS, CONFIDENCE))] = "systematic"
+    design: Annotated[str, OneOf((*DESIGNS, CONFIDENCE))] = "loo_complementary"
     draws: PositiveInt = 128
     group: PositiveInt = 16
     lead: PositiveFloat | None = None

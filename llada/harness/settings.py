@@ -33,7 +33,7 @@ class HarnessSettings:
     dtype: Annotated[str, OneOf(("auto", "float32", "bfloat16"))] = "auto"
     batch_size: PositiveInt = 8
     max_length: PositiveInt | None = None
-    design: Annotated[str, OneOf((*DESIGNS, CONFIDENCE))] = "systematic"
+    design: Annotated[str, OneOf((*DESIGNS, CONFIDENCE))] = "loo_complementary"
     draws: PositiveInt = 128
     group: PositiveInt = 16
     lead: PositiveFloat | None = None

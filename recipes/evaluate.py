@@ -291,9 +291,7 @@ def main(argv: list[str] | None = None) -> None:
         state.wait_for_everyone()
         if state.is_main_process:
             shutil.rmtree(cache, ignore_errors=True)
-            print(table(done))
-            for name, reason in left_out.items():
-                print(f"not run: {name} ({reason})")
+            print(table(done), *(f"not run: {name} ({reason})" for name, reason in left_out.items()), sep="\n")
     state.destroy_process_group()
 
 

@@ -14,7 +14,7 @@ beside a published one compares two prompts as well as two runs.
 
 from dataclasses import dataclass
 
-from llada.sampling.presets import PRESETS, blocks
+from llada.sampling.presets import PRESETS, blocks, entry
 from llada.sampling.settings import SamplerSettings
 
 
@@ -205,9 +205,4 @@ def preset(name: str) -> Benchmark:
     Raises:
         ValueError: the name is unknown; the message lists the suites, or the suite's benchmarks.
     """
-    of, _, benchmark = name.partition("/")
-    if of not in SUITES:
-        raise ValueError(f"preset={name!r} must be SUITE/BENCHMARK with a suite of {sorted(SUITES)}")
-    if benchmark not in SUITES[of]:
-        raise ValueError(f"preset={name!r} is unknown: of {of} there are {sorted(SUITES[of])}")
-    return SUITES[of][benchmark]
+    return entry(SUITES, name, "suite")

@@ -6,7 +6,12 @@ confidence 0, as that paper says. All are greedy and commit one token per step. 
 its published number: `llada.harness.published`.
 """
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from llada.sampling.settings import SamplerSettings
+
+T = TypeVar("T")
 
 
 def blocks(length: int, block: int, **changes) -> SamplerSettings:
@@ -63,9 +68,18 @@ def preset(name: str) -> SamplerSettings:
     Raises:
         ValueError: the name is unknown; the message lists the models, or the model's benchmarks.
     """
-    model, _, benchmark = name.partition("/")
-    if model not in PRESETS:
-        raise ValueError(f"preset={name!r} must be MODEL/BENCHMARK with a model of {sorted(PRESETS)}")
-    if benchmark not in PRESETS[model]:
-        raise ValueError(f"preset={name!r} is unknown: of {model} there are {sorted(PRESETS[model])}")
-    return PRESETS[model][benchmark]
+    return entry(PRESETS, name, "model")
+
+
+def entry(table: Mapping[str, Mapping[str, T]], name: str, kind: str) -> T:
+    """The entry of a table of tables under "KIND/BENCHMARK".
+
+    Raises:
+        ValueError: one of the two names is unknown; the message lists those that there are.
+    """
+    of, _, benchmark = name.partition("/")
+    if of not in table:
+        raise ValueError(f"preset={name!r} must be {kind.upper()}/BENCHMARK with a {kind} of {sorted(table)}")
+    if benchmark not in table[of]:
+        raise ValueError(f"preset={name!r} is unknown: of {of} there are {sorted(table[of])}")
+    return table[of][benchmark]

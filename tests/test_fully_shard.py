@@ -51,6 +51,7 @@ def test_sharded_training_takes_the_steps_of_one_process(tmp_path, settings):
     assert max((found[key] - weights[key]).abs().max() for key in weights) <= BOUND
 
 
+@pytest.mark.slow
 def test_sharded_scores_are_not_rounded_to_bfloat16(tmp_path):
     """The reference and the policy are one model at the start: margins are exactly 0. The worker checks dtypes."""
     settings = dict(rows=LONG_AND_SHORT, max_steps=2, bf16=True, loss_type=["sigmoid"], loss_weights=[1.0])

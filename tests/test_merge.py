@@ -145,6 +145,7 @@ def test_a_full_disk_leaves_the_former_model(models, merged, monkeypatch):
     assert [path.name for path in merged.parent.iterdir()] == ["merged"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_merge_has_left_is_no_model_and_goes_with_the_next_one(models, tmp_path, monkeypatch):
     """Killed before the manifest; the directory of a merge that is still running stays."""
     code = (

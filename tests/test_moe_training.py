@@ -91,6 +91,7 @@ def balance_after(tmp_path, steps, **coefficients):
     return logged[0] / 2, sum(logged[-5:]) / 5 / 2
 
 
+@pytest.mark.slow
 def test_a_skewed_router_is_balanced_by_the_losses_and_not_without_them(tmp_path):
     """In units of k = 2, the value of a balanced router."""
     start, end = balance_after(tmp_path / "with", 150)

@@ -112,7 +112,12 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("module", COMMANDS)
+QUICK = ("llada.chat", "llada.merge")  # each of the others takes ten seconds to import
+
+
+@pytest.mark.parametrize(
+    "module", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in COMMANDS]
+)
 def test_a_model_that_is_not_there_is_one_line(folder, module):
     stopped = subprocess.run(
         [sys.executable, "-m", module, *COMMANDS[module]], cwd=folder, capture_output=True, text=True, timeout=60,

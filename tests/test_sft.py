@@ -71,6 +71,7 @@ def test_resumed_equals_uninterrupted(tmp_path, dtype, masks, bound):
     assert (whole[10:] - resumed).abs().max() <= bound
 
 
+@pytest.mark.slow  # half a minute; test_vrpo_trainer.py has the same of the preference trainer
 @pytest.mark.parametrize(("dtype", "masks", "bound"), PRECISIONS)
 def test_two_processes_equal_one(tmp_path, dtype, masks, bound):
     """DDP with 2 x 4 rows against 1 x 8; the logged loss is the mean over processes."""

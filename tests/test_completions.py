@@ -101,6 +101,7 @@ def test_pairs_of_a_killed_run_are_those_of_a_whole_one(saved, monkeypatch):
     assert (saved / "cut.jsonl").read_text() == (saved / "whole.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(saved):
     load_script("recipes/generate").main(command(saved, "one.jsonl"))
     launch = [sys.executable, "-m", "accelerate.commands.launch"]

@@ -128,6 +128,7 @@ def test_a_model_that_is_not_there_is_one_line(folder, module):
     assert stopped.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_variance_leaves_out_flawed_rows_as_training_with_drop_invalid_does(folder):
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     write_rows(folder / "flawed.jsonl", [{"prompt": "q", "chosen": "yes", "rejected": ""}, *rows])

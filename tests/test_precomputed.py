@@ -69,7 +69,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "adapters" else kind for kind in KINDS]
+)
 def test_trajectories_are_those_of_a_reference_in_every_step(tmp_path, kind, request):
     """Two steps are a pass over the data, each with its own masks."""
     steps = 20 if kind in ("all parameters", "adapters") else 6

@@ -65,8 +65,8 @@ def test_the_last_window_of_a_pass_weighs_its_rows_alike(tmp_path, kind):
 @pytest.mark.parametrize(
     ("kind", "streamed", "remove"),
     [
-        ("sft", True, False),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("sft", False, False), ("vrpo", False, True))),
+        pytest.param(*each, marks=pytest.mark.slow)
+        for each in (("sft", True, False), ("sft", False, False), ("vrpo", False, True))
     ],
 )
 def test_two_processes_do_not_repeat_rows(tmp_path, kind, streamed, remove):

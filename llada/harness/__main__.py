@@ -5,6 +5,11 @@ from llada.errors import RecipeError
 
 
 def main() -> None:
+    """Register the model and hand over to the harness.
+
+    Raises:
+        RecipeError: lm-evaluation-harness is not installed.
+    """
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:

@@ -22,7 +22,7 @@ from llada.sampling.loop import generate
 from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import before_end, ends_of
 
-IGNORED = ("do_sample", "until", "max_gen_toks", "temperature")  # read below
+READ = ("do_sample", "until", "max_gen_toks", "temperature")  # of generation_kwargs, by `wanted`
 OF_SAMPLING = ("top_p", "top_k", "min_p")  # which the sampler does not have; without do_sample they mean nothing
 
 
@@ -48,9 +48,9 @@ def wanted(request: Any, prompt: Encoded, settings: SamplerSettings, own_length:
     asked = dict(request.args[1])
     until = asked.get("until") or []
     sampled = asked.get("do_sample", False)
-    unknown = sorted(set(asked) - {*IGNORED, *(() if sampled else OF_SAMPLING)})
+    unknown = sorted(set(asked) - {*READ, *(() if sampled else OF_SAMPLING)})
     if unknown:
-        raise ValueError(f"{place(request)} asks for {unknown} in generation_kwargs; known are {list(IGNORED)}")
+        raise ValueError(f"{place(request)} asks for {unknown} in generation_kwargs; known are {list(READ)}")
     if sampled and "temperature" in asked:
         settings = replace(settings, temperature=float(asked["temperature"]))
     if not own_length and "max_gen_toks" in asked:

@@ -11,13 +11,14 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT, load_script, tiny_model
+from conftest import ROOT, tiny_model
 from test_sft import IDS, TOKENIZER
 from trl import ModelConfig
 
 from llada.cli.recipe import RecipeArguments, parse
 from llada.training.sft import MaskedDiffusionConfig
 from vrpo import DESIGNS, VRPOConfig
+from vrpo.recipes import iterate
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
@@ -35,7 +36,7 @@ def test_every_recipe_yaml_names_its_command_and_parses(path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     at = ["--config", str(path), "--use_cpu", "true"]
     if recipe_of(path) == "iterate":
-        recipe, model_args, args, _ = load_script("recipes/iterate").options(at, prompts="a", reward="b.py:c")
+        recipe, model_args, args, _ = iterate.options(at, prompts="a", reward="b.py:c")
     else:
         configuration = {"align": VRPOConfig}.get(recipe_of(path), MaskedDiffusionConfig)
         recipe, model_args, args = parse((RecipeArguments, ModelConfig, configuration), at)

@@ -199,9 +199,9 @@ def test_output_is_not_overwritten_and_bad_input_is_named(saved):
     with pytest.raises(ValueError, match=r"there\.jsonl exists: set overwrite"):
         generate.main(command(saved, "there.jsonl"))
 
-    def refused(message: str, *options: str, recipe=generate.main) -> None:
+    def refused(message: str, *options: str, recipe=generate) -> None:
         with pytest.raises(ValueError, match=message):
-            recipe(command(saved, "there.jsonl", "--overwrite", "true", *options))
+            recipe.main(command(saved, "there.jsonl", "--overwrite", "true", *options))
         assert (saved / "there.jsonl").read_text() == "mine\n"
 
     refused("gen_length=9 must be a multiple of block_length=8, such as 8 or 16", "--gen_length", "9")

@@ -285,11 +285,12 @@ def main(argv: list[str] | None = None) -> None:
                 run_code=args.confirm_run_unsafe_code, cache=str(cache / hash_of([hashes, settings[name]])),
             )  # fmt: skip
             if state.is_main_process:
-                done[name] = entry_of(each, args, results, time.perf_counter() - start)
+                done[name] = entry = entry_of(each, args, results, time.perf_counter() - start)
                 write_samples(Path(args.output, "samples"), name, results)
-                record.add(name, done[name])
+                record.add(name, entry)
         state.wait_for_everyone()
         if state.is_main_process:
             shutil.rmtree(cache, ignore_errors=True)
-            print(table(done), *(f"not run: {name} ({reason})" for name, reason in left_out.items()), sep="\n")
+            entries = {name: entry for name, entry in done.items() if entry is not None}
+            print(table(entries), *(f"not run: {name} ({reason})" for name, reason in left_out.items()), sep="\n")
     state.destroy_process_group()

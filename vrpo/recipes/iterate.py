@@ -244,7 +244,7 @@ def make_round(
         if replaced:
             on_first_process(partial(delete_rounds, output_dir))
         found = run.make()
-        on_first_process(partial(write_pairs, run, found, score, number))
+        on_first_process(partial(write_pairs, run, found or [], score, number))
         del run  # its model, before another one is loaded
     recipe.resume, recipe.overwrite = on_first_process(partial(start_of, folder))
     trainer, commands = train.launch(vrpo.VRPOTrainer, [("prompt", "chosen", "rejected")], recipe, model_args, args)

@@ -14,8 +14,9 @@ COLUMNS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
 def main(argv: list[str] | None = None) -> None:
     short_help(VRPOOptions, __doc__, argv)
     from llada.cli import train
+    from vrpo.report import write_page
 
-    train.main(vrpo.VRPOTrainer, vrpo.VRPOConfig, COLUMNS, argv)
+    train.main(vrpo.VRPOTrainer, vrpo.VRPOConfig, COLUMNS, argv, write_page)
 
 
 if __name__ == "__main__":

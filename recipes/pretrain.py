@@ -14,8 +14,9 @@ COLUMNS = (("text",),)
 def main(argv: list[str] | None = None) -> None:
     short_help(MaskedDiffusionOptions, __doc__, argv)
     from llada.cli import train
+    from vrpo.report import write_page
 
-    train.main(llada.MaskedDiffusionTrainer, llada.MaskedDiffusionConfig, COLUMNS, argv)
+    train.main(llada.MaskedDiffusionTrainer, llada.MaskedDiffusionConfig, COLUMNS, argv, write_page)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ LEVELS = {
         ["cli.train"],
         ["harness"],
         ["cli"],
+        ["record"],
         ["training", "sampling"],
         ["data", "models"],
         ["models.common"],

@@ -56,8 +56,9 @@ def next_steps(
     dropped: bool = False,
     budget: int | None = None,
     causal: bool = False,
+    page: str | None = None,
 ) -> str:
-    """Commands for a trained model or adapters, one a line under a comment.
+    """Commands for a trained model or adapters, one a line under a comment, after the path of the run's page.
 
     Args:
         base: the model that training started from; None for a new one.
@@ -67,6 +68,7 @@ def next_steps(
         dropped: whether training may have left out rows of `data`, whose prompts may then be none.
         budget: forward passes of each response in preference training (n); None in other training.
         causal: whether the model is autoregressive, with which neither the sampler nor preference training works.
+        page: the page of the run, for a browser; None if there is none.
     """
     information = ("what it is", command("llada", "info", output_dir))
     steps = [information if causal else ("talk to it", command("llada", "chat", "--model", output_dir))]
@@ -91,4 +93,5 @@ def next_steps(
     if adapter_fields(output_dir) is not None:
         merged = Path(output_dir).with_name(Path(output_dir).name + "_merged")
         steps.append(("a model without adapters, to train on", command("llada", "merge", output_dir, merged)))
-    return "Next:\n" + "\n".join(f"  # {what}\n  {line}" for what, line in steps)
+    seen = "" if page is None else f"The page of this run, for a browser: {page}\n"
+    return f"{seen}Next:\n" + "\n".join(f"  # {what}\n  {line}" for what, line in steps)

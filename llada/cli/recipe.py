@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from trl import ModelConfig, ScriptArguments, TrlParser
 
-from llada.checks import NOT_EMPTY, PositiveInt, Range, as_mapping, check_fields
+from llada.checks import NOT_EMPTY, NonNegativeInt, PositiveInt, Range, as_mapping, check_fields
 from llada.cli.arguments import OneLineErrors, program
 from llada.errors import RecipeError
 
@@ -48,6 +48,10 @@ class RecipeArguments(ScriptArguments):
         default=None, metadata={"help": "How they are answered (llada.harness.settings), and data files, as JSON."}
     )
     eval_tasks_limit: PositiveInt | None = field(default=None, metadata={"help": "Documents of each task."})
+    sample_prompts: NonNegativeInt = field(
+        default=4,
+        metadata={"help": "Held-out prompts (or else training prompts) answered before and after, for samples.json."},
+    )
     expected_processes: PositiveInt | None = field(
         default=None, metadata={"help": "Raise an error unless the launcher started this many processes."}
     )

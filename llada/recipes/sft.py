@@ -21,5 +21,6 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command: train, and save to output_dir."""
     short_help(MaskedDiffusionOptions, __doc__, argv)
     from llada.cli import train
+    from llada.recipes.page import write_page
 
-    train.main(llada.MaskedDiffusionTrainer, llada.MaskedDiffusionConfig, COLUMNS, argv)
+    train.main(llada.MaskedDiffusionTrainer, llada.MaskedDiffusionConfig, COLUMNS, argv, write_page)

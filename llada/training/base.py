@@ -39,9 +39,11 @@ from llada.training.inputs import (
     with_adapters,
 )
 from llada.training.metric_sums import MetricSums
+from llada.training.progress import Progress
 from llada.training.saving import WholeCheckpoints
 from llada.training.stopwatch import DATA, EVALUATION, POLICY
-from llada.training.throughput import ProgressBar, Throughput
+from llada.training.throughput import Throughput
+from llada.training.trackers import estimator_grouped
 from llada.training.warnings import LowAdapterRate, warn_of_half_precision
 
 logger = logging.getLogger(__name__)
@@ -120,7 +122,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         keep_precision(self.accelerator)
         self.throughput = Throughput.of(self)
         listening = self.callback_handler.callbacks
-        listening[:] = [ProgressBar() if type(each) is ProgressCallback else each for each in listening]
+        listening[:] = [Progress() if type(each) is ProgressCallback else each for each in listening]
         self.check_full_evaluation()
         self.model_accepts_loss_kwargs = True  # the equivalent in releases without `loss_is_scaled_for_ga`
         self._signature_columns = [
@@ -225,7 +227,8 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         # The last line of a run, which has "train_loss", takes what the steps since the last log line have left.
         if "loss" in logs or "train_loss" in logs:
             logs |= self.metric_sums.means(self.accelerator) | self.throughput.line(self.accelerator)
-        super().log(logs, start_time)
+        with estimator_grouped():
+            super().log(logs, start_time)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None, **fields) -> None:
         """Write a draft of a model card, README.md in output_dir, with TRL's arguments or those of transformers."""

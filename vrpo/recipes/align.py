@@ -21,5 +21,6 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command: train, and save to output_dir."""
     short_help(VRPOOptions, __doc__, argv)
     from llada.cli import train
+    from vrpo.report import write_page
 
-    train.main(vrpo.VRPOTrainer, vrpo.VRPOConfig, COLUMNS, argv)
+    train.main(vrpo.VRPOTrainer, vrpo.VRPOConfig, COLUMNS, argv, write_page)

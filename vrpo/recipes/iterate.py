@@ -226,6 +226,7 @@ def make_round(
     from llada.cli.completions import Completions
     from llada.diffusion.random_streams import ROUND, generator_for
     from llada.training.distributed import free_wrapper, on_first_process
+    from vrpo.report import write_page
 
     begin, output_dir, folder = time.perf_counter(), args.output_dir, folder_of(args.output_dir, number)
     seed = generator_for(args.seed, ROUND, number).initial_seed() % 2**32
@@ -247,7 +248,9 @@ def make_round(
         on_first_process(partial(write_pairs, run, found or [], score, number))
         del run  # its model, before another one is loaded
     recipe.resume, recipe.overwrite = on_first_process(partial(start_of, folder))
-    trainer, commands = train.launch(vrpo.VRPOTrainer, [("prompt", "chosen", "rejected")], recipe, model_args, args)
+    trainer, commands = train.launch(
+        vrpo.VRPOTrainer, [("prompt", "chosen", "rejected")], recipe, model_args, args, write_page
+    )
     if trainer.is_world_process_zero():
         done.append(line_of(folder, number, seed, recipe.reward is not None, time.perf_counter() - begin))
         write_rows(Path(output_dir, ROUNDS), done)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig
 
-from llada.cli.adapters import carry_settings
+from llada.cli.adapters import base_of, carry_settings
 from llada.cli.loading import load_datasets, load_model, peft_config_of
 from llada.cli.next_steps import next_steps
 from llada.cli.old_run import RemoveOldRun, continues, finished, refuse_to_delete
@@ -158,7 +158,7 @@ def launch(
         trainer.add_callback(task_evaluation(trainer, recipe))
     base = model_args.model_name_or_path
     record = RunRecord(trainer, (recipe, model_args), recipe.sample_prompts)
-    if not run(trainer, record, recipe.overwrite, resumed, base):
+    if not run(trainer, record, recipe.overwrite, resumed, base, recipe.dataset_name):
         return trainer, None
     page = page_of(args.output_dir, write_page) if write_page and trainer.is_world_process_zero() else None
     count = len(train) if hasattr(train, "__len__") else None
@@ -207,7 +207,9 @@ def first_row(recipe: RecipeArguments) -> dict[str, Any]:
     return next(iter(rows))
 
 
-def run(trainer: DiffusionTrainerBase, record: RunRecord, overwrite: bool, resumed: bool, base: str | None) -> bool:
+def run(
+    trainer: DiffusionTrainerBase, record: RunRecord, overwrite: bool, resumed: bool, base: str | None, data: str | None
+) -> bool:
     """Train, evaluate on any held-out data, and save to output_dir.
 
     Model or adapters are saved with the tokenizer and the sampler settings of the model that training started from.
@@ -216,6 +218,7 @@ def run(trainer: DiffusionTrainerBase, record: RunRecord, overwrite: bool, resum
     planned = trainer.planned_steps() if resumed else 0
     steps = on_first_process(lambda: finished(trainer.args.output_dir, planned)) if resumed else None
     if steps is not None:
+        trainer.push_saved()  # which may have failed then
         if trainer.is_world_process_zero():
             print(
                 f"the run in {trainer.args.output_dir} is finished: all of its {steps} steps are done, and nothing was "
@@ -231,17 +234,25 @@ def run(trainer: DiffusionTrainerBase, record: RunRecord, overwrite: bool, resum
     with loggers_named(trainer.args.report_to):
         trainer.train(resume_from_checkpoint=resumed)
     with writing(trainer.args.output_dir, INTACT):
-        save(trainer, base, last)
+        save(trainer, base, data, last)
     return True
 
 
-def save(trainer: DiffusionTrainerBase, base: str | None, last: LastEvaluation) -> None:
-    """Write the model, its sampler settings and evaluation, and, by which a finished run is known, the state."""
-    trainer.save_model()
+def save(trainer: DiffusionTrainerBase, base: str | None, data: str | None, last: LastEvaluation) -> None:
+    """Write the model, its sampler settings, evaluation and card, and, by which a finished run is known, the state.
+
+    The model is pushed to the hub, if it is to be, when all of this is there.
+
+    Args:
+        data: name of the training data, for the card.
+    """
+    trainer.save_model(_internal_call=True)
     if base is not None and trainer.is_world_process_zero():
         carry_settings(base, trainer.args.output_dir)
     if trainer.eval_dataset is not None:
         metrics = last.metrics if last.of_saved_model(trainer) else trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    trainer.create_model_card(dataset_name=data, finetuned_from=None if base is None else base_of(base))
     trainer.save_state()
+    trainer.push_saved()

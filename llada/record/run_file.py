@@ -3,13 +3,10 @@
 import dataclasses
 import json
 import math
-import platform
-import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import Enum
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +15,15 @@ import torch
 from llada.record.rows import held_out_rows
 from llada.training.base import DiffusionTrainerBase
 from llada.training.inputs import has_adapters, name_of
+from llada.training.origin import HIDDEN, HUB_TOKEN, command_of, is_secret, versions
 
 FORMAT = 1
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "llada-vrpo")
-SECRET = re.compile(r"(^|_)(token|password|secret|api_key|auth)$")  # ends the name of an option that is one
-NO_SECRETS = ("eos_token", "pad_token")  # names of tokens of text
-HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
-HIDDEN = "(left out)"
 # Options that their class settles by itself from a default that says "as it fits": by the device, or the other options.
 SETTLED = {
     "output_dir", "bf16", "activation_checkpointing", "gradient_checkpointing", "disable_tqdm", "accelerator_config",
     "dataloader_pin_memory", "ddp_find_unused_parameters", "pad_to_multiple_of",
 }  # fmt: skip
 SETTLED_VALUES: dict[str, Any] = {"report_to": [], "debug": [], "estimator_options": {}, "loss_weights": [1.0, 0.05]}
-
-
-def is_secret(name: str) -> bool:
-    """Whether an option of this name would let others into an account."""
-    return bool(SECRET.search(name)) and name not in NO_SECRETS
 
 
 def json_value(value: Any) -> Any:
@@ -75,35 +63,16 @@ def options_of(configurations: Sequence[Any]) -> tuple[dict[str, Any], list[str]
     return options, sorted(changed)
 
 
-def command_of(words: Sequence[str]) -> list[str]:
-    """The command of this process without secrets: the interpreter is called python, wherever it is."""
-    found, hides_next = [], False
-    for word in words[1:]:
-        name, equals, _ = word.removeprefix("--").replace("-", "_").partition("=")
-        secret = word.startswith("--") and is_secret(name)
-        found.append(HIDDEN if hides_next else f"{word.partition('=')[0]}={HIDDEN}" if secret and equals else word)
-        hides_next = secret and not equals
-    return ["python", *(HUB_TOKEN.sub(HIDDEN, word) for word in found)]
-
-
-def version_of(package: str) -> str | None:
-    """The version of an installed package; None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def start_of(trainer: DiffusionTrainerBase) -> dict[str, Any]:
     """When, where and with what this start of a run began, and at which step."""
-    device, versions = trainer.args.device, {name: version_of(name) for name in PACKAGES}
+    device = trainer.args.device
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": trainer.state.global_step,
         "command": command_of(sys.orig_argv),
         "processes": trainer.args.world_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "versions": {"python": platform.python_version()} | versions,
+        "versions": versions(),
     }
 
 

@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,6 @@ from llada.training.inputs import (
     activation_offloading,
     as_datasets,
     load,
-    name_of,
     row_length,
     set_router_weight,
     tokenizer_of,
@@ -40,7 +38,7 @@ from llada.training.inputs import (
 )
 from llada.training.metric_sums import MetricSums
 from llada.training.progress import Progress
-from llada.training.saving import WholeCheckpoints
+from llada.training.publishing import Publishing
 from llada.training.stopwatch import DATA, EVALUATION, POLICY
 from llada.training.throughput import Throughput
 from llada.training.trackers import estimator_grouped
@@ -49,7 +47,7 @@ from llada.training.warnings import LowAdapterRate, warn_of_half_precision
 logger = logging.getLogger(__name__)
 
 
-class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
+class DiffusionTrainerBase(Publishing, EvaluationTrainer):
     """A `Trainer` whose masks depend only on seed, epoch and example, and whose loss is a mean over examples.
 
     Raises:
@@ -60,7 +58,6 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
 
     # The columns of `prepare`'s output; rows that have them all are not prepared again.
     prepared_columns: frozenset[str]
-    tags: tuple[str, ...]  # of the model and its card
     unit = "rows"  # what a weighted row of a batch is
 
     def __init__(
@@ -229,18 +226,6 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
             logs |= self.metric_sums.means(self.accelerator) | self.throughput.line(self.accelerator)
         with estimator_grouped():
             super().log(logs, start_time)
-
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None, **fields) -> None:
-        """Write a draft of a model card, README.md in output_dir, with TRL's arguments or those of transformers."""
-        tags = [tags] if isinstance(tags, str) else list(tags or ())
-        if dataset_name is not None:
-            fields["dataset"] = dataset_name
-        super().create_model_card(
-            model_name=model_name or Path(self.args.output_dir).name,
-            tags=[*tags, *self.tags],
-            finetuned_from=fields.pop("finetuned_from", name_of(self.model) or None),
-            **fields,
-        )
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device):
         with self.throughput.phase(DATA):

@@ -11,8 +11,9 @@ import test_vrpo_trainer
 import torch
 from conftest import tiny_model
 from huggingface_hub import CommitInfo, HfApi, ModelCard
-from peft import LoraConfig
+from peft import AutoPeftModelForCausalLM, LoraConfig
 from test_sft import IDS, TOKENIZER
+from transformers import AutoModelForCausalLM
 
 from llada.errors import RecipeError
 from llada.sampling.settings import FILE, SamplerSettings
@@ -57,6 +58,20 @@ def lie_about(folder) -> None:
         (folder / name).write_text("x")
 
 
+def copied(folder, names):
+    """A directory beside with the files that were pushed, as the hub would give them."""
+    target = folder.with_name(f"{folder.name}-downloaded")
+    target.mkdir()
+    for name in names:
+        shutil.copy(folder / name, target / name)
+    return target
+
+
+@torch.no_grad()
+def logits(model) -> torch.Tensor:
+    return model.eval()(input_ids=torch.arange(8)[None]).logits
+
+
 PUSHED = {"push_to_hub": True, "hub_model_id": "me/aligned", "hub_token": "hf_secretsecret"}
 
 
@@ -73,25 +88,32 @@ def test_only_the_model_its_tokenizer_and_its_card_are_pushed(tmp_path, hub):
     assert hub.made == [("me/aligned", True)]
     assert hub.commits == [("me/aligned", "End of training", MODEL | TEXT | {"README.md", SAMPLER})]
     assert FILE == SAMPLER
+    loaded = AutoModelForCausalLM.from_pretrained(copied(tmp_path, hub.commits[0][2]))
+    assert torch.equal(logits(loaded), logits(run.model))
     run.push_to_hub("again")
     assert hub.commits[1][1:] == ("again", hub.commits[0][2])
 
 
 def test_adapters_are_pushed_without_their_base_and_without_the_reference(tmp_path, hub):
-    run = pairs_trainer(tmp_path, peft_config=LoraConfig(r=2), **PUSHED)
+    tiny_model(dtype=torch.float32, **IDS).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    run = pairs_trainer(tmp_path / "run", model=base, peft_config=LoraConfig(r=2), **PUSHED)
     run.train()
     run.save_model()
     assert hub.commits[0][2] == {"adapter_config.json", "adapter_model.safetensors", "README.md"} | TEXT
-    assert ModelCard.load(tmp_path / "README.md").data.library_name == "peft"
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert card.data.library_name == "peft"
+    assert card.data.base_model is None  # PEFT writes the path, which the hub refuses
+    assert "(LoRA, rank 2, alpha 8)" in card.text
+    loaded = AutoPeftModelForCausalLM.from_pretrained(copied(tmp_path / "run", hub.commits[0][2]))
+    assert torch.equal(logits(loaded), logits(run.model))
 
 
-@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
-def test_checkpoints_go_as_the_strategy_says_and_can_be_resumed_from(tmp_path, hub, strategy, monkeypatch):
-    folders = []
-    monkeypatch.setattr(
-        HfApi, "upload_folder",
-        lambda self, _plain=HfApi.upload_folder, **options: folders.append(options) or _plain(self, **options),
-    )  # fmt: skip
+STRATEGIES = {"end": [], "checkpoint": [], "every_save": [pytest.mark.slow], "all_checkpoints": [pytest.mark.slow]}
+
+
+@pytest.mark.parametrize("strategy", [pytest.param(name, marks=marks) for name, marks in STRATEGIES.items()])
+def test_checkpoints_go_as_the_strategy_says_and_can_be_resumed_from(tmp_path, hub, strategy):
     saved = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     run = pairs_trainer(tmp_path, **PUSHED, **saved, hub_strategy=strategy, hub_always_push=True)
     run.train()
@@ -196,7 +218,6 @@ def test_the_card_of_sft_has_no_design_and_one_paper(tmp_path):
     assert "| base | none: trained from scratch |" in text
     assert "sampling design" not in text
     assert "2505.19223" not in text
-    shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["runs/x/y", "./a", "/a/b", "model", "", None, "~/a", "a b/c"])

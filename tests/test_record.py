@@ -1,19 +1,14 @@
 """What a run writes down: its files, and a training that does not notice."""
 
 import json
-import logging
-import math
 
 import pytest
 import test_sft
 import test_vrpo_trainer
 import torch
-from conftest import tiny_model, trajectory
+from conftest import trajectory
 from datasets import Dataset
-from peft import LoraConfig
-from test_sft import IDS, TOKENIZER
 
-from llada.record import run_file
 from llada.record.callback import RunRecord
 
 ROWS = {"rows": test_sft.PAIRS, "pairs": test_vrpo_trainer.PAIRS}

@@ -3,9 +3,8 @@
 import os
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
-
-from transformers import HfArgumentParser
 
 from llada.checks import NOT_EMPTY, PositiveInt, Range
 from llada.cli.adapters import settings_folder
@@ -23,8 +22,11 @@ class OneLineErrors:
         raise RecipeError(f"{message} (--help lists the options)")
 
 
-class CommandParser(OneLineErrors, HfArgumentParser):
-    """The parser of a command whose options are dataclasses."""
+def program() -> str:
+    """The running command as its help names it: `llada sft` for a console command, otherwise the script's name."""
+    called = Path(sys.argv[0])
+    package = called.parent.name if called.name == "__main__.py" else called.name
+    return f"{package} {sys.argv[1]}" if package in ("llada", "vrpo") else called.name
 
 
 def option(help: str, switch: bool = False) -> Any:
@@ -55,7 +57,7 @@ class SamplerOptions:
 
 @dataclass
 class ChatArguments:
-    """The options of `python -m llada.chat` that are no sampler settings."""
+    """The options of `llada chat` that are no sampler settings."""
 
     model: str = field(metadata={"help": "Model or adapter directory, or hub name."})
     preset: str | None = field(default=None, metadata={"help": "Published sampler settings, such as llada-1.5/gsm8k."})

@@ -56,7 +56,7 @@ class RunRecord(TrainerCallback):
         self.trainer, self.configurations, self.sample_prompts = trainer, configurations, sample_prompts
         self.folder = Path(trainer.args.output_dir)
         self.prompts: list[Asked] = []
-        self.samples: dict[str, Any] = {}
+        self.samples = self.samples_until(0)
         self.timesteps: TimestepLoss | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -16,6 +16,7 @@ from test_sft import IDS, TOKENIZER
 from torch import nn
 
 from llada.denoiser import DenoiserSpec
+from llada.errors import OutputError
 from llada.record import run_file
 from llada.record.callback import RunRecord
 from llada.record.rows import asked
@@ -268,13 +269,15 @@ def test_the_samples_after_are_of_the_model_that_is_kept(tmp_path):
     assert sample(run, run.model.eval(), asked(run, 4))["answers"] == samples[-1]["answers"]
 
 
-def test_a_record_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog, monkeypatch):
+def test_a_record_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    """As a checkpoint is that cannot be written: the disk that has no room for it has none for the model."""
+
     def full(path, _):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("llada.record.callback.replace_file", full)
-    RunRecord(run_of(tmp_path, recorded=False, held_out=False)).write_run(goes_on=False)
-    assert "run.json cannot be written: No space left on device. The run goes on" in caplog.text
+    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+        run_of(tmp_path, held_out=False).train()
 
 
 # run.json

@@ -42,6 +42,7 @@ def shown(monkeypatch, lines, out=None, err=None) -> Progress:
     progress, state = Progress(), State()
     progress.on_train_begin(None, state, None)
     for step, logs in enumerate(lines, 1):
+        progress.on_step_begin(None, state, None)
         state.global_step = step
         progress.on_step_end(None, state, None)
         progress.on_log(None, state, None, logs=logs)

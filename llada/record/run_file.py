@@ -115,7 +115,8 @@ def content_of(trainer: DiffusionTrainerBase, configurations: Sequence[Any]) -> 
             "eval_rows": None if held_out is None else size_of(trainer.eval_dataset),
         },
         "estimator": None if design is None else {
-            "design": options["estimator"], "n": design.n, "n_t": options["n_t"], "n_yt": options["n_y"],
+            "design": options["estimator"], "n": design.n, "n_t": getattr(design, "n_t", design.n),
+            "n_yt": getattr(design, "n_y", 1),
             "beta": options["beta"], "loss": options["loss_type"],
         },
     }  # fmt: skip

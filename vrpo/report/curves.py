@@ -1,0 +1,71 @@
+"""Numbers behind the curves: fewer points, means over neighbouring log lines, means over runs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vrpo.report.reading import Series
+
+POINTS = 1000  # of a curve, at most
+SMOOTHED = 15  # log lines from which on a curve is smoothed
+PARTS = 15  # the window is this part of the curve
+
+
+@dataclass(frozen=True)
+class Band:
+    """A mean over runs and its 95% interval, by optimizer step [N]; nan where fewer than two runs have a value."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    half_widths: np.ndarray
+
+
+def thinned(series: Series, points: int = POINTS) -> tuple[Series, int]:
+    """Means of so many consecutive values that at most `points` are left, at the steps of their last values.
+
+    Returns the shorter series, without intervals, and how many values make one of its points.
+    """
+    size = -(-len(series) // points)
+    if size <= 1:
+        return series, 1
+    edges = np.arange(0, len(series), size)
+    kept = np.isfinite(series.values)
+    counts = np.add.reduceat(kept.astype(float), edges)
+    sums = np.add.reduceat(np.where(kept, series.values, 0.0), edges)
+    values = np.divide(sums, counts, out=np.full(len(edges), np.nan), where=counts > 0)
+    last = np.minimum(edges + size, len(series)) - 1
+    return Series(series.steps[last], values, np.full(len(edges), np.nan)), size
+
+
+def window_of(points: int) -> int:
+    """How many points are averaged into one of a smooth curve: an odd number, 1 for none."""
+    return 1 if points < SMOOTHED else 2 * max(1, round(points / PARTS / 2)) + 1
+
+
+def smooth(series: Series, window: int) -> Series:
+    """The mean over a window around each point, over fewer points at both ends; gaps stay gaps."""
+    if window <= 1 or not len(series):
+        return series
+    kept, side = np.isfinite(series.values), window // 2
+    sums = np.concatenate([[0.0], np.cumsum(np.where(kept, series.values, 0.0))])
+    counts = np.concatenate([[0.0], np.cumsum(kept.astype(float))])
+    middle = np.arange(len(series))
+    low, high = np.maximum(middle - side, 0), np.minimum(middle + side + 1, len(series))
+    total, count = sums[high] - sums[low], counts[high] - counts[low]
+    values = np.divide(total, count, out=np.full(len(series), np.nan), where=(count > 0) & kept)
+    return Series(series.steps, values, series.half_widths)
+
+
+def band_of(runs: list[Series]) -> Band:
+    """The mean over runs at the steps that all of them have, with Student's 95% interval over runs."""
+    from scipy import stats  # slow to import, and needed for several runs only
+
+    steps = runs[0].steps
+    for each in runs[1:]:
+        steps = np.intersect1d(steps, each.steps)
+    values_RN = np.stack([each.values[np.searchsorted(each.steps, steps)] for each in runs])
+    mean = values_RN.mean(0)
+    if len(runs) < 2:
+        return Band(steps, mean, np.full(len(steps), np.nan))
+    error = values_RN.std(0, ddof=1) / len(runs) ** 0.5
+    return Band(steps, mean, float(stats.t.ppf(0.975, len(runs) - 1)) * error)

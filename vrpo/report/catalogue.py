@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 LOG_RATIO = "log_ratio/"  # rewards over beta; not in the log
 BOUND = "perplexity"  # exp of the loss; not in the log
+LEARNED, NOISE, MACHINE = "What is learned", "Noise of scores and gradients", "Optimizer and machine"
 
 
 @dataclass(frozen=True)
 class Panel:
     """A plot of the metrics `curves` (name in the log: name in the legend). It is left out if none was logged.
 
-    unit: of the y axis. says: what the plot shows, and what to look for. zero: a value with a line across.
+    unit: of the y axis. says: what the plot shows, and what to look for. zero: a value with a line across. exact: the
+    values do not scatter, and are not smoothed. part: the heading under which it stands.
     """
 
     key: str
@@ -20,6 +22,8 @@ class Panel:
     says: str
     log: bool = False
     zero: float | None = None
+    exact: bool = False
+    part: str = LEARNED
 
 
 PREFERENCES = (
@@ -81,6 +85,7 @@ PREFERENCES = (
         {"score/variance": "variance"},
         "How much masks alone move a pair's score. Where its square root is near the margin, noise decides pairs "
         "and acts like a larger beta.",
+        part=NOISE,
     ),
     Panel(
         "loss-bias",
@@ -89,6 +94,7 @@ PREFERENCES = (
         {"loss/bias": "bias"},
         "What the noise of the scores adds to the loss, to second order. Next to the loss it should be small.",
         zero=0.0,
+        part=NOISE,
     ),
     Panel(
         "saturated",
@@ -96,6 +102,7 @@ PREFERENCES = (
         "share of pairs",
         {"score/saturated": "saturated"},
         "Pairs with a score beyond 6, which have almost no gradient left.",
+        part=NOISE,
     ),
     Panel(
         "noise-split",
@@ -104,6 +111,8 @@ PREFERENCES = (
         {"noise/estimator": "masks", "noise/between": "pairs", "noise/signal": "signal"},
         "Of one pair's gradient, means of all measurements so far: variance from masks, variance between pairs, "
         "and the squared signal.",
+        exact=True,
+        part=NOISE,
     ),
     Panel(
         "noise-share",
@@ -111,6 +120,8 @@ PREFERENCES = (
         "share",
         {"noise/estimator_share": "masks' share"},
         "More draws (n) reduce this share, a larger batch the whole noise.",
+        exact=True,
+        part=NOISE,
     ),
 )
 LIKELIHOODS = (
@@ -153,6 +164,7 @@ SHARED = (
         "share of tokens",
         {"masked_fraction": "masked"},
         "How much of the answers is hidden in a forward pass: 0.5 on average for uniform levels.",
+        part=MACHINE,
     ),
     Panel(
         "rate",
@@ -160,6 +172,8 @@ SHARED = (
         "rate",
         {"learning_rate": "rate"},
         "Warm-up and schedule.",
+        exact=True,
+        part=MACHINE,
     ),
     Panel(
         "gradient",
@@ -167,6 +181,7 @@ SHARED = (
         "norm",
         {"grad_norm": "norm"},
         "Before clipping. A norm that grows for long precedes divergence.",
+        part=MACHINE,
     ),
     Panel(
         "speed",
@@ -174,6 +189,7 @@ SHARED = (
         "1/s",
         {"throughput/pairs_per_second": "pairs", "throughput/rows_per_second": "rows"},
         "Evaluations are left out.",
+        part=MACHINE,
     ),
     Panel(
         "tokens",
@@ -181,6 +197,7 @@ SHARED = (
         "1/s",
         {"throughput/tokens_per_second": "tokens"},
         "Tokens of the rows, once however many draws there are.",
+        part=MACHINE,
     ),
     Panel(
         "mfu",
@@ -188,6 +205,7 @@ SHARED = (
         "share",
         {"throughput/mfu": "mfu"},
         "Operations that the rows need over those that the device could do.",
+        part=MACHINE,
     ),
     Panel(
         "memory",
@@ -195,6 +213,8 @@ SHARED = (
         "GiB",
         {"memory/peak_gib": "peak"},
         "Peak of the process that has used most since it began.",
+        exact=True,
+        part=MACHINE,
     ),
 )
 TIME = Panel(
@@ -203,4 +223,5 @@ TIME = Panel(
     "share",
     {"time/reference": "reference", "time/policy": "policy", "time/data": "data", "time/other": "other"},
     "Shares of the time between log lines. Much 'data' or 'other' is time in which the device waits.",
+    part=MACHINE,
 )

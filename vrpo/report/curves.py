@@ -20,21 +20,22 @@ class Band:
     half_widths: np.ndarray
 
 
-def thinned(series: Series, points: int = POINTS) -> tuple[Series, int]:
-    """Means of so many consecutive values that at most `points` are left, at the steps of their last values.
+def size_of(lines: int, points: int = POINTS) -> int:
+    """How many log lines make one point of a curve that may have `points` of them."""
+    return max(1, -(-lines // points))
 
-    Returns the shorter series, without intervals, and how many values make one of its points.
-    """
-    size = -(-len(series) // points)
-    if size <= 1:
-        return series, 1
+
+def thinned(series: Series, size: int) -> Series:
+    """Means of `size` consecutive values, at the steps of their last ones, without intervals."""
+    if size == 1 or not len(series):
+        return series
     edges = np.arange(0, len(series), size)
     kept = np.isfinite(series.values)
     counts = np.add.reduceat(kept.astype(float), edges)
     sums = np.add.reduceat(np.where(kept, series.values, 0.0), edges)
     values = np.divide(sums, counts, out=np.full(len(edges), np.nan), where=counts > 0)
     last = np.minimum(edges + size, len(series)) - 1
-    return Series(series.steps[last], values, np.full(len(edges), np.nan)), size
+    return Series(series.steps[last], values, np.full(len(edges), np.nan))
 
 
 def window_of(points: int) -> int:
@@ -56,16 +57,20 @@ def smooth(series: Series, window: int) -> Series:
     return Series(series.steps, values, series.half_widths)
 
 
-def band_of(runs: list[Series]) -> Band:
-    """The mean over runs at the steps that all of them have, with Student's 95% interval over runs."""
+def mean_and_half_width(values_RN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over R runs and half of its 95% interval, Student's with R - 1 degrees of freedom; nan for one run."""
     from scipy import stats  # slow to import, and needed for several runs only
 
+    runs = len(values_RN)
+    if runs < 2:
+        return values_RN.mean(0), np.full(values_RN.shape[1:], np.nan)
+    return values_RN.mean(0), float(stats.t.ppf(0.975, runs - 1)) * values_RN.std(0, ddof=1) / runs**0.5
+
+
+def band_of(runs: list[Series]) -> Band:
+    """The mean over runs at the steps that all of them have, and its interval (`mean_and_half_width`)."""
     steps = runs[0].steps
     for each in runs[1:]:
         steps = np.intersect1d(steps, each.steps)
     values_RN = np.stack([each.values[np.searchsorted(each.steps, steps)] for each in runs])
-    mean = values_RN.mean(0)
-    if len(runs) < 2:
-        return Band(steps, mean, np.full(len(steps), np.nan))
-    error = values_RN.std(0, ddof=1) / len(runs) ** 0.5
-    return Band(steps, mean, float(stats.t.ppf(0.975, len(runs) - 1)) * error)
+    return Band(steps, *mean_and_half_width(values_RN))

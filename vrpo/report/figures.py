@@ -21,7 +21,7 @@ HEIGHT = 280  # pixels
 
 def figure(x: str, y: str, height: int = HEIGHT, **layout: Any) -> go.Figure:
     """An empty plot. x, y: titles of the axes."""
-    axis = dict(zeroline=False, automargin=True, ticks="", title_standoff=8)
+    axis = dict(zeroline=False, automargin=True, ticks="", title_standoff=8, exponentformat="e")
     found = go.Figure(
         layout=dict(
             height=height, margin=dict(l=8, r=8, t=8, b=8), paper_bgcolor=CLEAR, plot_bgcolor=CLEAR,

@@ -8,6 +8,7 @@ from llada.training.rules import LOGS, now
 from vrpo.analysis.advice import RELIABLE
 from vrpo.report.judging import (
     GOOD,
+    LEVELS,
     NOTE,
     WARNING,
     Finding,
@@ -19,6 +20,7 @@ from vrpo.report.judging import (
 from vrpo.report.reading import Run, Series
 from vrpo.training.rules import mean_and_error, within_noise
 
+CALM, GONE_WELL = "Nothing to warn of", "What has gone well"
 NOISY = 0.5  # reliability below which noise is a warning and no note: our choice
 LINES = 20  # log lines that an estimate of the reliability needs
 SATURATED_SHARE = 0.5  # share of pairs without a gradient above which a warning is due: our choice
@@ -34,13 +36,12 @@ def findings_of(run: Run) -> list[Finding]:
         for look in (held_out_margin, noisy_scores, saturated, *(() if fallen_far else (falling_chosen,))):
             found += look(run)
     found += worse_evaluation(run) + ending(run)
-    good = good_news(run)
+    said = " ".join(good_news(run))
     if not any(each.level == WARNING for each in found):
-        title = "Nothing to warn of" if run.rows else "Nothing is logged yet"
-        good.insert(0, Finding(GOOD, title, " ".join(each.what for each in good) or unjudged(run)))
-        del good[1:]
-    order = [WARNING, NOTE, GOOD]
-    return sorted(found + good, key=lambda each: order.index(each.level))
+        found.append(Finding(GOOD, CALM if run.rows else "Nothing is logged yet", said or unjudged(run)))
+    elif said:
+        found.append(Finding(GOOD, GONE_WELL, said))
+    return sorted(found, key=lambda each: LEVELS.index(each.level))
 
 
 def unjudged(run: Run) -> str:
@@ -104,21 +105,22 @@ def measured_reliability(run: Run) -> tuple[float, str] | None:
 
 def noisy_scores(run: Run) -> list[Finding]:
     """Scores whose noise acts like a larger beta (docs/choosing-n.md)."""
-    variance, margin = last_lines(run, "score/variance"), last_lines(run, "rewards/margins")
+    margins, pairs = run.series("rewards/margins").finite.values, pairs_per_line(run)
+    lines = max(LINES, len(margins) // 2)
+    variance, margin = last_lines(run, "score/variance", lines), last_lines(run, "rewards/margins", lines)
     if variance is None or margin is None or variance[0] <= 0 or within_noise(*margin):
         return []
-    margins, pairs = run.series("rewards/margins").finite.values, pairs_per_line(run)
-    margins = margins[-max(LINES, len(margins) // 2) :]
+    margins = margins[-lines:]
     known = measured_reliability(run)
     if known is None and pairs is not None and len(margins) >= LINES:
-        how = f"a rough estimate from the scatter of the last {len(margins)} log lines"
-        known = reliability_of_lines(margins, variance[0], pairs), how
+        known = reliability_of_lines(margins, variance[0], pairs), "a rough estimate from the scatter of these lines"
     if known is None or known[0] >= RELIABLE:
         return []
     reliability, how = known
     what = (
-        f"Masks alone move the score of a pair by {variance[0] ** 0.5:.2g} (standard deviation), where the mean margin "
-        f"is {margin[0]:.2g}. Of the mean squared score, about {reliability:.0%} is signal ({how})."
+        f"In the last {len(margins)} log lines, masks alone move the score of a pair by {variance[0] ** 0.5:.2g} "
+        f"(standard deviation), where the mean margin is {margin[0]:.2g}. Of the mean squared score, about "
+        f"{reliability:.0%} is signal ({how})."
     )
     more = "take more draws (n_t) or estimator=loo_complementary; docs/choosing-n.md says how many."
     if run.options.get("estimator") == "naive_dpo":
@@ -128,8 +130,10 @@ def noisy_scores(run: Run) -> list[Finding]:
         advice = f"Divide beta{now(run.beta)} by that factor, or {more}"
     else:
         advice = f"Lower beta{now(run.beta)}, or {more}"
-    level = WARNING if reliability < NOISY else NOTE
-    return [Finding(level, "The scores are too noisy for beta", what, f"up to step {run.step}", advice)]
+    level, title = NOTE, "Noise in the scores acts like a larger beta"
+    if reliability < NOISY:
+        level, title = WARNING, "The scores are too noisy for beta"
+    return [Finding(level, title, what, f"up to step {run.step}", advice)]
 
 
 def saturated(run: Run) -> list[Finding]:
@@ -191,17 +195,10 @@ def ending(run: Run) -> list[Finding]:
     return found
 
 
-def good_news(run: Run) -> list[Finding]:
+def good_news(run: Run) -> list[str]:
     """What has gone well, a sentence each."""
-    said = []
-    if run.is_preference:
-        said += good_margins(run)
-    else:
-        said += [text for name in ("eval_loss", "loss") if (text := fallen(run.series(name).finite, name))][:1]
-    return [Finding(GOOD, "What has gone well", text) for text in said]
-
-
-def good_margins(run: Run) -> list[str]:
+    if not run.is_preference:
+        return [text for name in ("eval_loss", "loss") if (text := fallen(run.series(name).finite, name))][:1]
     said = []
     margin, accuracy = run.series("eval_rewards/margins").finite, run.series("eval_rewards/accuracies").finite
     if len(margin) and margin.values[-1] > margin.half_widths[-1]:
@@ -223,8 +220,7 @@ def fallen(series: Series, name: str) -> str:
     if len(series) < 2 or series.values[-1] >= series.values[0]:
         return ""
     if name == "eval_loss":
-        return (
-            f"The held-out loss fell from {series.values[0]:.3g} to {series.values[-1]:.3g} (step {series.steps[-1]})."
-        )
-    last: Any = mean_and_error(series.values[-LOGS:].tolist())[0]
+        last, step = series.values[-1], series.steps[-1]
+        return f"The held-out loss fell from {series.values[0]:.3g} to {last:.3g} (step {step})."
+    last = mean_and_error(series.values[-LOGS:].tolist())[0]
     return f"The loss fell from {series.values[0]:.3g} to {last:.3g} (mean of the last {min(LOGS, len(series))} lines)."

@@ -6,13 +6,11 @@ The rules and their bounds are those of `llada.training.rules` and `vrpo.trainin
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from llada.training.rules import LOGS, LowAdapterRate, RisingLoss, Rule, Settings
 from vrpo.report.reading import INTERVAL, Run, number
 from vrpo.training.rules import RULES, MeaninglessAccuracy, UnmovedMargin, mean_and_error
 
-WARNING, NOTE, GOOD = "warning", "note", "good"
+LEVELS = WARNING, NOTE, GOOD = "warning", "note", "good"
 AT_FIRST = (UnmovedMargin, MeaninglessAccuracy)  # say what is true of every run at its beginning
 
 
@@ -54,9 +52,8 @@ def pairs_per_line(run: Run) -> int | None:
         starts[-1].get("processes"),
         run.state.get("logging_steps") or run.options.get("logging_steps"),
     )
-    if not all(isinstance(each, int | float) and each >= 1 for each in counts):
-        return None
-    return int(np.prod(counts))
+    known = [each for each in counts if isinstance(each, int | float) and each >= 1]
+    return int(math.prod(known)) if len(known) == len(counts) else None
 
 
 def judged(run: Run) -> list[Finding]:

@@ -1,14 +1,14 @@
 """The curves of a run, or of groups of runs, by optimizer step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import plotly.graph_objects as go
 
 from vrpo.report import figures
 from vrpo.report.catalogue import BOUND, LIKELIHOODS, LOG_RATIO, PREFERENCES, SHARED, TIME, Panel
-from vrpo.report.curves import Band, band_of, smooth, thinned, window_of
+from vrpo.report.curves import band_of, size_of, smooth, thinned, window_of
 from vrpo.report.groups import Group
 from vrpo.report.reading import Run, Series
 
@@ -65,96 +65,95 @@ def panels_of(runs: Sequence[Run]) -> list[Panel]:
     found = []
     for panel in (*own, *SHARED):
         if panel.key == "benchmarks":
-            panel = Panel(panel.key, panel.title, panel.unit, tasks, panel.says)
+            panel = replace(panel, curves=tasks)
         curves = {
             name: label
             for name, label in panel.curves.items()
-            if any(len(series_of(run, name).finite) for run in runs) or evaluations_of(runs, name)
+            if any(len(series_of(run, each).finite) for run in runs for each in (name, *evaluations_of(runs, name)))
         }
         if curves:
-            found.append(Panel(panel.key, panel.title, panel.unit, curves, panel.says, panel.log, panel.zero))
+            found.append(replace(panel, curves=curves))
     return found
 
 
 def draw(panel: Panel, groups: Sequence[Group]) -> Drawn:
     """The plot of a panel: curves of one run, or of each group a mean over its runs with its band."""
     plot = figures.figure("step", panel.unit)
-    single = len(groups) == 1 and len(groups[0].runs) == 1
+    several, many = len(groups) > 1, len(panel.curves) > 1
     notes = list[str]()
+    if several and many:
+        dashes = zip(panel.curves.values(), figures.DASHES, strict=False)
+        notes.append(f"{', '.join(f'{label}: {dash}' for label, dash in dashes)}.".capitalize())
     for group in groups:
         for number, (name, label) in enumerate(panel.curves.items()):
-            color = figures.PALETTE[number] if len(groups) == 1 else group.color
-            dash = "solid" if len(groups) == 1 else figures.DASHES[number % len(figures.DASHES)]
-            shown = label if len(groups) == 1 else group.label + (f", {label}" if len(panel.curves) > 1 else "")
-            notes += training_curve(plot, group, name, shown, color, dash, raw=single)
-            alone = len(panel.curves) == 1 and len(groups) == 1
+            color = group.color if several else figures.PALETTE[number % len(figures.PALETTE)]
+            dash = figures.DASHES[number % len(figures.DASHES)] if several else "solid"
+            shown = ", ".join([*([group.label] if several else []), *([label] if many or not several else [])])
+            notes += training_curve(plot, group, name, shown, color, dash, panel.exact)
+            has_curve = any(len(series_of(run, name)) for run in group.runs)
             for metric, held_out in evaluations_of(group.runs, name).items():
-                title = " ".join(word for word in (shown, "held out", held_out) if word)
-                evaluation_points(plot, group, metric, title, figures.PALETTE[1] if alone else color)
+                title = " ".join(word for word in (shown, "held out" if has_curve else "", held_out) if word)
+                point_color = color if several or many else figures.PALETTE[1]
+                in_legend = bool(held_out) or (many and not has_curve)
+                evaluation_points(plot, group, metric, title, point_color, in_legend)
     if panel.zero is not None:
         plot.add_hline(panel.zero, line=dict(color="#8a929b", width=1, dash="dot"))
-    if panel.log and all_positive(plot):
-        plot.update_yaxes(type="log")
+    if panel.log and spans_decades(plot):
+        plot.update_yaxes(type="log", dtick=1)
     if panel.unit.startswith("share"):
         plot.update_yaxes(rangemode="tozero")
-    plot.update_layout(showlegend=len(groups) == 1 and sum(trace.showlegend is not False for trace in plot.data) > 1)
-    return Drawn(panel, plot, sorted(set(notes)))
+    listed = sum(trace.showlegend is not False for trace in plot.data)
+    plot.update_layout(showlegend=listed > 1 and not several)
+    return Drawn(panel, plot, list(dict.fromkeys(notes)))
 
 
-def all_positive(plot: go.Figure) -> bool:
-    return all(np.nanmin(trace.y, initial=np.inf) > 0 for trace in plot.data)
+def spans_decades(plot: go.Figure) -> bool:
+    """Whether all values are positive and the largest is 100 times the smallest or more."""
+    values = np.concatenate([trace.y[np.isfinite(trace.y)] for trace in plot.data])
+    return len(values) > 0 and 0 < 100 * values.min() <= values.max()
 
 
-def training_curve(plot: go.Figure, group: Group, name: str, label: str, color: str, dash: str, raw: bool) -> list[str]:
+def training_curve(
+    plot: go.Figure, group: Group, name: str, label: str, color: str, dash: str, exact: bool
+) -> list[str]:
     """Add the log lines of a metric. Returns what had to be done to them, in sentences."""
-    found = [series_of(run, name) for run in group.runs]
-    found = [series for series in found if len(series.finite)]
+    found = [series for run in group.runs if len((series := series_of(run, name)).finite)]
     if not found:
         return []
-    notes, smoothed = list[str](), []
-    for series in found:
-        points, size = thinned(series)
-        if size > 1:
-            notes.append(f"Each point is the mean of {size} log lines, of {len(series):,}.")
-        smoothed.append(smooth(points, window_of(len(points))))
-        if raw and window_of(len(points)) > 1:
-            figures.faint(plot, points.steps, points.values, color)
-    if len(smoothed) == 1:
-        only = len(smoothed[0].finite) == 1
-        if only:
-            figures.markers(
-                plot, smoothed[0].steps, smoothed[0].values, smoothed[0].half_widths, label, color, "circle"
-            )
-        else:
-            figures.line(plot, smoothed[0].steps, smoothed[0].values, label, color, dash)
-        return notes
-    middle = band_of(smoothed)
-    add_band(plot, middle, color)
-    figures.line(plot, middle.steps, middle.mean, label, color, dash)
-    return notes
-
-
-def evaluation_points(plot: go.Figure, group: Group, metric: str, label: str, color: str) -> None:
-    """Add the evaluations of a metric: of one run with the intervals that it has logged, else with those over runs."""
-    found = [series_of(run, metric).finite for run in group.runs]
-    found = [series for series in found if len(series)]
-    if len(found) == 1:
-        figures.markers(plot, found[0].steps, found[0].values, found[0].half_widths, label, color)
-    elif found:
-        middle = band_of(found)
-        figures.markers(plot, middle.steps, middle.mean, middle.half_widths, label, color)
-
-
-def add_band(plot: go.Figure, middle: Band, color: str) -> None:
+    longest = max(len(series) for series in found)
+    size = size_of(longest)
+    points = [thinned(series, size) for series in found]
+    window = 1 if exact else window_of(len(points[0]))
+    middle = band_of([smooth(each, window) for each in points])
+    if len(found) == 1 and window > 1:
+        figures.faint(plot, points[0].steps, points[0].values, color)
     if np.isfinite(middle.half_widths).any():
         figures.band(plot, middle.steps, middle.mean, middle.half_widths, color)
+    if np.isfinite(middle.mean).sum() == 1:
+        figures.markers(plot, middle.steps, middle.mean, middle.half_widths, label, color, "circle")
+    else:
+        figures.line(plot, middle.steps, middle.mean, label, color, dash)
+    return [f"Each point is the mean of {size} of the {longest:,} log lines."] if size > 1 else []
+
+
+def evaluation_points(plot: go.Figure, group: Group, metric: str, label: str, color: str, in_legend: bool) -> None:
+    """Add the evaluations of a metric: of one run with the intervals that it has logged, else with those over runs."""
+    found = [series for run in group.runs if len(series := series_of(run, metric).finite)]
+    if not found:
+        return
+    middle = band_of(found)
+    widths = found[0].half_widths if len(found) == 1 else middle.half_widths
+    steps, values = (found[0].steps, found[0].values) if len(found) == 1 else (middle.steps, middle.mean)
+    figures.markers(plot, steps, values, widths, label, color, showlegend=in_legend)
 
 
 def draw_time(run: Run) -> Drawn | None:
     """Where the time of a run goes, as shares that add up to 1."""
     plot, notes = figures.figure("step", TIME.unit), list[str]()
     for number, (name, label) in enumerate(TIME.curves.items()):
-        series, size = thinned(run.series(name))
+        series = run.series(name)
+        size = size_of(len(series))
+        series = thinned(series, size)
         if len(series):
             color = figures.PALETTE[number]
             figures.line(
@@ -169,8 +168,11 @@ def draw_time(run: Run) -> Drawn | None:
 
 def windows_text(runs: Sequence[Run]) -> str:
     """How the curves were made, for all panels at once."""
-    windows = {window_of(min(len(thinned(run.series("loss"))[0]), 10**6)) for run in runs if len(run.series("loss"))}
-    if not windows or windows == {1}:
+    lengths = [len(run.series("loss")) for run in runs]
+    size = size_of(max(lengths, default=0))
+    windows = sorted({window_of(-(-length // size)) for length in lengths if length})
+    if not windows or windows == [1]:
         return "Lines go through the log lines as they are."
-    texts = " or ".join(str(each) for each in sorted(windows))
-    return f"Lines are means over {texts} neighbouring points, which for a single run stand faintly behind them."
+    texts = " or ".join(str(each) for each in windows)
+    behind = ", which stand faintly behind them" if len(runs) == 1 else ""
+    return f"Lines are means over {texts} neighbouring points{behind}."

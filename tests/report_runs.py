@@ -162,11 +162,11 @@ def likelihood_run(folder: Path, seed: int = 0, steps: int = 200) -> Path:
     return write(folder, likelihood_log(rng, steps), steps, run=run, samples=samples(rng, steps, pairs=False))
 
 
-def comparison_runs(folder: Path) -> list[Path]:
+def comparison_runs(folder: Path, steps: int = 200) -> list[Path]:
     """Three designs with three seeds each."""
     designs = (("vrpo", 0.5, 1.0), ("naive_dpo", 1.6, 0.5), ("loo_complementary", 0.35, 1.15))
     return [
-        preference_run(folder / f"{name}-{seed}", seed, noise=noise, growth=growth, estimator=name)
+        preference_run(folder / f"{name}-{seed}", seed, steps, noise=noise, growth=growth, estimator=name)
         for name, noise, growth in designs
         for seed in range(3)
     ]

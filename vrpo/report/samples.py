@@ -98,7 +98,7 @@ def without_tail(tokens: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], tu
     count = 0
     while count < len(tokens) and tokens[-1 - count]["text"] == tokens[-1]["text"]:
         count += 1
-    if count < TAIL:
+    if count < TAIL or not tokens[-1]["text"].strip():
         return tokens, ("", 0)
     return tokens[: len(tokens) - count], (tokens[-1]["text"], count)
 

@@ -117,5 +117,5 @@ def test_pretraining_sft_alignment_and_a_dialogue_run_from_the_wheel(run):
     run("llada merge aligned merged")
     assert "parameters" in run("llada info merged")
     run("llada chat --model merged --gen_length 4 --steps 4 --block_length 4", "hello\n")
-    run(f"python -m accelerate.commands.launch --cpu --num_processes 2 -m vrpo align {aligned} --output_dir two {TINY}")
+    run(f"python -m torch.distributed.run --nproc_per_node 2 -m vrpo align {aligned} --output_dir two {TINY}")
     assert (folder / "two" / "adapter_model.safetensors").exists()

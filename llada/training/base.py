@@ -40,11 +40,12 @@ from llada.training.inputs import (
 )
 from llada.training.metric_sums import MetricSums
 from llada.training.progress import Progress
+from llada.training.rules import LowAdapterRate, Rule
 from llada.training.saving import WholeCheckpoints
 from llada.training.stopwatch import DATA, EVALUATION, POLICY
 from llada.training.throughput import Throughput
 from llada.training.trackers import estimator_grouped
-from llada.training.warnings import LowAdapterRate, warn_of_half_precision
+from llada.training.warnings import RuleWarnings, warn_of_half_precision
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
     prepared_columns: frozenset[str]
     tags: tuple[str, ...]  # of the model and its card
     unit = "rows"  # what a weighted row of a batch is
+    rules: tuple[type[Rule], ...] = (LowAdapterRate,)  # judge the log lines; what they say is warned of
 
     def __init__(
         self,
@@ -110,7 +112,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
                 eval_dataset=None if eval_dataset is None else self.prepared(eval_dataset, "eval_dataset"),
                 processing_class=processing_class,
                 compute_metrics=self.evaluation_metrics,
-                callbacks=[self.epoch_counter, LowAdapterRate(), *(callbacks or [])],
+                callbacks=[self.epoch_counter, RuleWarnings(self.rules), *(callbacks or [])],
                 optimizers=optimizers,
                 **trainer_options,
             )

@@ -139,7 +139,13 @@ def record(folder: Path, trainer: str, **options) -> dict:
 
 def write(folder: Path, log: list[dict], steps: int, done: int | None = None, **files) -> Path:
     """Write a run. done: the step of its newest checkpoint, of a run that was stopped; files: further ones as JSON."""
-    state = {"global_step": done or steps, "max_steps": steps, "train_batch_size": 4, "logging_steps": 1}
+    state = {
+        "global_step": done or steps,
+        "max_steps": steps,
+        "train_batch_size": 4,
+        "logging_steps": 1,
+        "num_train_epochs": 3,
+    }
     state["log_history"] = [row for row in log if row["step"] <= (done or steps)]
     place = folder / f"checkpoint-{done}" if done else folder
     place.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,7 @@ LEVELS = {
     ],
     "vrpo": [
         ["variance", "check", "__init__"],
+        ["report"],
         ["analysis"],
         ["training"],
         ["losses", "estimators", "data", "collator", "rollouts"],

@@ -162,7 +162,7 @@ def variance_plot(rows: Sequence[dict[str, Any]]) -> go.Figure:
 
 
 def sources_plot(sources: dict[str, Any]) -> go.Figure:
-    plot = figures.figure("share of the variance", "", height=320, barmode="group", hovermode="closest")
+    plot = figures.figure("share of the variance", "", height=240, barmode="group", hovermode="closest")
     for number, (form, parts) in enumerate(sources.items()):
         shares = {name: cell["value"] for name, cell in parts.items() if name != "variance"}
         plot.add_trace(

@@ -57,6 +57,7 @@ LEVELS = {
     ],
     "vrpo": [
         ["variance", "check", "__init__"],
+        ["report"],
         ["analysis"],
         ["training"],
         ["losses", "estimators", "data", "collator", "rollouts"],

@@ -52,7 +52,7 @@ def test_every_accelerate_config_loads(path):
 
 
 RECIPE_NAMES = ("pretrain", "sft", "align", "generate", "make_pairs", "iterate", "evaluate", "winrate")
-COMMANDS = ["-m llada.chat", "-m llada.info", "-m vrpo.variance", "-m vrpo.check"]
+COMMANDS = ["-m llada.chat", "-m llada.info", "-m vrpo.variance", "-m vrpo.check", "-m vrpo.report"]
 COMMANDS += [f"recipes/{name}.py" for name in RECIPE_NAMES]
 
 

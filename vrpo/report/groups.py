@@ -10,11 +10,10 @@ from vrpo.report.reading import Run
 
 # Options that say where a run writes, what it says, or when it looks, and not what it learns; and the seeds.
 WITHOUT_EFFECT = frozenset({
-    "seed", "data_seed", "output_dir", "run_name", "logging_dir", "overwrite", "resume", "resume_from_checkpoint",
-    "report_to", "disable_tqdm", "log_level", "log_level_replica", "hub_model_id", "push_to_hub", "local_rank",
-    "save_strategy", "save_steps", "save_total_limit", "ref_log_probs_dir", "expected_processes", "sample_prompts",
-    "project", "trackio_space_id",
+    "seed", "data_seed", "output_dir", "run_name", "overwrite", "resume", "resume_from_checkpoint", "report_to",
+    "disable_tqdm", "push_to_hub", "local_rank", "ref_log_probs_dir", "expected_processes", "sample_prompts", "project",
 })  # fmt: skip
+WITHOUT_EFFECT_BEGINS = ("hub_", "log_", "logging_", "save_", "trackio_")
 SHOWN = 60  # characters of a value
 
 
@@ -54,14 +53,19 @@ def key_of(run: Run) -> str:
     """Equal for the runs of a group."""
     if not run.options:
         return str(run.folder.resolve())
-    kept = {name: value for name, value in run.options.items() if name not in WITHOUT_EFFECT}
+    kept = {name: value for name, value in run.options.items() if has_effect(name)}
     return json.dumps([run.record.get("trainer"), kept], sort_keys=True, default=str)
+
+
+def has_effect(option: str) -> bool:
+    """Whether an option other than the seed can change what a run learns."""
+    return option not in WITHOUT_EFFECT and not option.startswith(WITHOUT_EFFECT_BEGINS)
 
 
 def differing_options(runs: Sequence[Run]) -> list[str]:
     """The options, but for those without effect, that do not have the same value in all runs."""
     known = [run.options for run in runs if run.options]
-    names = sorted({name for options in known for name in options} - WITHOUT_EFFECT)
+    names = sorted({name for options in known for name in options if has_effect(name)})
     return [name for name in names if len({json.dumps(each.get(name), default=str) for each in known}) > 1]
 
 

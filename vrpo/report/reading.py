@@ -6,6 +6,7 @@ started from Python, or by an older version, has no others.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -98,19 +99,25 @@ class Run:
     def is_preference(self) -> bool:
         return any(name.endswith("rewards/margins") for name in self.metrics)
 
+    @cached_property
+    def read(self) -> dict[str, Series]:
+        """The metrics that `series` has been asked for."""
+        return {}
+
     def series(self, name: str) -> Series:
         """The values of a metric; empty if it was never logged."""
-        rows = [row for row in self.rows if name in row]
-        values = [number(row[name]) for row in rows]
-        widths = [number(row.get(name + INTERVAL)) for row in rows]
-        return Series(np.array([row["step"] for row in rows], dtype=np.int32), np.array(values), np.array(widths))
+        if name not in self.read:
+            rows = [row for row in self.rows if name in row]
+            values = [number(row[name]) for row in rows]
+            widths = [number(row.get(name + INTERVAL)) for row in rows]
+            steps = np.array([row["step"] for row in rows], dtype=np.int32)
+            self.read[name] = Series(steps, np.array(values), np.array(widths))
+        return self.read[name]
 
 
 def number(value: Any) -> float:
     """A finite float, or nan."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        return float("nan")
-    return float(value)
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else math.nan
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

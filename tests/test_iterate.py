@@ -74,7 +74,7 @@ def written(folder: Path) -> dict[str, object]:
 
     Those are times, the hashes of files that hold them, and the absolute path in the config of adapters.
     """
-    of_start = ("trainer_state.json", ".run.lock", MANIFEST)
+    of_start = ("trainer_state.json", ".run.lock", "run.json", "report.html", MANIFEST)
     files = (path for path in (folder / "run").rglob("*") if path.is_file() and path.name not in of_start)
     here = str(folder).encode()
     found: dict[str, object] = {

@@ -14,6 +14,7 @@ from conftest import ROOT, tiny_model
 from test_ends import HOLD
 from trl import ModelConfig
 
+from llada.cli import train
 from llada.cli.loading import load_columns, new_config, target_modules
 from llada.cli.old_run import continues, remove_run
 from llada.cli.recipe import RecipeArguments, parse
@@ -24,7 +25,8 @@ from llada.files import mark_unfinished, write_manifest
 from llada.output import LOCK
 from llada.recipes import pretrain, sft
 from llada.training.distributed import check_engine, check_launcher, check_processes
-from llada.training.sft import MaskedDiffusionConfig
+from llada.training.progress import TIMESTEP
+from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer
 from vrpo.recipes import align, make_pairs
 
 ARCHITECTURE = dict(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=32, max_sequence_length=64, rope_theta=10000.0)
@@ -323,13 +325,33 @@ def launch_recipe(*command: str) -> subprocess.CompletedProcess:
 
 
 def results(folder) -> dict[str, float]:
-    """Of a saved run: its training losses and what it measured on held-out rows."""
+    """Of a saved run: its training losses and what it measured on held-out rows, by masking probability too."""
     saved = json.loads((folder / "eval_results.json").read_text())
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     losses = [row["loss"] for row in history if "loss" in row]
     names = ("eval_loss", "eval_bits_per_token", "eval_bits_per_byte", "eval_rewards/margins", "eval_logps/chosen")
     losses = {f"loss of step {index}": loss for index, loss in enumerate(losses)}
-    return losses | {name: saved[name] for name in names if name in saved}
+    bins = {f"{name} of step {row['step']}": row[name] for row in history for name in row if name.startswith(TIMESTEP)}
+    return losses | bins | {name: saved[name] for name in names if name in saved}
+
+
+def test_a_page_that_fails_is_a_warning_and_the_model_is_saved(tmp_path, good, caplog, capsys):
+    def failing(output_dir):
+        assert (Path(output_dir) / "trainer_state.json").exists()  # all is saved before
+        raise KeyError("loss")
+
+    columns, types = sft.COLUMNS, (MaskedDiffusionTrainer, MaskedDiffusionConfig)
+    train.main(*types, columns, arguments(tmp_path, good), failing)
+    run = tmp_path / "run"
+    assert "the page of the run was not written (KeyError: 'loss'). The model is saved" in caplog.text
+    assert f"python -m vrpo.report {run}" in caplog.text
+    assert "The page of this run" not in capsys.readouterr().out
+    train.main(*types, columns, arguments(tmp_path, good, "--overwrite", "true"), lambda folder: Path(folder, "a.html"))
+    assert f"The page of this run, for a browser: {run / 'a.html'}\nNext:\n" in capsys.readouterr().out
+    assert json.loads((run / "run.json").read_text())["data"] == {
+        "train": good, "rows": 16, "eval": None, "eval_rows": None,
+    }  # fmt: skip
+    assert len(json.loads((run / "run.json").read_text())["starts"]) == 1  # `overwrite` begins another record
 
 
 @pytest.mark.parametrize("streaming", [pytest.param("false", marks=pytest.mark.slow), "true"])
@@ -345,6 +367,9 @@ def test_two_cpu_processes_through_the_shipped_config_equal_one(tmp_path, good, 
     output = launch_recipe(*config, "recipes/sft.py", *two)
     assert (tmp_path / "two" / "run" / "eval_results.json").exists(), output.stderr[-3000:]
     assert results(tmp_path / "two" / "run") == pytest.approx(results(tmp_path / "one" / "run"), rel=1e-5, abs=1e-5)
+    assert [len(list((tmp_path / name / "run").glob("report.html"))) for name in ("one", "two")] == [1, 1]
+    run, samples = (json.loads((tmp_path / "two" / "run" / name).read_text()) for name in ("run.json", "samples.json"))
+    assert (run["starts"][0]["processes"], [each["step"] for each in samples["samples"]]) == (2, [0, 2])
     assert "find_unused_parameters" not in output.stderr
 
 

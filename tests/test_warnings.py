@@ -7,15 +7,9 @@ import test_sft
 import test_vrpo_trainer
 from transformers import TrainerState, TrainingArguments
 
-from llada.training.warnings import LowAdapterRate, RisingLoss
-from vrpo.training.warnings import (
-    LOGS,
-    CollapsingMargin,
-    FallingChosen,
-    FarFromReference,
-    MeaninglessAccuracy,
-    UnmovedMargin,
-)
+from llada.training.rules import LOGS, LowAdapterRate, RisingLoss, Rule
+from llada.training.warnings import RuleWarnings
+from vrpo.training.rules import CollapsingMargin, FallingChosen, FarFromReference, MeaninglessAccuracy, UnmovedMargin
 
 STATE = dict(max_steps=100, logging_steps=1, is_world_process_zero=True)
 
@@ -29,11 +23,13 @@ def arguments(tmp_path, **options) -> TrainingArguments:
 )
 def test_a_rate_for_all_parameters_is_too_low_for_adapters(tmp_path, caplog, rate, adapters, warns):
     model = SimpleNamespace(**({"peft_config": {}} if adapters else {}))
-    LowAdapterRate().on_train_begin(arguments(tmp_path, learning_rate=rate), TrainerState(**STATE), None, model=model)
+    args = arguments(tmp_path, learning_rate=rate)
+    RuleWarnings([LowAdapterRate]).on_train_begin(args, TrainerState(**STATE), None, model=model)
     assert ("learning_rate=5e-07 is for training all parameters" in caplog.text) == warns
 
 
-def run_through(callback, args, lines, first_step: int = 3) -> None:
+def run_through(rule: type[Rule], args, lines, first_step: int = 3) -> None:
+    callback = RuleWarnings([rule])
     callback.on_train_begin(args, TrainerState(**STATE), None)
     for step, logs in enumerate(lines, first_step):
         callback.on_log(args, TrainerState(global_step=step, **STATE), None, logs=logs)
@@ -51,13 +47,13 @@ MARGINS = {
 @pytest.mark.parametrize("case", MARGINS)
 def test_a_margin_that_has_not_moved_is_reported_once(tmp_path, caplog, case):
     margins, warnings = MARGINS[case]
-    run_through(UnmovedMargin(), arguments(tmp_path), [{"rewards/margins": margin} for margin in margins])
+    run_through(UnmovedMargin, arguments(tmp_path), [{"rewards/margins": margin} for margin in margins])
     assert caplog.text.count("rewards/margins has not moved") == warnings
 
 
 def test_warm_up_and_lines_without_margins_do_not_count(tmp_path, caplog):
     still = {"rewards/margins": 0.0}
-    run_through(UnmovedMargin(), arguments(tmp_path), [still] * (LOGS + 1) + [{"eval_loss": 1.0}] * 5, first_step=1)
+    run_through(UnmovedMargin, arguments(tmp_path), [still] * (LOGS + 1) + [{"eval_loss": 1.0}] * 5, first_step=1)
     assert not caplog.text  # two lines of warm-up leave LOGS - 1
 
 
@@ -78,7 +74,7 @@ ACCURACIES = {
 @pytest.mark.parametrize("case", ACCURACIES)
 def test_an_accuracy_whose_margin_is_within_noise_means_nothing(tmp_path, caplog, case):
     logs, warnings = ACCURACIES[case]
-    run_through(MeaninglessAccuracy(), arguments(tmp_path), [logs, logs])
+    run_through(MeaninglessAccuracy, arguments(tmp_path), [logs, logs])
     assert caplog.text.count("means nothing yet") == warnings
 
 
@@ -130,7 +126,7 @@ def test_a_run_that_diverges_is_said_once_in_words_with_what_to_try(tmp_path, ca
     watch, lines, warnings = DIVERGING[case]
     args = arguments(tmp_path, learning_rate=3e-5)
     args.beta = 0.2
-    run_through(watch(), args, [*lines, lines[-1]] if warnings else lines)
+    run_through(watch, args, [*lines, lines[-1]] if warnings else lines)
     assert caplog.text.count(WORDS[watch]) == warnings
     assert caplog.text.count("ower learning_rate (now 3e-05)") == warnings
 
@@ -139,14 +135,14 @@ def test_the_nats_that_are_lost_are_named(tmp_path, caplog):
     """A reward of -4.1 at beta 0.2 is a log-ratio of -20.5 nats, over the reference's -40."""
     args = arguments(tmp_path)
     args.beta = 0.2
-    for watch in FallingChosen(), FarFromReference():
+    for watch in FallingChosen, FarFromReference:
         run_through(watch, args, preference_lines(chosen=-4.1))
     assert "become less likely, by 20.5 nats each" in caplog.text
     assert "have lost 20.5 nats each (-rewards/chosen / beta) of a bound that was -40 with the reference" in caplog.text
 
 
 def test_a_resumed_loss_is_compared_with_the_first_of_the_run(tmp_path, caplog):
-    watch, args = RisingLoss(), arguments(tmp_path)
+    watch, args = RuleWarnings([RisingLoss]), arguments(tmp_path)
     state = TrainerState(global_step=50, log_history=[{"loss": 2.0}, {"eval_loss": 9.0}, {"loss": 1.0}], **STATE)
     watch.on_train_begin(args, state, None)
     for _ in range(10):

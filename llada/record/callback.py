@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from llada.checks import NonNegativeInt, check
 from llada.diffusion.random_streams import random_state_kept
 from llada.files import replace_file
+from llada.output import writing
 from llada.record import run_file
 from llada.record.rows import Asked, asked
 from llada.record.samples import sample
@@ -22,6 +23,7 @@ from llada.record.timesteps import TimestepLoss
 from llada.training.base import DiffusionTrainerBase
 from llada.training.distributed import is_sharded
 from llada.training.progress import TIMESTEP
+from llada.training.saving import INTACT
 from llada.training.stopwatch import EVALUATION
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class RunRecord(TrainerCallback):
     `run.json` in output_dir has options, versions, model and data, and a start for each time that the run began or went
     on. `samples.json` has greedy answers to a few prompts before training and after it. With held-out rows, the loss by
     masking probability is logged at step 0, at every evaluation and at the last step. docs/running.md describes the
-    files. A file that cannot be written is a warning, not the end of the run.
+    files.
 
         trainer = VRPOTrainer(...)
         trainer.add_callback(RunRecord(trainer))
@@ -49,6 +51,7 @@ class RunRecord(TrainerCallback):
 
     Raises:
         ValueError: `sample_prompts` is negative or no integer.
+        OutputError: in training, a file cannot be written, as for checkpoints.
     """
 
     def __init__(self, trainer: DiffusionTrainerBase, configurations: Sequence[Any] = (), sample_prompts: int = 4):
@@ -56,7 +59,7 @@ class RunRecord(TrainerCallback):
         self.trainer, self.configurations, self.sample_prompts = trainer, configurations, sample_prompts
         self.folder = Path(trainer.args.output_dir)
         self.prompts: list[Asked] = []
-        self.samples: dict[str, Any] = {}
+        self.samples = self.samples_until(0)
         self.timesteps: TimestepLoss | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -123,11 +126,9 @@ class RunRecord(TrainerCallback):
         self.write(RUN, {"format": run_file.FORMAT, "starts": starts} | content)
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        try:
+        with writing(self.folder, INTACT):
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(self.folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        except OSError as error:
-            logger.warning("%s cannot be written: %s. The run goes on without it", self.folder / name, error.strerror)
 
     def samples_until(self, step: int) -> dict[str, Any]:
         """The samples that a run which goes on has made before; an empty list for one that begins."""

@@ -46,14 +46,14 @@ def asked(trainer: DiffusionTrainerBase, number: int) -> list[Asked]:
     rows = trainer.train_dataset if held_out is None else held_out
     found = []
     for batch in batches(trainer, rows, number):
-        parts = [parts_of(batch, row) for row in range(len(batch["input_ids"]))]
+        parts = [parts_of(batch, row, trainer.spec.eos_id) for row in range(len(batch["input_ids"]))]
         pairs = len(parts) // sides_of(batch)
         for index, (prompt, given) in enumerate(parts[:pairs]):
             found.append(Asked(prompt, given, parts[pairs + index][1] if pairs < len(parts) else None))
     return [each for each in found if each.prompt]
 
 
-def parts_of(batch: dict[str, Tensor], row: int) -> tuple[list[int], list[int]]:
+def parts_of(batch: dict[str, Tensor], row: int, eos_id: int | None) -> tuple[list[int], list[int]]:
     """Prompt and answer of a row of a batch: the tokens before the first scored one, and the scored ones after it."""
     real_L, scored_L = batch["attention_mask"][row].bool(), batch["response_mask"][row]
     if "segment_ids" in batch:  # the first of those that are packed
@@ -63,5 +63,7 @@ def parts_of(batch: dict[str, Tensor], row: int) -> tuple[list[int], list[int]]:
     if first:
         end = next((i for i in range(first, len(ids)) if not scored[i]), len(ids))
         return ids[:first], ids[first:end]
+    if eos_id in ids[2:]:
+        ids = ids[: ids.index(eos_id, 2)]  # another document follows
     first = min(DOCUMENT_PROMPT, len(ids) // 2)
     return ids[:first], ids[first:]

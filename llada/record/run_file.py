@@ -23,7 +23,9 @@ SETTLED = {
     "output_dir", "bf16", "activation_checkpointing", "gradient_checkpointing", "disable_tqdm", "accelerator_config",
     "dataloader_pin_memory", "ddp_find_unused_parameters", "pad_to_multiple_of",
 }  # fmt: skip
-SETTLED_VALUES: dict[str, Any] = {"report_to": [], "debug": [], "estimator_options": {}, "loss_weights": [1.0, 0.05]}
+SETTLED_VALUES: dict[str, Any] = {
+    "report_to": [], "debug": [], "estimator_options": {}, "eval_tasks_args": {}, "loss_weights": [1.0, 0.05],
+}  # fmt: skip
 
 
 def json_value(value: Any) -> Any:
@@ -115,7 +117,8 @@ def content_of(trainer: DiffusionTrainerBase, configurations: Sequence[Any]) -> 
             "eval_rows": None if held_out is None else size_of(trainer.eval_dataset),
         },
         "estimator": None if design is None else {
-            "design": options["estimator"], "n": design.n, "n_t": options["n_t"], "n_yt": options["n_y"],
+            "design": options["estimator"], "n": design.n, "n_t": getattr(design, "n_t", design.n),
+            "n_yt": getattr(design, "n_y", 1),
             "beta": options["beta"], "loss": options["loss_type"],
         },
     }  # fmt: skip

@@ -39,10 +39,11 @@ from llada.training.inputs import (
 from llada.training.metric_sums import MetricSums
 from llada.training.progress import Progress
 from llada.training.publishing import Publishing
+from llada.training.rules import LowAdapterRate, Rule
 from llada.training.stopwatch import DATA, EVALUATION, POLICY
 from llada.training.throughput import Throughput
 from llada.training.trackers import estimator_grouped
-from llada.training.warnings import LowAdapterRate, warn_of_half_precision
+from llada.training.warnings import RuleWarnings, warn_of_half_precision
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class DiffusionTrainerBase(Publishing, EvaluationTrainer):
     # The columns of `prepare`'s output; rows that have them all are not prepared again.
     prepared_columns: frozenset[str]
     unit = "rows"  # what a weighted row of a batch is
+    rules: tuple[type[Rule], ...] = (LowAdapterRate,)  # judge the log lines; what they say is warned of
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class DiffusionTrainerBase(Publishing, EvaluationTrainer):
                 eval_dataset=None if eval_dataset is None else self.prepared(eval_dataset, "eval_dataset"),
                 processing_class=processing_class,
                 compute_metrics=self.evaluation_metrics,
-                callbacks=[self.epoch_counter, LowAdapterRate(), *(callbacks or [])],
+                callbacks=[self.epoch_counter, RuleWarnings(self.rules), *(callbacks or [])],
                 optimizers=optimizers,
                 **trainer_options,
             )

@@ -49,16 +49,21 @@ class Progress(ProgressCallback):
     def __init__(self) -> None:
         super().__init__()
         self.redirected = contextlib.ExitStack()
-        self.began, self.first = 0.0, 0
+        self.began: float | None = None  # when the first step of this start did
+        self.first = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.current_step = self.first = state.global_step
-        self.began = time.perf_counter()
+        self.began = None
         self.redirected.close()  # of a run that ended with an error
         self.training_bar = None
         if state.is_world_process_zero and sys.stderr.isatty():
             self.training_bar = tqdm(total=state.max_steps, initial=self.first, dynamic_ncols=True)
             self.redirected.enter_context(logging_redirect_tqdm([logging.root, logging.getLogger("transformers")]))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.began is None:  # not earlier: an evaluation may come before
+            self.began = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.training_bar is not None:
@@ -93,7 +98,7 @@ class Progress(ProgressCallback):
     def time_left(self, state) -> str:
         """How long the steps that are left will take, if they take as long as those since this start."""
         done = state.global_step - self.first
-        if not done:
+        if not done or self.began is None:
             return ""
         seconds = (time.perf_counter() - self.began) / done * (state.max_steps - state.global_step)
         return f"{tqdm.format_interval(seconds)} left"

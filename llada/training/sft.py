@@ -34,8 +34,8 @@ from llada.training.base import DiffusionTrainerBase
 from llada.training.batching import forwards_of
 from llada.training.even_rows import WeighedCollator
 from llada.training.inputs import as_datasets, name_of
+from llada.training.rules import LowAdapterRate, RisingLoss
 from llada.training.sft_config import MaskedDiffusionConfig
-from llada.training.warnings import RisingLoss
 
 
 def likelihood_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -80,6 +80,7 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
     metrics = staticmethod(likelihood_metrics)
     tags = ("trl", "sft", "llada", "masked-diffusion")
     prepared_columns = ROW_COLUMNS
+    rules = (LowAdapterRate, RisingLoss)
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class MaskedDiffusionTrainer(DiffusionTrainerBase):
         self.formatting_func = formatting_func
         super().__init__(
             model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics,
-            [RisingLoss(), *(callbacks or [])], optimizers, quantization_config, peft_config,
+            callbacks, optimizers, quantization_config, peft_config,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )  # fmt: skip
         if self.spec.attention == "causal":

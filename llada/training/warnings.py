@@ -1,71 +1,50 @@
-"""Warnings of settings with which a run would train nothing, and of a loss that rises."""
+"""Warnings of runs that cannot work or diverge: what rules say while a run trains, and half-precision weights."""
 
 import logging
-from collections import deque
+from collections.abc import Sequence
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+
+from llada.training.rules import Rule, Settings
 
 logger = logging.getLogger(__name__)
 
-LOWEST_ADAPTER_RATE = 1e-6
-LOGS, RISE = 10, 1.5  # see `RisingLoss`
+
+def settings_of(args: TrainingArguments, state: TrainerState, model) -> Settings:
+    """What rules need to know of a run that begins."""
+    return Settings(
+        learning_rate=args.learning_rate,
+        max_grad_norm=args.max_grad_norm,
+        warmup_steps=args.get_warmup_steps(state.max_steps),
+        adapters=hasattr(model, "peft_config"),
+        beta=getattr(args, "beta", None),
+        pairs=args.train_batch_size * args.world_size * args.gradient_accumulation_steps * int(state.logging_steps),
+    )
 
 
-class LowAdapterRate(TrainerCallback):
-    """Warn, when training begins, of a learning rate with which adapters do not move.
+class RuleWarnings(TrainerCallback):
+    """Warn of what rules say of the log lines, of each rule once in a run, or once more after it is resumed."""
 
-    Published rates of about 5e-7 are for training all parameters. One of LoRA's two factors starts at 0, so that the
-    change of a weight is of second order in the rate: adapters need one that is 10 to 1000 times as large.
-    """
+    def __init__(self, rules: Sequence[type[Rule]]):
+        self.rules = rules
+        self.silent: list[Rule] = []  # those that have said nothing yet
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if (
-            not hasattr(model, "peft_config")
-            or args.learning_rate >= LOWEST_ADAPTER_RATE
-            or not state.is_world_process_zero
-        ):
-            return
-        logger.warning(
-            "learning_rate=%g is for training all parameters: with adapters (LoRA) it trains next to nothing. Set 1e-5 "
-            "to 1e-3",
-            args.learning_rate,
-        )
-
-
-class RisingLoss(TrainerCallback):
-    """Warn, once in a run, if each of the last `LOGS` (10) log lines has a loss above `RISE` (1.5) times the first one.
-
-    The losses of single masks scatter: of ten lines with a coefficient of variation of one half, some lie below a level
-    that has not changed. A run that is resumed is compared with its own first line.
-    """
-
-    def __init__(self) -> None:
-        self.first: float | None = None
-        self.last: deque[float] = deque(maxlen=LOGS)
-        self.warned = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.first = next((line["loss"] for line in state.log_history if "loss" in line), None)
-        self.last.clear()
-        self.warned = False
+        settings = settings_of(args, state, model)
+        self.silent = [rule(settings, state.log_history) for rule in self.rules]
+        self.speak(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.warned or "loss" not in logs:
-            return
-        if self.first is None:
-            self.first = logs["loss"]
-            return
-        self.last.append(logs["loss"])
-        self.warned = len(self.last) == LOGS and min(self.last) > RISE * self.first
-        if self.warned and state.is_world_process_zero:
-            logger.warning(
-                "the loss has risen: it was %.3g to %.3g in the last %d log lines, up to step %d, after %.3g in the "
-                "first. Lower learning_rate (now %g), warm up for longer (warmup_steps), or clip gradients more "
-                "(max_grad_norm, now %g)",
-                min(self.last), max(self.last), LOGS, state.global_step, self.first, args.learning_rate,
-                args.max_grad_norm,
-            )  # fmt: skip
+        for rule in self.silent:
+            rule.see(logs, state.global_step)
+        self.speak(state)
+
+    def speak(self, state: TrainerState) -> None:
+        for rule in self.silent:
+            if rule.verdict is not None and state.is_world_process_zero:
+                logger.warning("%s", rule.verdict)
+        self.silent = [rule for rule in self.silent if rule.verdict is None]
 
 
 def warn_of_half_precision(trainer: Trainer) -> None:

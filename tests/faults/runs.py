@@ -25,14 +25,19 @@ HERE = Path(__file__).parent
 STEPS, EVERY = 12, 2  # optimizer steps of a run, and how many there are from one checkpoint to the next
 # What is of the last start only: a mean over steps, times, and the numbers of a run while it runs.
 OF_START = re.compile(
-    "|".join(["runtime$", "_per_second$", "^train_loss$", "^seconds$", *(f"^{prefix}" for prefix in MEASURED)])
+    "|".join(
+        ["^starts$", "runtime$", "_per_second$", "^train_loss$", "^seconds$", *(f"^{prefix}" for prefix in MEASURED)]
+    )
 )
 PER_START = (
     "trainer_state.json",
     "eval_results.json",
     "all_results.json",
     "rounds.jsonl",
+    "run.json",
 )  # files that hold such values
+
+NOT_COMPARED = (".run.lock", "report.html")
 
 
 @dataclass
@@ -135,8 +140,8 @@ class Run:
         return next((step_of(path) for path in checkpoints_in(self.run_dir) if flaw_of(path) is None), 0)
 
     def snapshot(self) -> dict[str, bytes]:
-        """The contents of all files by name, without the times that are measured and without the lock."""
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != ".run.lock")
+        """The contents of all files by name, without measured times, the lock, and the page, which shows times."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name not in NOT_COMPARED)
         return {path.relative_to(self.folder).as_posix(): timeless(path) for path in files}
 
 

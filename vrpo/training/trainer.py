@@ -42,8 +42,8 @@ from vrpo.training.plan import GradientPlan, check_unit_gradients
 from vrpo.training.precomputed import PrecomputedReference
 from vrpo.training.reference import check_precomputed, make_reference, prepare_reference, synchronization
 from vrpo.training.reference_table import ReferenceTable
+from vrpo.training.rules import RULES
 from vrpo.training.step import PairStep
-from vrpo.training.warnings import WARNINGS
 
 
 class VRPOTrainer(DiffusionTrainerBase):
@@ -92,7 +92,7 @@ class VRPOTrainer(DiffusionTrainerBase):
         self.plan = GradientPlan()
         super().__init__(
             model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics,
-            [self.plan, *(warning() for warning in WARNINGS), *(callbacks or [])], optimizers, quantization_config,
+            [self.plan, *(callbacks or [])], optimizers, quantization_config,
             peft_config,
         )  # fmt: skip
         check_unit_gradients(self)
@@ -116,6 +116,7 @@ class VRPOTrainer(DiffusionTrainerBase):
     prepared_columns = PAIR_COLUMNS
     tags = ("trl", "dpo", "vrpo", "llada", "masked-diffusion")
     unit = "pairs"
+    rules = RULES
 
     def introduction(self) -> str:
         args = self.args

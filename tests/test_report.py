@@ -1,0 +1,383 @@
+"""The page of a run, but for what only a browser can see: files, curves, findings, groups, answers."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import report_runs
+from conftest import ROOT
+from plotly.offline import get_plotlyjs
+
+from vrpo.report import write_page
+from vrpo.report.__main__ import main
+from vrpo.report.curves import band_of, smooth, thinned, window_of
+from vrpo.report.estimator import measured, share_at
+from vrpo.report.findings import CALM, findings_of, reliability_of_lines
+from vrpo.report.groups import group_runs
+from vrpo.report.page import contents, render
+from vrpo.report.panels import panels_of, series_of
+from vrpo.report.reading import Run, Series, read_run
+from vrpo.report.samples import animation, cases_of, changed_characters, columns_of
+from vrpo.report.timesteps import change_map, table
+
+NAN = math.nan
+
+
+def series(values, steps=None) -> Series:
+    steps = np.arange(len(values)) if steps is None else np.array(steps)
+    return Series(steps, np.array(values, dtype=float), np.full(len(values), NAN))
+
+
+def run_of(tmp_path, log, steps=40, **files) -> Run:
+    return read_run(report_runs.write(tmp_path / "run", log, steps, **files))
+
+
+# Reading
+
+
+def test_values_that_are_not_finite_are_gaps(tmp_path):
+    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": NAN}, {"step": 3, "loss": -math.inf}, {"step": 4, "loss": 1.0}]
+    found = run_of(tmp_path, log).series("loss")
+    assert found.steps.tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(found.values, [2.0, NAN, NAN, 1.0])
+    assert found.finite.values.tolist() == [2.0, 1.0]
+    render([run_of(tmp_path, log)])
+
+
+def test_the_newest_whole_checkpoint_is_read_if_it_has_come_further(tmp_path):
+    report_runs.preference_run(tmp_path, steps=40, done=16)
+    report_runs.preference_run(tmp_path, steps=40, done=8)
+    torn = tmp_path / "checkpoint-24"
+    torn.mkdir()
+    (torn / "manifest.json").write_text('{"unfinished": true}')
+    (torn / "trainer_state.json").write_text('{"global_step": 24, "log_')
+    run = read_run(tmp_path)
+    assert (run.step, run.finished, run.max_steps) == (16, False, 40)
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 40, "max_steps": 40, "log_history": []}')
+    assert read_run(tmp_path).finished
+
+
+def test_what_cannot_be_read_is_said_in_one_message(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no directory: name the output_dir of a run"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no run: there is no trainer_state.json, no whole"):
+        read_run(tmp_path)
+    for name in ("run.json", "samples.json", "trainer_state.json"):
+        folder = report_runs.preference_run(tmp_path / name, steps=20)
+        (folder / name).write_text((folder / name).read_text()[:-20])
+        with pytest.raises(ValueError, match=rf"{name} is damaged or was cut off \(.*\): delete it, or restore it"):
+            read_run(folder)
+        (folder / name).write_text("[1]")
+        with pytest.raises(ValueError, match=f"{name} must hold a JSON object, but holds a list"):
+            read_run(folder)
+
+
+def test_the_command_says_an_error_in_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "vrpo.report", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("FileNotFoundError: ")
+    assert done.stderr.count("\n") == 1
+
+
+# Curves
+
+
+def test_a_smooth_curve_is_the_mean_of_its_neighbours_and_keeps_gaps():
+    found = smooth(series([1.0, 2.0, 6.0, NAN, 4.0]), 3).values
+    np.testing.assert_allclose(found, [1.5, 3.0, 4.0, NAN, 4.0])
+    assert smooth(series([1.0, 5.0]), 1).values.tolist() == [1.0, 5.0]
+    assert [window_of(points) for points in (14, 15, 200, 1000)] == [1, 3, 15, 67]
+
+
+def test_a_long_log_is_thinned_to_means():
+    found = thinned(series([1.0, 3.0, NAN, 7.0, 9.0]), 2)
+    assert found.steps.tolist() == [1, 3, 4]
+    np.testing.assert_allclose(found.values, [2.0, 7.0, 9.0])
+
+
+def test_a_band_is_student_s_interval_over_runs():
+    """1, 2 and 3 have mean 2 and standard deviation 1; Student's quantile of two degrees of freedom is 4.3027."""
+    found = band_of([series([1.0, 5.0], [0, 10]), series([2.0, 6.0, 9.0], [0, 10, 20]), series([3.0, 7.0], [0, 10])])
+    assert found.steps.tolist() == [0, 10]
+    np.testing.assert_allclose(found.mean, [2.0, 6.0])
+    np.testing.assert_allclose(found.half_widths, 4.302653 / math.sqrt(3), rtol=1e-6)
+
+
+PREFERENCE_PANELS = (
+    "loss margin accuracy rewards log-ratios score-variance loss-bias saturated noise-split noise-share masked rate "
+    "gradient speed tokens memory"
+)
+LIKELIHOOD_PANELS = "loss bits perplexity rate gradient speed memory"
+
+
+def test_only_panels_with_data_are_there(tmp_path):
+    preference = read_run(report_runs.preference_run(tmp_path / "a", steps=40))
+    likelihood = read_run(report_runs.likelihood_run(tmp_path / "b", steps=40))
+    assert [panel.key for panel in panels_of([preference])] == PREFERENCE_PANELS.split()
+    assert [panel.key for panel in panels_of([likelihood])] == LIKELIHOOD_PANELS.split()
+    unknown = Run(preference.folder, preference.state)
+    assert "log-ratios" not in [panel.key for panel in panels_of([unknown])]
+    log = [{"step": 1, "loss": 1.0, "kl": 0.1}, {"step": 2, "eval_loss": 1.0, "eval_gsm8k/exact_match": 0.3}]
+    other = run_of(tmp_path, [row | {"rewards/margins": 0.1} for row in log])
+    assert {"kl", "benchmarks"} <= {panel.key for panel in panels_of([other])}
+
+
+def test_log_ratios_are_rewards_over_beta_with_their_intervals(tmp_path):
+    log = [{"step": 4, "eval_rewards/chosen": 0.3, "eval_rewards/chosen_ci95": 0.1, "eval_rewards/margins": 1.0}]
+    run = run_of(tmp_path, log, run=report_runs.record(tmp_path, "VRPOTrainer"))
+    found = series_of(run, "eval_log_ratio/chosen")
+    assert found.values == pytest.approx([1.5])
+    assert found.half_widths == pytest.approx([0.5])
+
+
+def test_the_loss_by_masking_level_is_read_in_the_order_of_levels(tmp_path):
+    log = [{"step": step, "eval_timestep/0.95": 3.0 - step, "eval_timestep/0.05": 1.0} for step in (0, 1)] + [
+        {"step": 2, "eval_timestep/0.05": 1.0}
+    ]
+    run = run_of(tmp_path, log)
+    steps, levels, losses = table(run, "")
+    assert (steps.tolist(), levels.tolist()) == ([0, 1, 2], [0.05, 0.95])
+    np.testing.assert_array_equal(losses, [[1.0, 3.0], [1.0, 2.0], [1.0, NAN]])
+    plot, _ = change_map(run)
+    np.testing.assert_allclose(plot.data[0].z, np.array([[0, 0, 0], [0, -1, NAN]], dtype=np.float32))
+
+
+# Findings
+
+
+def lines(values: dict, count: int = 40, **more) -> list[dict]:
+    """Log lines after warm-up whose metrics are functions of the part of the run that is done."""
+    return [
+        {"step": 20 + step, "loss": 0.5} | more | {name: value(step / count) for name, value in values.items()}
+        for step in range(1, count + 1)
+    ]
+
+
+def wave(done: float) -> float:
+    return 0.2 * math.sin(60 * done)
+
+
+CALM_RUN = {"rewards/chosen": lambda done: 0.2, "logps/chosen": lambda done: -40.0}
+GROWING = CALM_RUN | {"rewards/margins": lambda done: 0.5 + done + wave(done), "rewards/accuracies": lambda done: 0.7}
+EVALUATIONS = [
+    {"step": 20 + step, "eval_loss": loss, "eval_rewards/margins": margin, "eval_rewards/margins_ci95": 0.2,
+     "eval_rewards/accuracies": 0.6}
+    for step, loss, margin in ((0, 0.7, 0.0), (20, 0.5, 0.5), (40, 0.6, 0.1))
+]  # fmt: skip
+CASES = {
+    "calm": (lines(GROWING), {}, {CALM: "The margin is"}),
+    "nothing learned": (lines(GROWING | {"rewards/margins": wave}), {}, {"Nothing is learned yet": "noise of 0"}),
+    "collapsed": (
+        lines(GROWING | {"rewards/margins": lambda done: (2.0 if done < 0.5 else 0.1) + wave(done) / 10}), {},
+        {"The margin has collapsed": "after 2"},
+    ),
+    "fallen and recovered": (
+        lines(GROWING | {"rewards/chosen": lambda done: -3.5 if done < 0.5 else 0.5}), {},
+        {"The chosen answers fall": "Later log lines no longer show it",
+         "The policy is far from its reference": "Later log lines no longer show it"},
+    ),
+    "chosen fall": (
+        lines(GROWING | {"rewards/chosen": lambda done: -4.1}), {},
+        {"The chosen answers fall": "20.5 nats", "The policy is far from its reference": "bound that was -19.5"},
+    ),
+    "chosen sink": (
+        lines(GROWING | {"rewards/chosen": lambda done: -0.4, "rewards/rejected": lambda done: -1.0}), {},
+        {"Chosen answers have become less likely": "rejected answers fall faster"},
+    ),
+    "saturated": (lines(GROWING, **{"score/saturated": 0.6}), {}, {"The rewards are saturated": "60% of the pairs"}),
+    "low rate": (lines(GROWING), {"learning_rate": 5e-7}, {"The learning rate is too low for adapters": "5e-07"}),
+    "held out": (
+        lines(GROWING) + EVALUATIONS, {},
+        {"The held-out margin is within its noise of 0": "0.1 ±", "Evaluation is worse than before": "after 0.5 at"},
+    ),
+    "noisy": (lines(GROWING, **{"score/variance": 1.5}), {}, {"The scores are too noisy for beta": "move"}),
+    "best kept": (
+        lines(GROWING) + EVALUATIONS, {"load_best_model_at_end": True},
+        {"Evaluation is worse than before": "0.6 at step 60", "The held-out margin is within its noise of 0": ""},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_findings_say_what_the_log_shows(tmp_path, case):
+    log, options, expected = CASES[case]
+    run = run_of(tmp_path, log, 60, run=report_runs.record(tmp_path, "VRPOTrainer", **options))
+    found = {each.title: each for each in findings_of(run)}
+    assert set(found) - {"What has gone well", CALM} == set(expected) - {CALM}
+    assert (CALM in found) == all(each.level != "warning" for each in found.values())
+    assert all(words in found[title].what for title, words in expected.items())
+    assert all(each.advice for each in found.values() if each.level == "warning")
+
+
+def test_sft_and_runs_without_a_record(tmp_path):
+    log = [{"step": step, "loss": 9.0 if step > 20 else 5.0} for step in range(1, 41)]
+    titles = {each.title: each for each in findings_of(run_of(tmp_path, log))}
+    assert titles.keys() == {"The loss has risen", "What was run is not known"}
+    assert titles["The loss has risen"].where == "from step 30 on, and still at step 40"
+    stopped = run_of(tmp_path, log[:20], 40, run=report_runs.record(tmp_path, "MaskedDiffusionTrainer"))
+    stopped.state["global_step"] = 20
+    assert [each.title for each in findings_of(stopped)] == ["The run is not finished", CALM]
+
+
+def test_the_reliability_estimated_from_log_lines():
+    """Scores of mean 1 and variance 1 (S = 2) and noise of variance 2 have reliability 1/2; 16 pairs in a line."""
+    rng = np.random.default_rng(0)
+    exact = 1 + rng.normal(size=(5000, 16))
+    margins = (exact + 2**0.5 * rng.normal(size=(5000, 16))).mean(1) + np.linspace(0, 1e-3, 5000)
+    drawn = 16 * 3 / 16 + 1  # S + V
+    # d(1 - V / D) = V / D^2 dD, and D's noise is that of 16 times a variance with relative error sqrt(3 / N)
+    error = 2 / drawn**2 * 3 * math.sqrt(3 / 5000)
+    assert abs(reliability_of_lines(margins, 2.0, 16) - 0.5) < 4 * error
+
+
+# Groups
+
+
+def test_runs_that_differ_only_in_their_seed_are_one_group(tmp_path):
+    runs = [read_run(folder) for folder in report_runs.comparison_runs(tmp_path, steps=40)]
+    groups = group_runs(runs)
+    assert [len(group.runs) for group in groups] == [3, 3, 3]
+    assert [group.label for group in groups] == [
+        f"estimator={name}" for name in ("vrpo", "naive_dpo", "loo_complementary")
+    ]
+    shown = contents(groups)["comparison"]
+    assert shown["options"] == ["estimator"]
+    ends = [run.series("eval_rewards/margins").values[-1] for run in runs[:3]]
+    half = 4.302653 * np.std(ends, ddof=1) / 3**0.5
+    value, width = shown["rows"][0]["cells"][1]
+    assert float(value) == pytest.approx(np.mean(ends), abs=0.005)
+    assert float(width) == pytest.approx(half, abs=0.005)
+
+
+def test_runs_without_options_are_groups_of_their_own(tmp_path):
+    runs = [Run(tmp_path / name, {}) for name in ("one", "two")]
+    assert [group.label for group in group_runs(runs)] == ["one", "two"]
+
+
+# Answers
+
+
+def test_changed_words_are_marked_whole_and_nearly_new_answers_not_at_all():
+    marks, rewritten = changed_characters("she has 13 rolls", "she has 12 rolls")
+    assert "".join("x" if mark else "." for mark in marks) == "........xx......"
+    assert not rewritten
+    assert changed_characters("one two", "three four five six seven") == ([False] * 7, True)
+    assert changed_characters("same", "same") == ([False] * 4, False)
+    assert changed_characters("", "") == ([], False)
+
+
+def test_answers_stand_beside_each_other_with_doubt_and_tail(tmp_path):
+    run = read_run(report_runs.preference_run(tmp_path, steps=40))
+    columns = columns_of(group_runs([run]))
+    first, _ = cases_of(columns)
+    assert [answer.label for answer in first.answers] == ["Step 0", "Step 40"]
+    words = report_runs.CASES[0][4].split(" ")
+    assert len(first.answers[1].pieces) == len(words)
+    assert (first.answers[1].end, first.answers[1].repeats) == (report_runs.EOS, 48 - len(words))
+    confidence = run.samples["samples"][1]["answers"][0]["tokens"][0]["confidence"]
+    assert first.answers[1].pieces[0].doubt == pytest.approx(1 - confidence, abs=0.005)
+    assert first.given.endswith("A: 18")
+    moving = json.loads(animation(columns))
+    assert moving["columns"] == ["Step 0", "Step 40"]
+    assert {order for _, _, order in moving["cases"][0]["answers"][0]["tokens"]} == set(range(24))
+
+
+def test_no_text_of_a_run_becomes_markup(tmp_path):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    folder = report_runs.preference_run(tmp_path / "evil", steps=20, run_name=evil, estimator=evil)
+    samples = json.loads((folder / "samples.json").read_text())
+    for step in samples["samples"]:
+        step["answers"][0] |= {"prompt": evil, "given": evil, "answer": evil}
+        step["answers"][0]["tokens"][0]["text"] = evil
+    (folder / "samples.json").write_text(json.dumps(samples))
+    other = report_runs.preference_run(tmp_path / "other", steps=20)
+    for runs in ([folder], [folder, other]):
+        page = render([read_run(each) for each in runs])
+        assert evil not in page
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+        assert "&lt;img src=x" in page
+
+
+# Noise
+
+
+def test_the_share_of_masks_at_another_n():
+    """A share of 1/2 at n = 2 is e = b; at n = 4 half of e remains, which is a third; at n = 1 two thirds."""
+    assert [share_at(0.5, 2, n) for n in (1, 2, 4)] == pytest.approx([2 / 3, 1 / 2, 1 / 3])
+
+
+def test_the_noise_of_a_run_leads_to_an_n_and_to_the_command_that_measures_more(tmp_path):
+    found = measured(read_run(report_runs.preference_run(tmp_path, steps=200)))
+    assert "49% comes from masks and 51% from the choice of pairs" in found.sentences[0]
+    assert "a step of this run has 64" in found.sentences[0]
+    # e / b = 3.1 / 3.2 at n = 8; over 3 epochs masks add e / 3: 24% at n = 8, and 39% at n = 4
+    assert "3 epochs, n = 8 is the smallest at which masks add at most 25% of the noise (24%)" in found.sentences[1]
+    assert found.command.startswith(f"python -m vrpo.variance --model {tmp_path} --ref_model GSAI-ML/LLaDA-8B-Instruct")
+
+
+def test_a_measurement_says_more_than_the_log(tmp_path):
+    folder = report_runs.preference_run(tmp_path, steps=40, noise=1.6)
+    (folder / "variance").mkdir()
+    (folder / "variance" / "variance.json").write_text(json.dumps(report_runs.variance_table()))
+    run = read_run(folder)
+    found = measured(run)
+    assert not found.command
+    assert [title for title, _, _ in found.plots[-2:]] == ["Score variance by design", "Sources of a draw's variance"]
+    curves = {trace.name: trace.y.tolist() for trace in found.plots[-2][2].data}
+    assert curves["loo_complementary"] == pytest.approx([0.4, 0.2, 0.1, 0.05])
+    assert any("larger by a factor of 4.2 (n = 1) and 1.4 (n = 8)" in each for each in found.sentences)
+    noisy = next(each for each in findings_of(run) if each.title == "Noise in the scores acts like a larger beta")
+    assert "about 71% is signal (measured by python -m vrpo.variance)" in noisy.what  # 1 / 1.4
+    old = Run(run.folder, run.state, run.record, None, {"rows": []})
+    assert "of another version" in measured(old).sentences[-1]
+
+
+# The page
+
+
+def test_a_page_is_small_quick_and_whole(tmp_path):
+    folder = report_runs.preference_run(tmp_path / "run", steps=2000)
+    (folder / "report.html").write_text("an older page")
+    before = time.process_time()
+    path = write_page(folder)
+    assert time.process_time() - before < 5
+    assert path == folder / "report.html"
+    page = path.read_text()
+    assert len(page) < len(get_plotlyjs()) + 1_000_000
+    assert page.endswith("</html>")
+    assert "Each point is the mean of 2 of the 2,000 log lines." in page
+    assert not list(folder.glob(".report*"))
+
+
+def test_a_log_of_100_000_lines(tmp_path):
+    log = [{"step": step, "loss": 1 + 1 / step} for step in range(1, 100_001)]
+    page = render([run_of(tmp_path, log, 100_000)])
+    assert "Each point is the mean of 100 of the 100,000 log lines." in page
+    assert len(page) < len(get_plotlyjs()) + 200_000
+
+
+def test_a_run_without_other_files_and_one_without_a_log_have_a_page(tmp_path):
+    state = report_runs.write(tmp_path / "state", report_runs.likelihood_log(np.random.default_rng(0), 20), 20)
+    assert "There is no run.json" in write_page(state).read_text()
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "run.json").write_text(json.dumps(report_runs.record(begun, "VRPOTrainer")))
+    assert "The run has written no log line to the disk" in write_page(begun).read_text()
+
+
+def test_the_command_writes_one_page_for_several_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folders = [report_runs.preference_run(tmp_path / name, seed, steps=20) for seed, name in enumerate("ab")]
+    main([str(folders[0])])
+    assert capsys.readouterr().out == f"Written: {folders[0] / 'report.html'}\n"
+    main([str(folder) for folder in folders])
+    assert (tmp_path / "report.html").exists()
+    main([*map(str, folders), "--output", str(tmp_path / "both.html")])
+    assert "2 runs" in (tmp_path / "both.html").read_text()

@@ -21,13 +21,8 @@ MARK = "Written by llada-vrpo, which writes it anew when it saves the model agai
 PEFT_CARD = "# Model Card for Model ID"  # in what PEFT writes beside adapters, a form to be filled in
 TEMPLATE = Path(__file__).with_name("model_card.md")
 SPEED = ("runtime", "_per_second", "epoch", "num_tokens")  # in names of metrics that say nothing of the model
-OF_TRAINING = (
-    "train_loss",
-    "loss",
-    "rewards/",
-    "logps/",
-    "score/",
-)  # how the names of those begin that are shown without others
+# How the names of the metrics begin that are shown where no rows were held out.
+OF_TRAINING = ("train_loss", "loss", "rewards/", "logps/", "score/")
 INTERVAL = "_ci95"
 LLADA = """@article{nie2025llada,
   title   = {Large Language Diffusion Models},

@@ -137,9 +137,33 @@ def record(folder: Path, trainer: str, **options) -> dict:
     }  # fmt: skip
 
 
+def variance_table() -> dict:
+    """variance.json: the score of `vrpo` has variance 3.2 / n, that of `loo_complementary` a quarter."""
+
+    def cell(value: float, spread: float = 1.2) -> dict:
+        return {"value": value, "low": value / spread, "high": value * spread}
+
+    def row(name: str, n: int, score: float) -> dict:
+        found = {"name": name, "n": n, "n_t": n, "n_y": 1, "shared_masks": True, "biased": False, "gradient": None}
+        cells = {"score": score, "loss": score / 4, "bias": score / 10, "saturated": 0.01, "flipped": 0.4 / n}
+        return found | {key: cell(value) for key, value in (cells | {"reliability": 1 / (1 + score)}).items()}
+
+    rows = [row("vrpo", n, 3.2 / n) for n in (1, 2, 4, 8, 16)]
+    rows += [row("loo_complementary", n, 0.8 / n) for n in (2, 4, 8, 16)]
+    parts = {"variance": 3.2, "count": 0.7, "pattern": 0.3}
+    sources = {"L/l": {name: cell(value) for name, value in parts.items()}}
+    return {"rows": rows, "split": None, "sources": sources, "doubling_ratios": []}
+
+
 def write(folder: Path, log: list[dict], steps: int, done: int | None = None, **files) -> Path:
     """Write a run. done: the step of its newest checkpoint, of a run that was stopped; files: further ones as JSON."""
-    state = {"global_step": done or steps, "max_steps": steps, "train_batch_size": 4, "logging_steps": 1}
+    state = {
+        "global_step": done or steps,
+        "max_steps": steps,
+        "train_batch_size": 4,
+        "logging_steps": 1,
+        "num_train_epochs": 3,
+    }
     state["log_history"] = [row for row in log if row["step"] <= (done or steps)]
     place = folder / f"checkpoint-{done}" if done else folder
     place.mkdir(parents=True, exist_ok=True)
@@ -174,7 +198,8 @@ def comparison_runs(folder: Path, steps: int = 200) -> list[Path]:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    preference_run(target / "vrpo")
+    (preference_run(target / "vrpo") / "variance").mkdir(exist_ok=True)
+    (target / "vrpo" / "variance" / "variance.json").write_text(json.dumps(variance_table()))
     preference_run(target / "noisy", noise=1.6, growth=0.5, done=120, n_t=1)
     likelihood_run(target / "sft")
     comparison_runs(target)

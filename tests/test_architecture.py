@@ -59,6 +59,7 @@ LEVELS = {
     "vrpo": [
         ["__main__", "__init__"],
         ["variance", "check", "recipes"],
+        ["report"],
         ["analysis"],
         ["training"],
         ["losses", "estimators", "data", "collator", "rollouts"],

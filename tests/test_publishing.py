@@ -181,7 +181,7 @@ def test_a_recipe_writes_a_card_and_pushes_at_its_end_and_when_it_is_resumed(tmp
     for line in (
         "| base | `base` |", "| data | `pairs.jsonl`, 12 pairs |", "| held out | 4 pairs |", "| beta | 0.3 per nat |",
         "| sampling design | loo_complementary, n = 2 masks of each response |", "| loss | 1 sigmoid + 0.05 sft |",
-        "| steps | 2 of 4 pairs |", "python /x/bin/vrpo align --hub_token '(left out)'", "arXiv:2502.09992",
+        "| steps | 2 of 4 pairs |", "\nvrpo align --hub_token '(left out)'", "arXiv:2502.09992",
         "arXiv:2505.19223", 'from_pretrained("me/aligned"',
     ):  # fmt: skip
         assert line in card.text, line

@@ -15,6 +15,7 @@ from peft import LoraConfig
 from test_sft import IDS, TOKENIZER
 from torch import nn
 
+from llada.cli.recipe import RecipeArguments
 from llada.denoiser import DenoiserSpec
 from llada.errors import OutputError
 from llada.record import run_file
@@ -289,6 +290,7 @@ def test_run_json_says_what_was_changed(tmp_path):
     assert found["trainer"] == "Recorded"
     changed = {"beta", "n_t", "max_steps", "learning_rate", "eval_strategy", "use_cpu", "logging_steps", "seed"}
     assert changed <= set(found["changed"])
+    assert run_file.options_of([RecipeArguments()])[1] == []
     assert not {"report_to", "bf16", "loss_weights", "loss_type", "output_dir"} & set(found["changed"])
     assert found["options"]["beta"] == 0.3
     assert found["estimator"] == {

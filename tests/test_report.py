@@ -322,6 +322,23 @@ def test_the_noise_of_a_run_leads_to_an_n_and_to_the_command_that_measures_more(
     assert found.command.startswith(f"python -m vrpo.variance --model {tmp_path} --ref_model GSAI-ML/LLaDA-8B-Instruct")
 
 
+def test_a_measurement_says_more_than_the_log(tmp_path):
+    folder = report_runs.preference_run(tmp_path, steps=40, noise=1.6)
+    (folder / "variance").mkdir()
+    (folder / "variance" / "variance.json").write_text(json.dumps(report_runs.variance_table()))
+    run = read_run(folder)
+    found = measured(run)
+    assert not found.command
+    assert [title for title, _, _ in found.plots[-2:]] == ["Score variance by design", "Sources of a draw's variance"]
+    curves = {trace.name: trace.y.tolist() for trace in found.plots[-2][2].data}
+    assert curves["loo_complementary"] == pytest.approx([0.4, 0.2, 0.1, 0.05])
+    assert any("larger by a factor of 4.2 (n = 1) and 1.4 (n = 8)" in each for each in found.sentences)
+    noisy = next(each for each in findings_of(run) if each.title == "Noise in the scores acts like a larger beta")
+    assert "about 71% is signal (measured by python -m vrpo.variance)" in noisy.what  # 1 / 1.4
+    old = Run(run.folder, run.state, run.record, None, {"rows": []})
+    assert "of another version" in measured(old).sentences[-1]
+
+
 # The page
 
 

@@ -23,7 +23,9 @@ SETTLED = {
     "output_dir", "bf16", "activation_checkpointing", "gradient_checkpointing", "disable_tqdm", "accelerator_config",
     "dataloader_pin_memory", "ddp_find_unused_parameters", "pad_to_multiple_of",
 }  # fmt: skip
-SETTLED_VALUES: dict[str, Any] = {"report_to": [], "debug": [], "estimator_options": {}, "loss_weights": [1.0, 0.05]}
+SETTLED_VALUES: dict[str, Any] = {
+    "report_to": [], "debug": [], "estimator_options": {}, "eval_tasks_args": {}, "loss_weights": [1.0, 0.05],
+}  # fmt: skip
 
 
 def json_value(value: Any) -> Any:

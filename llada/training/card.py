@@ -21,7 +21,8 @@ MARK = "Written by llada-vrpo, which writes it anew when it saves the model agai
 PEFT_CARD = "# Model Card for Model ID"  # in what PEFT writes beside adapters, a form to be filled in
 TEMPLATE = Path(__file__).with_name("model_card.md")
 SPEED = ("runtime", "_per_second", "epoch", "num_tokens")  # in names of metrics that say nothing of the model
-OF_TRAINING = ("loss", "rewards/", "logps/", "score/")  # how the names of those begin that are shown without others
+# How the names of the metrics begin that are shown where no rows were held out.
+OF_TRAINING = ("train_loss", "loss", "rewards/", "logps/", "score/")
 INTERVAL = "_ci95"
 LLADA = """@article{nie2025llada,
   title   = {Large Language Diffusion Models},
@@ -92,8 +93,9 @@ def metrics_of(history: Sequence[dict[str, Any]]) -> tuple[str, dict[str, str]]:
             continue
         half, _ = chosen.get(name + INTERVAL, (None, 0))
         shown[name.removeprefix("eval_")] = number(value) + ("" if half is None else f" +- {number(half)}")
-    rows = "Of held-out rows" if held_out else "Of the last logged steps of training"
-    return f"{rows}, after {max(steps, default=0)} steps; +- is half of a 95% interval over rows.", shown
+    what = f"Of {'held-out rows' if held_out else 'training'}, after {max(steps, default=0)} steps"
+    intervals = "; +- is half of a 95% interval over rows" if any("+-" in value for value in shown.values()) else ""
+    return f"{what}{intervals}.", shown
 
 
 def training_of(trainer, base: str | None, dataset_name: str | None) -> dict[str, str]:
@@ -150,8 +152,8 @@ def card_of(
     )  # fmt: skip
     causal = trainer.spec.attention == "causal"
     kind = "An autoregressive language model" if causal else "A masked diffusion language model"
-    of = f", made of {linked(base)}" if base else ""
-    how = ", aligned by preference optimization (VRPO)" if preferences else ""
+    of = f", trained from {linked(base)}" if base else ""
+    how = " by preference optimization (VRPO)" if preferences else ""
     what_metrics, metrics = metrics_of(trainer.state.log_history)
     card = ModelCard.from_template(
         data, template_path=str(TEMPLATE), mark=MARK, name=name, what=f"{kind}{of}{how}.", adapters=adapters,

@@ -4,12 +4,14 @@ import platform
 import re
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "llada-vrpo")
 SECRET = re.compile(r"(^|_)(token|password|secret|api_key|auth)$")  # ends the name of an option that is one
 NO_SECRETS = ("eos_token", "pad_token")  # names of tokens of text
 HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
 HIDDEN = "(left out)"
+CONSOLE = ("llada", "vrpo")  # programs of this package
 
 
 def is_secret(name: str) -> bool:
@@ -18,14 +20,20 @@ def is_secret(name: str) -> bool:
 
 
 def command_of(words: Sequence[str]) -> list[str]:
-    """The command of this process without secrets: the interpreter is called python, wherever it is."""
+    """The command of this process without secrets, and without the places of Python and of the console commands.
+
+    Args:
+        words: the interpreter, what it runs, and the arguments, as in `sys.orig_argv`.
+    """
     found, hides_next = [], False
     for word in words[1:]:
         name, equals, _ = word.removeprefix("--").replace("-", "_").partition("=")
         secret = word.startswith("--") and is_secret(name)
         found.append(HIDDEN if hides_next else f"{word.partition('=')[0]}={HIDDEN}" if secret and equals else word)
         hides_next = secret and not equals
-    return ["python", *(HUB_TOKEN.sub(HIDDEN, word) for word in found)]
+    shown = [HUB_TOKEN.sub(HIDDEN, word) for word in found]
+    console = Path(shown[0]).name if shown else ""
+    return [console, *shown[1:]] if console in CONSOLE else ["python", *shown]
 
 
 def version_of(package: str) -> str | None:

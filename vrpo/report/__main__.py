@@ -1,6 +1,6 @@
 """Write the page of a run, or of several runs beside each other: one HTML file that opens from the disk.
 
-    python -m vrpo.report RUN [RUN ...] [--output FILE.html]
+    vrpo report RUN [RUN ...] [--output FILE.html]
 
 RUN is the output_dir of a run, finished or not. Runs that differ only in their seed are shown as one, with a mean and
 an interval.
@@ -10,6 +10,17 @@ import argparse
 from pathlib import Path
 
 from llada.cli import failure
+from llada.cli.arguments import program
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all options."""
+    parser = argparse.ArgumentParser(program(), description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the output_dir of a run")
+    parser.add_argument(
+        "--output", help="the file to write; default: report.html, in the run's directory or, of several runs, here"
+    )
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,12 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         FileNotFoundError, ValueError: a directory holds no run, or a file in it is damaged.
     """
-    parser = argparse.ArgumentParser(prog="python -m vrpo.report", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="the output_dir of a run")
-    parser.add_argument(
-        "--output", help="the file to write; default: report.html, in the run's directory or, of several runs, here"
-    )
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     from vrpo.report.page import PAGE, write  # imported after the options are parsed: they import plotly
     from vrpo.report.reading import read_run
 

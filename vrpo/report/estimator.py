@@ -62,7 +62,9 @@ def from_log(run: Run, found: Measured) -> None:
         f"(mean of all measurements up to step {estimator.steps[-1]})."
     )
     scale, batch = run.series("noise/scale").finite, pairs_per_line(run)
-    if len(scale):
+    if float(run.series("noise/signal").finite.values[-1:].sum()) <= 0:
+        text += " The signal, the gradient's mean over pairs, does not stand out from it yet."
+    elif len(scale):
         text += f" A batch of {scale.values[-1]:.3g} pairs has as much noise as signal"
         lines = run.state.get("logging_steps") or 1
         text += f"; a step of this run has {batch / lines:g}." if batch is not None and lines >= 1 else "."
@@ -72,7 +74,7 @@ def from_log(run: Run, found: Measured) -> None:
     if not isinstance(n, int) or design not in INDEPENDENT:
         return
     rows = [{"n": m, "estimator_share": {"value": share_at(share, n, m)}} for m in BUDGETS]
-    found.sentences.append(suggested(rows, n, int(max(1, run.options.get("num_train_epochs") or 1))))
+    found.sentences.append(suggested(rows, n, int(max(1, run.state.get("num_train_epochs") or 1))))
     found.plots.append(("The noise of a gradient by n", split_text(n), split_plot(masks, pairs, n)))
 
 
@@ -160,7 +162,7 @@ def variance_plot(rows: Sequence[dict[str, Any]]) -> go.Figure:
 
 
 def sources_plot(sources: dict[str, Any]) -> go.Figure:
-    plot = figures.figure("share of the variance", "", height=320, barmode="group", hovermode="closest")
+    plot = figures.figure("share of the variance", "", height=240, barmode="group", hovermode="closest")
     for number, (form, parts) in enumerate(sources.items()):
         shares = {name: cell["value"] for name, cell in parts.items() if name != "variance"}
         plot.add_trace(

@@ -22,12 +22,15 @@ HEIGHT = 280  # pixels
 def figure(x: str, y: str, height: int = HEIGHT, **layout: Any) -> go.Figure:
     """An empty plot. x, y: titles of the axes."""
     axis = dict(zeroline=False, automargin=True, ticks="", title_standoff=8, exponentformat="e")
+    pointer = dict(
+        unifiedhovertitle=dict(text=f"{x} %{{x}}"), spikecolor="#8a929b", spikethickness=1, spikedash="solid"
+    )  # fmt: skip
     found = go.Figure(
         layout=dict(
             height=height, margin=dict(l=8, r=8, t=8, b=8), paper_bgcolor=CLEAR, plot_bgcolor=CLEAR,
             font=dict(family="inherit", size=12), hovermode="x unified", showlegend=False,
             legend=dict(orientation="h", x=0, y=1.02, xanchor="left", yanchor="bottom", bgcolor=CLEAR),
-            xaxis=axis | dict(title=dict(text=x), showgrid=False), yaxis=axis | dict(title=dict(text=y)),
+            xaxis=axis | pointer | dict(title=dict(text=x), showgrid=False), yaxis=axis | dict(title=dict(text=y)),
         )
     )  # fmt: skip
     found.layout.template = None  # plotly's default is longer than the plot

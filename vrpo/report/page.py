@@ -143,6 +143,8 @@ def timestep_plots(groups: Sequence[Group]) -> list[Plot]:
     )
     if len(runs) > 1:
         says = "The last evaluation of each group, on the same masks of the same held-out rows."
+        if len(groups) > 1 and len(timesteps.sides_of(runs)) > 1:
+            says += " Chosen: solid, rejected: dash."
     found = [plot_of("timestep-lines", "By masking probability", says, timesteps.lines(groups))]
     if len(runs) == 1 and (change := timesteps.change_map(runs[0])) is not None:
         found.append(plot_of("timestep-map", "Over the run", change[1], change[0]))

@@ -12,6 +12,7 @@ from vrpo.report.groups import Group
 TAIL = 3  # equal tokens at the end of an answer from which on they are counted instead of shown
 ALIKE = 0.3  # share of equal words below which changes are not marked: nearly all words would be
 WORDS = re.compile(r"\w+|[^\w\s]|\s+")
+SPECIAL = re.compile(r"(<\|[^|<>]*\|>)")  # how LLaDA's tokenizers spell special tokens
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Piece:
 class Answer:
     """label: the column that it stands in. end: a token that ends the answer `repeats` times, and is not in `pieces`.
 
-    rewritten: nearly all words differ from those of the other answer.
+    rewritten: nearly all words differ from those of the other answer. blank: it has no visible character.
     """
 
     label: str
@@ -35,13 +36,17 @@ class Answer:
     end: str
     repeats: int
     rewritten: bool
+    blank: bool
 
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt, its answers, and what the data gives as chosen and as rejected (None: nothing)."""
+    """A prompt, its answers, and what the data gives as chosen and as rejected (None: nothing).
 
-    prompt: str
+    prompt: text and special tokens in turn.
+    """
+
+    prompt: list[str]
     answers: list[Answer]
     given: str | None
     rejected: str | None
@@ -83,8 +88,12 @@ def cases_of(columns: Sequence[Column]) -> list[Case]:
             other = texts[0] if index else texts[min(1, len(texts) - 1)]
             changed, rewritten = changed_characters(texts[index], other)
             end, repeats = ends[index]
-            answers.append(Answer(label, pieces_of(tokens[index], changed), end, repeats, rewritten))
-        found.append(Case(rows[0]["prompt"], answers, rows[0].get("given"), rows[0].get("given_rejected")))
+            answers.append(
+                Answer(label, pieces_of(tokens[index], changed), end, repeats, rewritten, not texts[index].strip())
+            )
+        found.append(
+            Case(SPECIAL.split(rows[0]["prompt"].strip()), answers, rows[0].get("given"), rows[0].get("given_rejected"))
+        )
     return found
 
 
@@ -150,7 +159,7 @@ def animation(columns: Sequence[Column]) -> str:
             }
             for row in rows
         ]
-        cases.append({"prompt": rows[0]["prompt"], "answers": answers})
+        cases.append({"prompt": SPECIAL.sub(" ", rows[0]["prompt"]).strip(), "answers": answers})
     if not cases:
         return ""
     return json.dumps({"columns": [label for label, _ in columns], "cases": cases}).replace("<", "\\u003c")

@@ -58,7 +58,7 @@ def lines(groups: Sequence[Group]) -> go.Figure:
             if np.isfinite(middle.half_widths).any():
                 figures.band(plot, middle.steps / 1000, middle.mean, middle.half_widths, color)
             figures.line(plot, middle.steps / 1000, middle.mean, label, color, figures.DASHES[number_])
-    return plot.update_layout(showlegend=True)
+    return plot.update_layout(showlegend=len(groups) == 1)
 
 
 def change_map(run: Run) -> tuple[go.Figure, str] | None:

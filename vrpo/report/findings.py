@@ -37,17 +37,18 @@ def findings_of(run: Run) -> list[Finding]:
             found += look(run)
     found += worse_evaluation(run) + ending(run)
     said = " ".join(good_news(run))
-    if not any(each.level == WARNING for each in found):
-        found.append(Finding(GOOD, CALM if run.rows else "Nothing is logged yet", said or unjudged(run)))
-    elif said:
-        found.append(Finding(GOOD, GONE_WELL, said))
+    lines = judged_lines(run)
+    if any(each.level == WARNING for each in found) or lines < LOGS:
+        found += [Finding(GOOD, GONE_WELL, said)] if said else []
+    else:
+        none = f"None of the rules found a sign of divergence or of a standstill in {lines:,} log lines."
+        found.append(Finding(GOOD, CALM, said or none))
     return sorted(found, key=lambda each: LEVELS.index(each.level))
 
 
-def unjudged(run: Run) -> str:
-    if not run.rows:
-        return "The run has written no log line to the disk: that comes with its first checkpoint, or at its end."
-    return f"None of the rules found a sign of divergence or of a standstill in {len(run.rows)} log lines."
+def judged_lines(run: Run) -> int:
+    """How many log lines the rules of training have judged: those after warm-up."""
+    return int((run.series("loss").steps > settings_of(run).warmup_steps).sum())
 
 
 def held_out_margin(run: Run) -> list[Finding]:
@@ -184,7 +185,13 @@ def worse_evaluation(run: Run) -> list[Finding]:
 
 def ending(run: Run) -> list[Finding]:
     """That a run has not come to its end, and what is not known of it."""
-    found = []
+    found, lines = [], judged_lines(run)
+    if not run.rows:
+        what = "The run has written no log line to the disk: that comes with its first checkpoint, or at its end."
+        found.append(Finding(NOTE, "Nothing is logged yet", what))
+    elif lines < LOGS:
+        what = f"The run has logged {lines} lines after its warm-up, and the rules judge the last {LOGS}."
+        found.append(Finding(NOTE, "Too few log lines to judge", what, advice="Lower logging_steps in the next run."))
     if not run.finished:
         of = f" of {run.max_steps}" if run.max_steps else ""
         what = f"The newest state on the disk is that of step {run.step}{of}. The page shows the run up to there."

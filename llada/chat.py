@@ -11,7 +11,7 @@ If the output is no terminal, answers are printed when complete, without colours
 """
 
 from llada.cli import failure
-from llada.cli.arguments import ChatArguments, CommandParser, SamplerOptions, sampler_settings
+from llada.cli.arguments import IMPORTING, ChatArguments, CommandParser, SamplerOptions, sampler_settings, saying
 
 
 def main() -> None:
@@ -20,7 +20,8 @@ def main() -> None:
     args, options = parser.parse_args_into_dataclasses()
     try:
         settings = sampler_settings(args, options)
-        from llada.cli import chat  # imported after the options are parsed: it imports torch and transformers
+        with saying(IMPORTING):
+            from llada.cli import chat  # imported after the options are parsed
 
         chat.run(args, options, settings)
     except KeyboardInterrupt:

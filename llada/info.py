@@ -10,6 +10,7 @@ import argparse
 
 import llada  # noqa: F401  (registers the families)
 from llada.cli import failure
+from llada.cli.arguments import IMPORTING, saying
 
 
 def main() -> None:
@@ -21,7 +22,8 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from llada.cli.info import rows  # imported after the options are parsed: it imports torch and transformers
+    with saying(IMPORTING):
+        from llada.cli.info import rows  # imported after the options are parsed
 
     table = Table(title=args.path, show_header=False, title_justify="left")
     for label, value in rows(args.path, args.rank):

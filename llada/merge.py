@@ -10,6 +10,7 @@ import argparse
 
 import llada  # noqa: F401  (registers the families)
 from llada.cli import failure
+from llada.cli.arguments import IMPORTING, saying
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,9 +24,12 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the model in OUT")
     args = parser.parse_args(argv)
-    from llada.cli.merge import merge  # imported after the options are parsed: it imports torch and transformers
+    with saying(IMPORTING):
+        from llada.cli.merge import merge  # imported after the options are parsed
 
-    print(merge(args.adapter, args.out, args.dtype, args.overwrite))
+    with saying(f"merging {args.adapter} into its base"):
+        report = merge(args.adapter, args.out, args.dtype, args.overwrite)
+    print(report)
 
 
 if __name__ == "__main__":

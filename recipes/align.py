@@ -5,6 +5,7 @@ python recipes/align.py --config recipes/tiny_vrpo.yaml
 
 import vrpo
 from llada.cli import failure
+from llada.cli.arguments import IMPORTING, saying
 from llada.cli.recipe import short_help
 from vrpo.training.options import VRPOOptions
 
@@ -13,9 +14,11 @@ COLUMNS = (("prompt", "chosen", "rejected"), ("chosen", "rejected"))
 
 def main(argv: list[str] | None = None) -> None:
     short_help(VRPOOptions, __doc__, argv)
-    from llada.cli import train
+    with saying(IMPORTING):
+        from llada.cli import train
 
-    train.main(vrpo.VRPOTrainer, vrpo.VRPOConfig, COLUMNS, argv)
+        trainer, config = vrpo.VRPOTrainer, vrpo.VRPOConfig
+    train.main(trainer, config, COLUMNS, argv)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ first end of a turn; one that is empty is kept, and its row is reported. SIGTERM
 
 import llada  # noqa: F401  (registers the model)
 from llada.cli import failure
-from llada.cli.arguments import CompletionArguments, SamplerOptions
+from llada.cli.arguments import IMPORTING, CompletionArguments, SamplerOptions, saying
 from llada.cli.recipe import parse
 from llada.errors import RecipeError
 
 
 def main(argv: list[str] | None = None) -> None:
     args, options = parse((CompletionArguments, SamplerOptions), argv)
-    from llada.cli.completions import Completions  # imported after parsing: they load torch
-    from llada.training.distributed import check_launcher
+    with saying(IMPORTING):  # after parsing: they load torch
+        from llada.cli.completions import Completions
+        from llada.training.distributed import check_launcher
 
     check_launcher()
     run = Completions(args, options)

@@ -30,7 +30,7 @@ from trl import ModelConfig
 import vrpo
 from llada.checks import NOT_EMPTY, PositiveInt, Range
 from llada.cli import failure
-from llada.cli.arguments import CompletionArguments, SamplerOptions
+from llada.cli.arguments import IMPORTING, CompletionArguments, SamplerOptions, saying
 from llada.cli.recipe import RecipeArguments, parse, short_help
 from llada.errors import RecipeError
 from llada.files import delete_left, replace_file
@@ -255,10 +255,11 @@ def make_round(
 def main(argv: list[str] | None = None) -> None:
     short_help(VRPOOptions, __doc__, argv, (Arguments, SamplerOptions))
     argv = sys.argv[1:] if argv is None else argv
-    from accelerate import PartialState
+    with saying(IMPORTING):
+        from accelerate import PartialState
 
-    from llada.cli.old_run import refuse_to_delete
-    from llada.training.distributed import check_processes, on_first_process
+        from llada.cli.old_run import refuse_to_delete
+        from llada.training.distributed import check_processes, on_first_process
 
     recipe, model_args, args, _ = options(argv)
     check_options(recipe, model_args)

@@ -5,6 +5,7 @@ python recipes/sft.py --config recipes/tiny_sft.yaml
 
 import llada
 from llada.cli import failure
+from llada.cli.arguments import IMPORTING, saying
 from llada.cli.recipe import short_help
 from llada.training.options import MaskedDiffusionOptions
 
@@ -13,9 +14,11 @@ COLUMNS = (("prompt", "completion"), ("messages",))
 
 def main(argv: list[str] | None = None) -> None:
     short_help(MaskedDiffusionOptions, __doc__, argv)
-    from llada.cli import train
+    with saying(IMPORTING):
+        from llada.cli import train
 
-    train.main(llada.MaskedDiffusionTrainer, llada.MaskedDiffusionConfig, COLUMNS, argv)
+        trainer, config = llada.MaskedDiffusionTrainer, llada.MaskedDiffusionConfig
+    train.main(trainer, config, COLUMNS, argv)
 
 
 if __name__ == "__main__":

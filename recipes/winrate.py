@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from llada.checks import NOT_EMPTY, check_fields
 from llada.cli import failure
+from llada.cli.arguments import IMPORTING, saying
 from llada.cli.recipe import parse
 from llada.data.loading import column_names, load_rows
 from llada.errors import RecipeError
@@ -114,7 +115,8 @@ def main(argv: list[str] | None = None) -> None:
     # The row that a function sees is that of the prompts, without the answer of either side.
     rows = [{name: value for name, value in row.items() if name != "completion"} for row in ours]
     wins = wins_by(score, rows, pairs)
-    from vrpo.analysis.statistics import proportion  # imports torch
+    with saying(IMPORTING):
+        from vrpo.analysis.statistics import proportion  # imports torch
 
     rate = proportion(wins)
     won, tied, lost = (wins.count(each) for each in (1, 0.5, 0))

@@ -8,6 +8,8 @@ hub dataset). The exit status is 0 if every row can be used, 1 if not, and 2 if 
 
 import argparse
 
+from llada.cli.arguments import IMPORTING, saying
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command: print the report and exit."""
@@ -21,13 +23,12 @@ def main(argv: list[str] | None = None) -> None:
         "--allow_special_tokens", action="store_true", help="plain text may spell special tokens, as in rendered chats"
     )
     args = parser.parse_args(argv)
-    from datasets import disable_progress_bars
+    with saying(IMPORTING):
+        from vrpo.analysis.rows import check  # imported after the options are parsed
 
-    from vrpo.analysis.rows import check  # imported after the options are parsed: it imports torch and transformers
-
-    disable_progress_bars()
     try:
-        checked = check(args.file, args.model, args.max_length, args.allow_special_tokens)
+        with saying(f"reading {args.file}"):
+            checked = check(args.file, args.model, args.max_length, args.allow_special_tokens)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
     print(checked)

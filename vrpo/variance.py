@@ -7,7 +7,7 @@ masks, and `vrpo.analysis.suggestion` which design and n follow. The command wri
 """
 
 from llada.cli import failure
-from llada.cli.arguments import CommandParser
+from llada.cli.arguments import IMPORTING, CommandParser, saying
 from vrpo.analysis.settings import TableArguments
 
 
@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> None:
         ValueError: a setting that is missing or out of range, or a cause that `vrpo.analysis.run.run` lists.
     """
     (args,) = CommandParser(TableArguments, description=__doc__.splitlines()[0]).parse_args_into_dataclasses(argv)
-    from vrpo.analysis.run import run  # imported after parsing: it is slow to import
+    with saying(IMPORTING):
+        from vrpo.analysis.run import run  # imported after parsing
 
     run(args)
 

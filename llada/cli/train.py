@@ -40,6 +40,13 @@ def check_one_batch(trainer: Trainer) -> None:
         )
 
 
+def check_evaluated(args: TrainingArguments, held_out: Any) -> None:
+    """Raise RecipeError if the options ask for evaluation and there are no rows to evaluate on."""
+    asked = [name for name in ("eval_strategy", "load_best_model_at_end") if getattr(args, name) not in ("no", False)]
+    if held_out is None and asked:
+        raise RecipeError(f"{asked[0]} needs held-out rows: set eval_fraction, such as 0.05, or eval_dataset_name")
+
+
 class LastEvaluation(TrainerCallback):
     """Evaluate at the last step, and keep what the latest evaluation found.
 
@@ -78,7 +85,8 @@ class LastEvaluation(TrainerCallback):
 def loggers_named(report_to: list[str]) -> Iterator[None]:
     """Name the option of a logger that cannot start, such as wandb without a key or a package that is not installed.
 
-    transformers raises a RuntimeError or ImportError of the latter; the classes of the former are the logger's own.
+    transformers raises a RuntimeError or ImportError of the latter, and a ValueError of a name that it does not know;
+    the classes of the former are the logger's own.
 
     Raises:
         RecipeError: in place of such an error.
@@ -88,7 +96,8 @@ def loggers_named(report_to: list[str]) -> Iterator[None]:
     except Exception as error:
         own = type(error).__module__.split(".")[0] in report_to
         absent = isinstance(error, RuntimeError | ImportError) and "to be installed" in str(error)
-        if own or (absent and "Callback requires" in str(error)):
+        unknown = isinstance(error, ValueError) and "is not supported, only" in str(error)
+        if own or unknown or (absent and "Callback requires" in str(error)):
             what = str(error).removesuffix(".")
             raise RecipeError(f"report_to={report_to}: {what}. `--report_to none` trains without a logger") from error
         raise
@@ -126,6 +135,7 @@ def launch(
     model, tokenizer = load_model(recipe, model_args, args.seed)
     trainer_class.set_tokenizer(tokenizer, model.config, args)
     train, held_out = load_datasets(recipe, args, tokenizer, model.config, trainer_class, columns)
+    check_evaluated(args, held_out)
     row = first_row(recipe)
     record_turns(tokenizer, row)
     with loggers_named(args.report_to):
@@ -160,10 +170,10 @@ def task_evaluation(trainer: DiffusionTrainerBase, recipe: RecipeArguments) -> T
     """
     if find_spec("lm_eval") is None:
         raise RecipeError('eval_tasks needs lm-evaluation-harness: pip install "llada-vrpo[eval]"')
-    from llada.harness.in_training import TaskEvaluation
-
     assert recipe.eval_tasks is not None
     assert isinstance(recipe.eval_tasks_args, dict)  # as `RecipeArguments` has read it
+    from llada.harness.in_training import TaskEvaluation
+
     return TaskEvaluation(trainer, recipe.eval_tasks, recipe.eval_tasks_args, recipe.eval_tasks_limit)
 
 

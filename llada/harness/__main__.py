@@ -1,6 +1,7 @@
 """The command line of lm-evaluation-harness with the model `llada` (`llada.harness`)."""
 
 from llada.cli import failure
+from llada.cli.arguments import IMPORTING, saying
 from llada.errors import RecipeError
 
 
@@ -10,11 +11,12 @@ def main() -> None:
     Raises:
         RecipeError: lm-evaluation-harness is not installed.
     """
-    try:
-        from lm_eval.__main__ import cli_evaluate
-    except ImportError as error:
-        raise RecipeError('this needs lm-evaluation-harness: pip install "llada-vrpo[eval]"') from error
-    import llada.harness.model  # noqa: F401  (registers the model)
+    with saying(IMPORTING):
+        try:
+            from lm_eval.__main__ import cli_evaluate
+        except ImportError as error:
+            raise RecipeError('this needs lm-evaluation-harness: pip install "llada-vrpo[eval]"') from error
+        import llada.harness.model  # noqa: F401  (registers the model)
 
     cli_evaluate()
 

@@ -61,6 +61,7 @@ class Encoder(nn.Module):
         return SimpleNamespace(log_probs=picked_BL.masked_fill(target_ids == NOT_SCORED, 0.0))
 
 
+@torch.no_grad()
 def show(model: Encoder) -> float:
     """Print likelihoods of two answers and some samples; return the share of samples in capitals."""
     model.eval()

@@ -45,7 +45,7 @@ def test_gaps_at_any_place_are_filled_with_sentences_that_were_seen(capsys):
 def test_the_loss_of_ones_own_holds_the_score_where_dpo_pushes_on():
     """By hand: r_w - r_l = 3 at beta 0.2 is s = 0.6, loss 0.16."""
     example = load_script("examples/custom_loss")
-    scores = example.main(steps=20)
+    scores = example.main(steps=10)
     assert scores["sigmoid"] > 2
     assert 0.5 < scores["target_one"] < 1.5
     ratio = PairScores(torch.tensor([2.0]), torch.tensor([-1.0]))
@@ -55,7 +55,7 @@ def test_the_loss_of_ones_own_holds_the_score_where_dpo_pushes_on():
 
 def test_the_reward_of_ones_own_rises_and_the_recipe_takes_it():
     example = load_script("examples/custom_reward")
-    first, second = example.main(sft_steps=60, rounds=1, steps=20)
+    first, second = example.main(sft_steps=30, rounds=1, steps=6)
     assert second > first + 0.1
     score = load_reward(f"{ROOT / 'examples' / 'custom_reward.py'}:reward", "prompts.jsonl")
     assert score([{"prompt": "a:", "letter": "a"}], [["aabcd", "bbbbb"]]) == [[0.4, 0.0]]
@@ -75,7 +75,7 @@ def test_the_design_of_ones_own_is_unbiased_and_varies_less():
 
 
 def test_the_model_of_ones_own_is_aligned(capsys):
-    before, after = load_script("examples/own_model").main(sft_steps=80, steps=20)
+    before, after = load_script("examples/own_model").main(sft_steps=50, steps=12)
     assert after > before + 0.2
     assert capsys.readouterr().out.count("log-likelihood of 'CAT'") == 2
 

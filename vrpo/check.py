@@ -24,8 +24,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     with saying(IMPORTING):
+        from datasets import disable_progress_bars
+
         from vrpo.analysis.rows import check  # imported after the options are parsed
 
+    disable_progress_bars()
     try:
         with saying(f"reading {args.file}"):
             checked = check(args.file, args.model, args.max_length, args.allow_special_tokens)

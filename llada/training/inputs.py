@@ -118,10 +118,9 @@ def tokenizer_of(model, given, processing_class, revision: str | None, trainer: 
 
 
 def name_beginning(model, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the configs of a model its tokenizer's BOS token, which the Trainer does with a warning at each start."""
-    for config in (getattr(model, "config", None), getattr(model, "generation_config", None)):
-        if config is not None and tokenizer.bos_token_id is not None:
-            config.bos_token_id = tokenizer.bos_token_id
+    """Give the config of a model its tokenizer's BOS token, which the Trainer does with a warning at each start."""
+    if hasattr(model, "config") and tokenizer.bos_token_id is not None:
+        model.config.bos_token_id = tokenizer.bos_token_id
 
 
 def with_adapters(model, peft_config):

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
+from llada.intervals import Interval
 from vrpo.analysis.redraw import mask_redraws, masked_sum_tables, redrawn_elbos, redrawn_gradients
-from vrpo.analysis.statistics import Interval, jackknife, ratio_of_means
+from vrpo.analysis.statistics import jackknife, ratio_of_means
 from vrpo.analysis.table import chosen_parameters
 from vrpo.analysis.variance_sources import split_bernoulli, split_exact_count
 from vrpo.collator import pairs_of

@@ -29,7 +29,8 @@ from verses import TOPICS, demonstration
 from llada import LLaDAModelLM
 from llada.denoiser import as_denoiser
 from llada.diffusion.scoring import DESIGNS, Answer, Scorer, ScoreSettings
-from vrpo.analysis.statistics import jackknife, proportion, ratio_of_means
+from llada.intervals import proportion
+from vrpo.analysis.statistics import jackknife, ratio_of_means
 
 RUNS, REFERENCE = 4, 512
 Question = list[Answer]

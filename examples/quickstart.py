@@ -31,11 +31,12 @@ from transformers.utils.logging import disable_progress_bar as disable_transform
 
 from llada import LLaDAConfig, LLaDAModelLM
 from llada.data.tokenizer import byte_tokenizer, special_ids
+from llada.intervals import Interval, proportion
 from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import answers
 from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer
 from vrpo import VRPOConfig, VRPOTrainer
-from vrpo.analysis.statistics import Interval, paired_difference, proportion
+from vrpo.analysis.statistics import paired_difference
 from vrpo.rollouts import DIVERSE, pair_up
 
 GREEDY = SamplerSettings(gen_length=ANSWER_LENGTH + 1, steps=16, block_length=ANSWER_LENGTH + 1)

@@ -31,8 +31,8 @@ from verses import word_tokenizer
 from llada import LLaDAConfig, LLaDAModelLM, causal_generate, causal_log_likelihood, elbo_draws, generate, infill
 from llada.data.tokenizer import special_ids
 from llada.diffusion.masking import MaskDraws
+from llada.intervals import proportion
 from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer
-from vrpo.analysis.statistics import proportion
 
 FOLDER = Path("runs/reversal")
 SYLLABLES = [[a + b for a in consonants for b in "aeio"] for consonants in ("bdlm", "fhkv")]

@@ -28,8 +28,9 @@ from verses import demonstrations
 
 from llada import LLaDAConfig, LLaDAModelLM
 from llada.data.tokenizer import byte_tokenizer, special_ids
+from llada.intervals import Interval
 from llada.training.sft import MaskedDiffusionConfig, MaskedDiffusionTrainer
-from vrpo.analysis.statistics import Interval, jackknife
+from vrpo.analysis.statistics import jackknife
 
 FOLDER = Path("runs/scaling")
 TOKENIZER = byte_tokenizer()

@@ -24,6 +24,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "llada.models.common.lora": ["wrap_with_adapters"],
         "llada.models.llada": ["LLaDAConfig", "LLaDAModelLM"],
         "llada.models.llada_moe": ["LLaDAMoEConfig", "LLaDAMoEModelLM"],
+        "llada.record.callback": ["RunRecord"],
         "llada.sampling.block_cache": ["SamplerStats"],
         "llada.sampling.left_to_right": ["causal_generate"],
         "llada.sampling.loop": ["generate", "infill"],

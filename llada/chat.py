@@ -1,6 +1,6 @@
 """Talk to a model in a terminal and watch it fill in its answer.
 
-    python -m llada.chat --model PATH [--gen_length 128] [--cache dual] [--threshold 0.9] [--plain]
+    llada chat --model PATH [--gen_length 128] [--cache dual] [--threshold 0.9] [--plain]
 
 PATH is a model or a directory of adapters. Sampler settings come from its directory or `--preset`; options (the fields
 of `llada.SamplerSettings`) override them. Masked tokens are grey blocks; a token appears when it is committed, coloured
@@ -11,13 +11,20 @@ If the output is no terminal, answers are printed when complete, without colours
 """
 
 from llada.cli import failure
-from llada.cli.arguments import IMPORTING, ChatArguments, CommandParser, SamplerOptions, sampler_settings, saying
+from llada.cli.arguments import IMPORTING, ChatArguments, SamplerOptions, sampler_settings, saying
+from llada.cli.recipe import RecipeParser, parse
+
+OPTIONS = (ChatArguments, SamplerOptions)
 
 
-def main() -> None:
+def parser() -> RecipeParser:
+    """The parser of all options."""
+    return RecipeParser(OPTIONS, __doc__)
+
+
+def main(argv: list[str] | None = None) -> None:
     """Run the command: parse the options, load the model and start the dialogue."""
-    parser = CommandParser([ChatArguments, SamplerOptions], description=__doc__.splitlines()[0])
-    args, options = parser.parse_args_into_dataclasses()
+    args, options = parse(OPTIONS, argv, __doc__)
     try:
         settings = sampler_settings(args, options)
         with saying(IMPORTING):

@@ -160,7 +160,7 @@ def check_masked(spec: DenoiserSpec) -> None:
     if spec.attention == "causal":
         raise ValueError(
             "the model is autoregressive (config field causal=True), and this needs a masked diffusion model. An "
-            "autoregressive model is trained by recipes/pretrain.py and recipes/sft.py, sampled from by "
+            "autoregressive model is trained by `llada pretrain` and `llada sft`, sampled from by "
             "llada.causal_generate and scored by llada.causal_log_likelihood"
         )
 

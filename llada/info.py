@@ -1,6 +1,6 @@
 """Summarise a checkpoint: its architecture, its size, and the memory that it needs to run and to train.
 
-    python -m llada.info PATH_OR_NAME [--rank 16]
+    llada info PATH_OR_NAME [--rank 16]
 
 No weights are loaded: sizes come from the config (on the meta device) and dtypes from the files' headers. Memory counts
 weights, gradients and AdamW's two moments, but not activations, which depend on batch size and length.
@@ -8,17 +8,21 @@ weights, gradients and AdamW's two moments, but not activations, which depend on
 
 import argparse
 
-import llada  # noqa: F401  (registers the families)
 from llada.cli import failure
-from llada.cli.arguments import IMPORTING, saying
+from llada.cli.arguments import IMPORTING, program, saying
 
 
-def main() -> None:
-    """Run the command: print the summary as a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser() -> argparse.ArgumentParser:
+    """The parser of all options."""
+    parser = argparse.ArgumentParser(program(), description=__doc__.splitlines()[0])
     parser.add_argument("path", help="model or adapter directory, or hub name")
     parser.add_argument("--rank", type=int, default=16, help="LoRA rank for the counts and the memory estimate")
-    args = parser.parse_args()
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command: print the summary as a table."""
+    args = parser().parse_args(argv)
     from rich.console import Console
     from rich.table import Table
 

@@ -1,36 +1,10 @@
-"""Write a completion for every prompt, on one process or several; a killed run resumes where it stopped.
+"""Answer the prompts of a file: `llada generate` as a script, for `accelerate launch`.
 
-    python recipes/generate.py --model runs/tiny_sft --prompts FILE.jsonl --output completions.jsonl
-
-FILE has a `prompt` column (text or messages). Rows keep their columns and get `completion`. Options set the fields of
-`llada.SamplerSettings` by name; the other fields come from `--preset` (`llada.preset`) or, without one, from the
-settings saved with the model. A completion ends before the first EOS or, from a model that was trained on turns, the
-first end of a turn; one that is empty is kept, and its row is reported. SIGTERM and Ctrl-C keep what has been sampled.
+python recipes/generate.py --model runs/tiny_sft --prompts FILE.jsonl --output completions.jsonl
 """
 
-import llada  # noqa: F401  (registers the model)
 from llada.cli import failure
-from llada.cli.arguments import IMPORTING, CompletionArguments, SamplerOptions, saying
-from llada.cli.recipe import parse
-from llada.errors import RecipeError
-
-
-def main(argv: list[str] | None = None) -> None:
-    args, options = parse((CompletionArguments, SamplerOptions), argv)
-    with saying(IMPORTING):  # after parsing: they load torch
-        from llada.cli.completions import Completions
-        from llada.training.distributed import check_launcher
-
-    check_launcher()
-    run = Completions(args, options)
-    if "completion" in run.rows[0]:
-        raise RecipeError(f"{args.prompts} has a column 'completion' already, which would be replaced: rename it")
-    found = run.make()
-    if found is not None:
-        run.files.finish(row | {"completion": text} for row, (text,) in zip(run.rows, found, strict=True))
-        print(f"{len(found)} completions in {args.output}")
-    run.state.destroy_process_group()
-
+from llada.recipes.generate import main
 
 if __name__ == "__main__":
     failure.run(main)

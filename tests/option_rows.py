@@ -157,6 +157,7 @@ RECIPE = {
     "eval_tasks": ([["a"], ["a", "b"]], [[], [1], "", 3]),
     "eval_tasks_args": mapping,
     "eval_tasks_limit": natural(1, none=True),
+    "sample_prompts": natural(0),
     "expected_processes": natural(1, none=True),
     "resume": flag(),
     "overwrite": flag(),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import load_script, tiny_model
+from conftest import tiny_model
 from peft import AutoPeftModelForCausalLM, LoraConfig
 from rich.console import Console
 from test_chat import chat
@@ -23,6 +23,7 @@ from llada.errors import RecipeError
 from llada.models.common.lora import wrap_with_adapters
 from llada.sampling.settings import SamplerSettings
 from vrpo.analysis.settings import Settings
+from vrpo.recipes import align
 
 TOKENS = torch.arange(20)[None]
 
@@ -144,7 +145,7 @@ def test_recipes_continue_adapters_and_their_reference_is_a_frozen_copy(tmp_path
     options |= {"output_dir": tmp_path / "run", "use_cpu": "true", "report_to": "none", "use_peft": "true"}
     options |= {"max_steps": 2, "learning_rate": 0.01, "warmup_steps": 0, "logging_steps": 1, "n_t": 1}
     options |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "save_strategy": "no"}
-    load_script("recipes/align").main([word for key, value in options.items() for word in (f"--{key}", str(value))])
+    align.main([word for key, value in options.items() for word in (f"--{key}", str(value))])
     assert "training continues the adapters of" in caplog.text
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert history[0]["rewards/margins"] == 0
@@ -248,31 +249,29 @@ def test_the_next_steps_are_those_that_the_data_allow(tmp_path):
     trained(tmp_path)
     out = str(tmp_path / "adapters")
     asked = next_steps("runs/a b", None, "x.jsonl", ["prompt", "answer", "completion"], 5)
-    assert (
-        "recipes/align.py --model_name_or_path 'runs/a b' --dataset_name PAIRS.jsonl --output_dir 'runs/a b_al" in asked
-    )
-    assert "generate.py --model 'runs/a b' --prompts PROMPTS.jsonl" in asked
+    assert "vrpo align --model_name_or_path 'runs/a b' --dataset_name PAIRS.jsonl --output_dir 'runs/a b_al" in asked
+    assert "llada generate --model 'runs/a b' --prompts PROMPTS.jsonl" in asked
     left_out = next_steps("runs/a b", None, "x.jsonl", ["prompt", "answer", "completion"], 5, dropped=True)
-    assert "make_pairs.py --model 'runs/a b' --prompts PROMPTS.jsonl" in left_out  # a row left out may have no prompt
+    assert "vrpo make-pairs --model 'runs/a b' --prompts PROMPTS.jsonl" in left_out  # a row left out may have no prompt
     pretrained = next_steps("runs/a", None, "x.txt", ["text"], 5)
-    assert "recipes/sft.py --model_name_or_path runs/a --dataset_name YOUR.jsonl --output_dir runs/a_sft" in pretrained
-    assert "python -m llada.chat --model 'runs/a b'" in asked
-    assert "accelerate launch recipes/make_pairs.py --model 'runs/a b' --prompts x.jsonl --output" in asked
+    assert "llada sft --model_name_or_path runs/a --dataset_name YOUR.jsonl --output_dir runs/a_sft" in pretrained
+    assert "llada chat --model 'runs/a b'" in asked
+    assert "accelerate launch -m vrpo make-pairs --model 'runs/a b' --prompts x.jsonl --output" in asked
     for columns in (["text"], ["prompt", "answer", "completion"]):
         autoregressive = next_steps("runs/a", None, "x", columns, 5, causal=True)
-        assert "llada.info runs/a" in autoregressive
-        assert ("sft.py" in autoregressive) == (columns == ["text"])
-        assert not any(word in autoregressive for word in ("chat", "generate.py", "make_pairs", "align.py"))
-    assert "make_pairs" not in next_steps(out, None, "x.jsonl", ["prompt", "completion"], 5)
+        assert "llada info runs/a" in autoregressive
+        assert ("llada sft" in autoregressive) == (columns == ["text"])
+        assert not any(word in autoregressive for word in ("chat", "generate", "make-pairs", "align"))
+    assert "make-pairs" not in next_steps(out, None, "x.jsonl", ["prompt", "completion"], 5)
     aligned = next_steps(out, "base", "x.jsonl", ["prompt", "chosen", "rejected"], 40)
     assert "--pairs 32 --batch_size 16" in aligned
-    assert f"python -m llada.info {out}\n" in aligned
-    assert "generate.py" in aligned
+    assert f"llada info {out}\n" in aligned
+    assert "llada generate" in aligned
     assert "--budgets" not in aligned
     assert list(BUDGETS) == Settings().budgets
     three = next_steps(out, "base", "x.jsonl", ["chosen", "rejected"], 40, budget=3)
     assert "--budgets 1 2 4 8 16 3 --output" in three
-    assert f"python -m llada.merge {out} {out}_merged" in aligned
+    assert f"llada merge {out} {out}_merged" in aligned
     assert "--pairs 12 --batch_size 12" in next_steps(out, "base", "x.jsonl", ["chosen", "rejected"], 12)
     assert "variance" not in next_steps(out, "base", "x.jsonl", ["chosen", "rejected"], None)
 

@@ -11,17 +11,16 @@ from test_masking import standard_errors
 
 from llada.diffusion.likelihood import elbo_draws, exact_elbo
 from llada.diffusion.masking import exact_count_masks
+from llada.intervals import Interval, proportion
 from vrpo.analysis.redraw import count_grid
 from vrpo.analysis.statistics import (
     GradientNoise,
-    Interval,
     covariances,
     inverse_variance_mean,
     jackknife,
     one_minus_correlation,
     paired_difference,
     positive_jackknife,
-    proportion,
     ratio_of_means,
     reliability,
 )

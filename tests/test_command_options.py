@@ -5,7 +5,6 @@ import os
 
 import option_rows
 import pytest
-from conftest import load_script
 from test_completions import command, saved  # noqa: F401  (a fixture)
 
 import llada.cli.completions
@@ -13,6 +12,7 @@ from llada.checks import check_fields, own_fields
 from llada.cli.arguments import CompletionArguments, SamplerOptions
 from llada.cli.completions import Completions
 from llada.errors import RecipeError
+from vrpo.recipes import make_pairs
 
 CASES = [(name, value) for name, (_, values) in option_rows.COMPLETIONS.items() for value in values]
 
@@ -88,7 +88,7 @@ def test_an_output_that_cannot_be_written_is_named(saved, monkeypatch, output, m
 )
 def test_bad_options_on_the_command_line_are_named(saved, options, message):  # noqa: F811
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        load_script("recipes/make_pairs").main(command(saved, "out.jsonl", *options))
+        make_pairs.main(command(saved, "out.jsonl", *options))
     assert not list(saved.glob("out.jsonl*"))
 
 
@@ -103,5 +103,5 @@ def test_rows_without_a_reference_answer_are_named(saved, verifier, answers, mes
     rows = [json.dumps({"prompt": "q", "answer": answer}) for answer in answers]
     (saved / "prompts.jsonl").write_text("\n".join(rows) + "\n")
     with pytest.raises(RecipeError, match=message):
-        load_script("recipes/make_pairs").main(command(saved, "out.jsonl", "--verifier", verifier))
+        make_pairs.main(command(saved, "out.jsonl", "--verifier", verifier))
     assert not list(saved.glob("out.jsonl*"))

@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from conftest import ROOT, load_script, tiny_model
+from conftest import ROOT, tiny_model
 from datasets import Dataset
 from test_sft import IDS, TOKENIZER
 from transformers import HfArgumentParser
@@ -21,10 +21,12 @@ from llada.cli.parts import PartFiles
 from llada.data.tokenizer import byte_tokenizer
 from llada.data.turns import KEY
 from llada.errors import RecipeError
+from llada.recipes import generate
 from llada.sampling.block_cache import SamplerStats
 from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
 from llada.sampling.text import answers
+from vrpo.recipes import make_pairs
 
 
 @pytest.fixture
@@ -60,35 +62,34 @@ def killed_after(batches: int, monkeypatch) -> None:
 
 def test_a_killed_run_continues(saved, monkeypatch):
     """The same completions as without, drawn at temperature 1: a batch's random numbers are its own."""
-    recipe = load_script("recipes/generate")
-    recipe.main(command(saved, "whole.jsonl"))
+    generate.main(command(saved, "whole.jsonl"))
     whole = [json.loads(line) for line in (saved / "whole.jsonl").read_text().splitlines()]
     assert [row["id"] for row in whole] == list(range(7))
     assert set(whole[0]) == {"prompt", "answer", "id", "completion"}
     with monkeypatch.context() as patch:
         killed_after(2, patch)
         with pytest.raises(KeyboardInterrupt):
-            recipe.main(command(saved, "cut.jsonl"))
+            generate.main(command(saved, "cut.jsonl"))
     assert not (saved / "cut.jsonl").exists()
     with pytest.raises(ValueError, match=r"cut.jsonl.part0 was made with seed=0, and this run has 1: go on with"):
-        recipe.main(command(saved, "cut.jsonl", "--seed", "1"))
+        generate.main(command(saved, "cut.jsonl", "--seed", "1"))
     model = tiny_model(seed=1, dtype=torch.float32, max_sequence_length=64, **IDS)
     model.save_pretrained(saved / "other")
     (saved / "model").rename(saved / "first")
     TOKENIZER.save_pretrained(saved / "other")
     (saved / "other").rename(saved / "model")
     with pytest.raises(ValueError, match="cut.jsonl.part0 was made with weights="):
-        recipe.main(command(saved, "cut.jsonl"))
+        generate.main(command(saved, "cut.jsonl"))
     (saved / "model").rename(saved / "other")
     (saved / "first").rename(saved / "model")
-    recipe.main(command(saved, "cut.jsonl"))
+    generate.main(command(saved, "cut.jsonl"))
     assert (saved / "cut.jsonl").read_text() == (saved / "whole.jsonl").read_text()
     assert not list(saved.glob("*.part*"))
 
 
 def test_pairs_of_a_killed_run_are_those_of_a_whole_one(saved, monkeypatch):
     (saved / "odd.py").write_text("def odd(row, answer):\n    return len(answer) % 2 == 1\n")
-    recipe, options = load_script("recipes/make_pairs"), ("--verifier", f"{saved / 'odd.py'}:odd", "--samples", "3")
+    recipe, options = make_pairs, ("--verifier", f"{saved / 'odd.py'}:odd", "--samples", "3")
     recipe.main(command(saved, "whole.jsonl", *options))
     whole = [json.loads(line) for line in (saved / "whole.jsonl").read_text().splitlines()]
     assert len(whole) > 3
@@ -103,7 +104,7 @@ def test_pairs_of_a_killed_run_are_those_of_a_whole_one(saved, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(saved):
-    load_script("recipes/generate").main(command(saved, "one.jsonl"))
+    generate.main(command(saved, "one.jsonl"))
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     launch += ["--config_file", "recipes/accelerate/ddp_cpu.yaml", "recipes/generate.py"]
     subprocess.run([*launch, *command(saved, "two.jsonl")], cwd=ROOT, check=True, capture_output=True, timeout=240)
@@ -119,7 +120,7 @@ def test_answers_of_eos_alone_are_kept_and_named(saved, capsys):
     for constant in (body.wte.weight, body.ln_f.weight, body.ff_out.weight[IDS["eos_token_id"]]):
         torch.nn.init.ones_(constant)
     model.save_pretrained(saved / "model")
-    load_script("recipes/generate").main(command(saved, "out.jsonl", "--temperature", "0"))
+    generate.main(command(saved, "out.jsonl", "--temperature", "0"))
     rows = [json.loads(line) for line in (saved / "out.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in rows] == [""] * 7
     assert (
@@ -127,7 +128,7 @@ def test_answers_of_eos_alone_are_kept_and_named(saved, capsys):
         in capsys.readouterr().out
     )
     with pytest.raises(RecipeError, match="^no pairs: 0 of 28 answers are right"):
-        load_script("recipes/make_pairs").main(command(saved, "pairs.jsonl", "--temperature", "0"))
+        make_pairs.main(command(saved, "pairs.jsonl", "--temperature", "0"))
     assert not (saved / "pairs.jsonl").exists()
 
 
@@ -189,19 +190,18 @@ def test_special_ids_that_a_config_lacks_are_the_tokenizer_s(saved, capsys):
     config = json.loads(file.read_text())
     del config["eot_token_id"]
     file.write_text(json.dumps(config))
-    load_script("recipes/generate").main(command(saved, "out.jsonl", "--preset", "llada-1.5/gsm8k"))
+    generate.main(command(saved, "out.jsonl", "--preset", "llada-1.5/gsm8k"))
     assert len((saved / "out.jsonl").read_text().splitlines()) == 7
 
 
 def test_output_is_not_overwritten_and_bad_input_is_named(saved):
-    generate, make_pairs = (load_script(f"recipes/{name}").main for name in ("generate", "make_pairs"))
     (saved / "there.jsonl").write_text("mine\n")
     with pytest.raises(ValueError, match=r"there\.jsonl exists: set overwrite"):
-        generate(command(saved, "there.jsonl"))
+        generate.main(command(saved, "there.jsonl"))
 
     def refused(message: str, *options: str, recipe=generate) -> None:
         with pytest.raises(ValueError, match=message):
-            recipe(command(saved, "there.jsonl", "--overwrite", "true", *options))
+            recipe.main(command(saved, "there.jsonl", "--overwrite", "true", *options))
         assert (saved / "there.jsonl").read_text() == "mine\n"
 
     refused("gen_length=9 must be a multiple of block_length=8, such as 8 or 16", "--gen_length", "9")

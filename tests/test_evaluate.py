@@ -10,7 +10,7 @@ from dataclasses import replace
 import option_rows
 import pytest
 import torch
-from conftest import ROOT, load_script, tiny_model
+from conftest import ROOT, tiny_model
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from test_sft import IDS, TOKENIZER
@@ -20,9 +20,10 @@ from llada.errors import RecipeError
 from llada.harness import suites
 from llada.harness.local_tasks import FOLDER
 from llada.harness.published import preset
-from vrpo.analysis.statistics import proportion
+from llada.intervals import proportion
+from llada.recipes import evaluate
+from vrpo.recipes import winrate
 
-evaluate = load_script("recipes/evaluate")
 GROUP = """
 group: {name}
 task: {tasks}
@@ -83,7 +84,7 @@ def run(saved, *words, suite: str = "tiny") -> dict:
 
 @pytest.mark.parametrize(
     ("options", "rows"),
-    [(evaluate.Arguments, option_rows.EVALUATION), (load_script("recipes/winrate").Arguments, option_rows.WIN_RATE)],
+    [(evaluate.Arguments, option_rows.EVALUATION), (winrate.Arguments, option_rows.WIN_RATE)],
 )
 def test_every_option_has_a_range_and_a_bad_value_is_named(options, rows):
     assert set(rows) == set(own_fields(options))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import load_script, tiny_model
+from conftest import tiny_model
 from safetensors.torch import load_file
 from test_completions import killed_after
 from test_recipes import launch_recipe
@@ -18,9 +18,9 @@ from llada.cli.parts import PartFiles
 from llada.diffusion.random_streams import ROUND, generator_for
 from llada.errors import RecipeError
 from llada.files import MANIFEST
+from vrpo.recipes import align
+from vrpo.recipes import iterate as recipe
 from vrpo.rollouts import best_and_worst, load_judge, load_reward
-
-recipe = load_script("recipes/iterate")
 
 FILES = {
     "letters.py": "def letters(row, answer):\n    return sum('a' <= letter <= 'z' for letter in answer)\n",
@@ -139,7 +139,7 @@ def test_a_round_is_what_align_does_with_its_pairs_from_the_model_before(folder,
     training = {name: value for name, value in OPTIONS.items() if name not in own}
     training |= {"model_name_or_path": whole / "run/round-1", "dataset_name": whole / "run/round-2/pairs.jsonl"}
     training |= {"seed": rows(whole / "run/rounds.jsonl")[1]["seed"], "save_strategy": "no"}
-    load_script("recipes/align").main([word for name, value in training.items() for word in (f"--{name}", str(value))])
+    align.main([word for name, value in training.items() for word in (f"--{name}", str(value))])
     assert weights(folder / "run") == weights(whole / "run/round-2")
 
 

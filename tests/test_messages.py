@@ -18,10 +18,10 @@ from trl import ModelConfig
 import llada.cli.arguments
 from llada.checks import check_fields
 from llada.cli import failure
-from llada.cli.arguments import CommandParser, CompletionArguments, saying
+from llada.cli.arguments import CompletionArguments, saying
 from llada.cli.checkpoint import pinned_config
 from llada.cli.loading import load_model, new_config, peft_config_of
-from llada.cli.recipe import RecipeArguments, parse
+from llada.cli.recipe import RecipeArguments, RecipeParser, parse
 from llada.cli.train import check_evaluated, loggers_named
 from llada.data.loading import load_rows
 from llada.data.tokenizer import load_tokenizer
@@ -47,7 +47,7 @@ def test_a_misspelled_option_is_named_with_the_one_that_was_meant():
 
 
 def test_the_parser_of_commands_names_a_misspelled_option_too():
-    parser = CommandParser(CompletionArguments)
+    parser = RecipeParser((CompletionArguments,))
     with pytest.raises(RecipeError, match="--modle is no option .did you mean --model"):
         parser.parse_args_into_dataclasses(["--modle", "x"])
 

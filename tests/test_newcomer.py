@@ -55,10 +55,10 @@ def folder(tmp_path_factory):
 
 
 def printed(folder) -> dict[str, list[str]]:
-    """The commands under "Next:", as words by the module that they run."""
+    """The commands under "Next:", as words for Python, by their names; `llada chat` is `python -m llada chat`."""
     text = (folder / "trained.txt").read_text().rpartition("Next:\n")[2]
-    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("  python -m")]
-    return {words[2]: words[1:] for words in lines}
+    lines = [shlex.split(line) for line in text.splitlines() if not line.startswith("  #")]
+    return {" ".join(words[:2]): ["-m", *words] for words in lines}
 
 
 def test_an_adapter_directory_knows_its_base_tokenizer_and_settings(folder):
@@ -72,8 +72,8 @@ def test_an_adapter_directory_knows_its_base_tokenizer_and_settings(folder):
 def test_the_printed_commands_run_and_adapters_answer_as_the_merged_model(folder):
     """The merged model's scores, too, are the adapters' to 1e-4: both are the same float32 weights."""
     steps = printed(folder)
-    assert list(steps) == ["llada.chat", "llada.info", "vrpo.variance", "llada.merge"]
-    command(*steps["llada.merge"], cwd=folder)
+    assert list(steps) == ["llada chat", "llada info", "llada generate", "vrpo variance", "llada merge"]
+    command(*steps["llada merge"], cwd=folder)
     assert not list(folder.glob(".*.tmp"))
     quick = ("--gradient", "none", "--repeats", "2", "--budgets", "1", "--source_pairs", "0")
 
@@ -81,9 +81,9 @@ def test_the_printed_commands_run_and_adapters_answer_as_the_merged_model(folder
         def with_model(words: list[str]) -> list[str]:
             return [word.replace("mine", model) for word in words]
 
-        talked = command(*with_model(steps["llada.chat"]), cwd=folder, text="q1\n/help\n/hepl\nq2\nexit\nnever\n")
-        shown = command(*with_model(steps["llada.info"]), cwd=folder).stdout
-        command(*with_model(steps["vrpo.variance"]), *quick, cwd=folder)
+        talked = command(*with_model(steps["llada chat"]), cwd=folder, text="q1\n/help\n/hepl\nq2\nexit\nnever\n")
+        shown = command(*with_model(steps["llada info"]), cwd=folder).stdout
+        command(*with_model(steps["vrpo variance"]), *quick, cwd=folder)
         rows = json.loads((folder / model / "variance" / "variance.json").read_text())["rows"]
         words = ("--model", model, "--prompts", "prompts.jsonl", "--output", f"{model}.jsonl")
         command(ROOT / "recipes/generate.py", *words, cwd=folder)

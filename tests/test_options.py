@@ -9,7 +9,6 @@ from typing import Annotated, get_type_hints
 import option_rows as rows
 import pytest
 import torch
-from conftest import load_script
 from transformers import PreTrainedConfig, TrainingArguments
 from trl import ModelConfig
 
@@ -32,9 +31,9 @@ from vrpo.estimators.designs import ComposedDesign, design
 from vrpo.estimators.published import Mirror
 from vrpo.losses.divergences import divergence_score
 from vrpo.losses.pairwise import PreferenceLoss
+from vrpo.recipes import iterate as ITERATE
 from vrpo.scores import length_weights
 
-ITERATE = load_script("recipes/iterate")
 TRAINING = dict(output_dir="unused", report_to="none", use_cpu=True)
 DENSE = dict(d_model=32, n_layers=2, n_heads=4, mlp_hidden_size=48, vocab_size=40, embedding_size=40)
 MOE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_experts=4, num_experts_per_tok=2)

@@ -11,14 +11,16 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, load_script, tiny_model
+from conftest import ROOT, tiny_model
 from safetensors.torch import load_file, save_file
 from test_completions import command, killed_after, saved  # noqa: F401  (a fixture)
 from test_sft import IDS, TOKENIZER
 
 from llada.cli.parts import PartFiles
 from llada.errors import OutputError, RecipeError
+from llada.recipes import generate
 from llada.training.signals import REQUEUE
+from vrpo.recipes import make_pairs
 
 RUN = {"seed": 0, "weights": "a"}
 ROWS = ['{"seed": 0, "weights": "a"}', '{"index": 0, "completion": "x"}', '{"index": 1, "completion": "y"}']
@@ -140,7 +142,7 @@ def full_after(monkeypatch, number: int) -> list[int]:
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.55, 0.6, 0.65, 0.8, 0.99])
 def test_a_full_disk_costs_no_answer_that_was_written(saved, monkeypatch, share):  # noqa: F811
     """In the heading, in an answer, in the output: one line says so, and the same command goes on."""
-    recipe = load_script("recipes/generate")
+    recipe = generate
     with monkeypatch.context() as patch:
         left = full_after(patch, 10**6)
         recipe.main(command(saved, "o.jsonl"))
@@ -191,7 +193,7 @@ def test_what_a_killed_run_left_of_the_output_is_deleted_by_the_next(tmp_path):
     ("number", "code"), [(signal.SIGTERM, REQUEUE), (signal.SIGUSR1, REQUEUE), (signal.SIGINT, 130)]
 )
 def test_a_signal_ends_with_one_line_and_the_same_command_goes_on(saved, monkeypatch, capsys, number, code):  # noqa: F811
-    recipe = load_script("recipes/generate")
+    recipe = generate
     recipe.main(command(saved, "whole.jsonl"))
     append = PartFiles.append
 
@@ -260,7 +262,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_parts_of_another_model_are_refused_by_what_differs(saved, monkeypatch, recipe, name):  # noqa: F811
     """Also where the model's directory has the same name, as after a new merge."""
-    main = load_script(f"recipes/{recipe}").main
+    main = {"generate": generate, "make_pairs": make_pairs}[recipe].main
     with monkeypatch.context() as patch:
         killed_after(1, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -281,5 +283,5 @@ def test_logits_that_are_nan_name_the_file_s_rows(saved):  # noqa: F811
         match=r"prompts\.jsonl: of the answers to rows 6 to 6 \(counted from 0\), sampled together, row 0: the model's "
         "logits at position",
     ):
-        load_script("recipes/generate").main(command(saved, "o.jsonl"))
+        generate.main(command(saved, "o.jsonl"))
     assert len(PartFiles(saved / "o.jsonl", {}).done()) == 6

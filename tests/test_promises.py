@@ -11,13 +11,16 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT, load_script, tiny_model
+from conftest import ROOT, tiny_model
 from test_sft import IDS, TOKENIZER
 from trl import ModelConfig
 
+import llada.__main__
+import vrpo.__main__
 from llada.cli.recipe import RecipeArguments, parse
 from llada.training.sft import MaskedDiffusionConfig
 from vrpo import DESIGNS, VRPOConfig
+from vrpo.recipes import iterate
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 README = (ROOT / "README.md").read_text()
@@ -35,7 +38,7 @@ def test_every_recipe_yaml_names_its_command_and_parses(path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     at = ["--config", str(path), "--use_cpu", "true"]
     if recipe_of(path) == "iterate":
-        recipe, model_args, args, _ = load_script("recipes/iterate").options(at, prompts="a", reward="b.py:c")
+        recipe, model_args, args, _ = iterate.options(at, prompts="a", reward="b.py:c")
     else:
         configuration = {"align": VRPOConfig}.get(recipe_of(path), MaskedDiffusionConfig)
         recipe, model_args, args = parse((RecipeArguments, ModelConfig, configuration), at)
@@ -51,18 +54,23 @@ def test_every_accelerate_config_loads(path):
     assert config.num_processes == {"single": 1, "ddp_cpu": 2}.get(path.stem, 8)
 
 
-RECIPE_NAMES = ("pretrain", "sft", "align", "generate", "make_pairs", "iterate", "evaluate", "winrate")
-COMMANDS = ["-m llada.chat", "-m llada.info", "-m vrpo.variance", "-m vrpo.check"]
-COMMANDS += [f"recipes/{name}.py" for name in RECIPE_NAMES]
+HARNESS = "llada.harness.__main__"  # lm-evaluation-harness prints its own help, for which it imports torch
+CONSOLE = [
+    f"-m {package.__name__.partition('.')[0]} {name}"
+    for package in (llada.__main__, vrpo.__main__)
+    for name, (module, _) in package.COMMANDS.items()
+    if module != HARNESS
+]
+COMMANDS = ["-m llada", "-m vrpo", "-m llada.chat", "recipes/align.py", *CONSOLE]
 
 
 @pytest.mark.parametrize("command", ["-c 'import llada, vrpo'", *(f"{command} --help" for command in COMMANDS)])
-def test_importing_and_asking_for_help_do_not_wait_for_torch(command):
-    """`torch` would take longer than all the rest; -X importtime lists what was imported."""
+def test_importing_and_asking_for_help_do_not_wait_for_torch_nor_transformers(command):
+    """Each takes longer than all the rest; -X importtime lists what was imported."""
     found = subprocess.run([sys.executable, "-X", "importtime", *shlex.split(command)], cwd=ROOT, capture_output=True,
                            text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
     assert found.returncode == 0, found.stderr[-1000:]
-    assert not re.search(r"\| +torch$", found.stderr, re.M)
+    assert not re.search(r"\| +(torch|transformers)$", found.stderr, re.M)
     assert "--help" not in command or "--" in found.stdout
 
 

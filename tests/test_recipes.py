@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, load_script, tiny_model
+from conftest import ROOT, tiny_model
 from test_ends import HOLD
 from trl import ModelConfig
 
@@ -22,12 +22,10 @@ from llada.data.tokenizer import byte_tokenizer
 from llada.errors import DataError, OutputError, RecipeError
 from llada.files import mark_unfinished, write_manifest
 from llada.output import LOCK
+from llada.recipes import pretrain, sft
 from llada.training.distributed import check_engine, check_launcher, check_processes
 from llada.training.sft import MaskedDiffusionConfig
-
-pretrain, sft, make_pairs, align = map(
-    load_script, ("recipes/pretrain", "recipes/sft", "recipes/make_pairs", "recipes/align")
-)
+from vrpo.recipes import align, make_pairs
 
 ARCHITECTURE = dict(d_model=16, n_layers=1, n_heads=2, mlp_hidden_size=32, max_sequence_length=64, rope_theta=10000.0)
 IDS = dict(vocab_size=262, mask_token_id=258, eos_token_id=257, pad_token_id=257, eot_token_id=261)
@@ -102,7 +100,7 @@ def test_bad_rows_stop_the_recipe_before_it_writes(tmp_path, case):
 
 
 def test_pairs_are_not_documents(tmp_path, good):
-    with pytest.raises(RecipeError, match=r"this recipe needs 'text' \(documents: recipes/pretrain.py"):
+    with pytest.raises(RecipeError, match=r"this recipe needs 'text' \(documents: llada pretrain"):
         pretrain.main(arguments(tmp_path, good))
 
 

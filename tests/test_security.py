@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers.trainer
 import yaml
-from conftest import load_script, tiny_model, tiny_moe
+from conftest import tiny_model, tiny_moe
 from jinja2.exceptions import SecurityError
 from peft import LoraConfig, PeftModel
 from test_sft import IDS, TOKENIZER
@@ -28,8 +28,10 @@ from llada.data.loading import load_rows
 from llada.data.tokenizer import byte_tokenizer, load_tokenizer, render, set_template
 from llada.files import write_manifest
 from llada.models.common.lora import wrap_with_adapters
+from llada.recipes import generate
 from vrpo import VRPOConfig, VRPOTrainer, variance
 from vrpo.analysis.rows import check
+from vrpo.recipes import make_pairs
 
 FAMILIES = {"dense": tiny_model, "moe": tiny_moe}
 CODE = ("configuration_evil", "modeling_evil", "tokenization_evil")
@@ -109,7 +111,7 @@ def test_code_beside_a_model_never_runs(trap, family, tmp_path, capsys):
     rows(model, 4)
     check(str(pairs), model)
     sampler = ["--prompts", str(prompts), "--steps", "2", "--gen_length", "2", "--block_length", "2"]
-    load_script("recipes/generate").main(["--model", model, *sampler, "--output", str(tmp_path / "c.jsonl")])
+    generate.main(["--model", model, *sampler, "--output", str(tmp_path / "c.jsonl")])
     table = ["--data", str(pairs), "--output", str(tmp_path / "t"), "--repeats", "2", "--budgets", "2"]
     other = malicious(trap, tmp_path / "other", family, seed=1)
     variance.main(["--model", model, "--ref_model", other, *table, "--gradient", "none"])
@@ -274,4 +276,4 @@ def test_data_is_read_and_never_run(trap, tmp_path):
 )
 def test_a_verifier_is_a_known_name_or_a_function_of_a_named_file(name):
     with pytest.raises(ValueError, match="must be one of"):
-        load_script("recipes/make_pairs").load_verifier(name)
+        make_pairs.load_verifier(name)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import load_script, tiny_model, tiny_moe
+from conftest import tiny_model, tiny_moe
 from peft import LoraConfig
 from test_sft import IDS, TOKENIZER
 from test_sft import PAIRS as ROWS
@@ -16,6 +16,7 @@ from llada import MaskedDiffusionConfig, MaskedDiffusionTrainer
 from llada.cli.checkpoint import load_config, load_model
 from llada.cli.info import rows
 from llada.cli.merge import merge
+from llada.recipes import generate
 from vrpo import VRPOConfig, VRPOTrainer, variance
 
 NONE = IDS | {f"{name}_token_id": None for name in ("mask", "eos", "pad", "eot")}
@@ -73,7 +74,7 @@ def test_commands_find_the_ids_as_training_does(tmp_path, capsys):
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "completions.jsonl"
     prompts.write_text('{"prompt": "a"}\n')
     options = ["--prompts", str(prompts), "--output", str(out), "--steps", "2", "--gen_length", "4"]
-    load_script("recipes/generate").main(["--model", policy, *options, "--block_length", "4"])
+    generate.main(["--model", policy, *options, "--block_length", "4"])
     assert len(out.read_text().splitlines()) == 1
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS[:4]))

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from conftest import load_script
 
 from llada.errors import RecipeError
+from llada.intervals import proportion
+from vrpo.recipes import winrate
 
-winrate = load_script("recipes/winrate")
 # By length, ours against theirs: won, lost, tied, won, and two pairs with empty answers: lost, tied.
 OURS = ["aaa", "a", "ab", "abcd", "", ""]
 THEIRS = ["b", "bb", "cd", "e", "f", " "]
@@ -74,8 +74,6 @@ def test_wins_ties_and_losses(folder, capsys, option, name, wins):
 
 def test_a_half_in_an_interval_counts_as_half_a_success():
     """Wilson's for 10 of 20, (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), by hand."""
-    from vrpo.analysis.statistics import proportion
-
     expected = (pytest.approx(0.2992980, abs=1e-6), pytest.approx(0.7007020, abs=1e-6))
     for scores in ([1] * 10 + [0] * 10, [0.5] * 20, [1] * 5 + [0.5] * 10 + [0] * 5):
         found = proportion(scores)

@@ -1,14 +1,20 @@
 """The variance table of a checkpoint: variance of its scores, losses and gradients caused by mask sampling.
 
-    python -m vrpo.variance --model POLICY --ref_model REFERENCE --data PAIRS.jsonl
+    vrpo variance --model POLICY --ref_model REFERENCE --data PAIRS.jsonl
 
 `vrpo.analysis.table` describes the measurement, `vrpo.analysis.noise_split` how much of a gradient's noise comes from
 masks, and `vrpo.analysis.suggestion` which design and n follow. The command writes variance.json, .csv and .png.
 """
 
 from llada.cli import failure
-from llada.cli.arguments import IMPORTING, CommandParser, saying
+from llada.cli.arguments import IMPORTING, saying
+from llada.cli.recipe import RecipeParser, parse
 from vrpo.analysis.settings import TableArguments
+
+
+def parser() -> RecipeParser:
+    """The parser of all options."""
+    return RecipeParser((TableArguments,), __doc__)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -17,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         ValueError: a setting that is missing or out of range, or a cause that `vrpo.analysis.run.run` lists.
     """
-    (args,) = CommandParser(TableArguments, description=__doc__.splitlines()[0]).parse_args_into_dataclasses(argv)
+    (args,) = parse((TableArguments,), argv, __doc__)
     with saying(IMPORTING):
         from vrpo.analysis.run import run  # imported after parsing
 

@@ -7,9 +7,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
-
-from transformers import HfArgumentParser
 
 from llada.checks import NOT_EMPTY, PositiveInt, Range
 from llada.cli.adapters import settings_folder
@@ -50,8 +49,11 @@ def unknown_names(unknown: Sequence[str], known: Sequence[str], kind: str = "opt
     return ", ".join(found)
 
 
-class CommandParser(OneLineErrors, HfArgumentParser):
-    """The parser of a command whose options are dataclasses."""
+def program() -> str:
+    """The running command as its help names it: `llada sft` for a console command, otherwise the script's name."""
+    called = Path(sys.argv[0])
+    package = called.parent.name if called.name == "__main__.py" else called.name
+    return f"{package} {sys.argv[1]}" if package in ("llada", "vrpo") else called.name
 
 
 def option(help: str, switch: bool = False) -> Any:
@@ -82,7 +84,7 @@ class SamplerOptions:
 
 @dataclass
 class ChatArguments:
-    """The options of `python -m llada.chat` that are no sampler settings."""
+    """The options of `llada chat` that are no sampler settings."""
 
     model: str = field(metadata={"help": "Model or adapter directory, or hub name."})
     preset: str | None = field(default=None, metadata={"help": "Published sampler settings, such as llada-1.5/gsm8k."})

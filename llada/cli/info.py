@@ -1,4 +1,4 @@
-"""The contents of `python -m llada.info`: sizes from a checkpoint's config, dtypes from its files.
+"""The contents of `llada info`: sizes from a checkpoint's config, dtypes from its files.
 
 PEFT is not imported, which would take as long as all the rest: adapters are counted from the layers that they go on.
 """

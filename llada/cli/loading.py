@@ -107,7 +107,7 @@ def peft_config_of(model_args: ModelConfig, model: PreTrainedModel) -> Any:
         return config
     logger.warning(
         "training continues the adapters of %s; lora_r, lora_target_modules and the like are theirs. For new adapters, "
-        "merge these (python -m llada.merge %s MERGED) and train MERGED",
+        "merge these (llada merge %s MERGED) and train MERGED",
         path, path,
     )  # fmt: skip
     return None
@@ -227,7 +227,7 @@ def load_columns(source: str, name: str | None, split: str, streaming: bool, col
     if wanted is None:
         needed = ", or ".join(" and ".join(map(repr, names)) for names in columns)
         raise RecipeError(
-            f"{source}: columns are {sorted(found)}; this recipe needs {needed} (documents: recipes/pretrain.py; "
-            "prompts and answers: recipes/sft.py; preferences: recipes/align.py)"
+            f"{source}: columns are {sorted(found)}; this recipe needs {needed} (documents: llada pretrain; "
+            "prompts and answers: llada sft; preferences: vrpo align)"
         )
     return rows.select_columns([*wanted, *(column for column in TEMPLATE_COLUMNS if column in found)])

@@ -1,4 +1,4 @@
-"""The work of `python -m llada.merge`: adapters and base model become one saved model."""
+"""The work of `llada merge`: adapters and base model become one saved model."""
 
 import glob
 import os
@@ -78,7 +78,7 @@ def merge(adapter: str, out: str, dtype: str = "auto", overwrite: bool = False) 
             f"\nRounding to {kind} lost {lost:.1%} of the adapters' update (relative norm); "
             "--dtype float32 keeps all of it"
         )
-    steps = (command("python", "-m", "llada.chat", "--model", out), command("python", "-m", "llada.info", out))
+    steps = (command("llada", "chat", "--model", out), command("llada", "info", out))
     return "\n".join([report, "Next:", *(f"  {line}" for line in steps)])
 
 

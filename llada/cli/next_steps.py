@@ -4,7 +4,6 @@ Names of files in capitals, such as PROMPTS.jsonl, stand for files of the user's
 """
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +19,6 @@ def command(*words: object) -> str:
     return shlex.join(str(word) for word in words)
 
 
-def recipe(name: str) -> str:
-    """The path of another recipe, beside the running one if that is a recipe."""
-    beside = Path(sys.argv[0]).with_name(name)
-    return str(beside if beside.is_file() else Path("recipes", name))
-
-
 def variance(output_dir: str, reference: str, data: str, pairs: int, budget: int | None) -> str:
     """The command for the variance of the scores, on whole batches of at most `PAIRS` pairs.
 
@@ -35,23 +28,23 @@ def variance(output_dir: str, reference: str, data: str, pairs: int, budget: int
     batch = min(BATCH, pairs)
     more = () if budget is None or budget in BUDGETS else ("--budgets", *BUDGETS, budget)
     return command(
-        "python", "-m", "vrpo.variance", "--model", output_dir, "--ref_model", reference, "--data", data,
+        "vrpo", "variance", "--model", output_dir, "--ref_model", reference, "--data", data,
         "--pairs", min(PAIRS, pairs // batch * batch), "--batch_size", batch, "--source_pairs", batch, *more,
         "--output", Path(output_dir, "variance"),
     )  # fmt: skip
 
 
-def train(script: str, output_dir: str, suffix: str, data: str) -> str:
-    """The command that trains `output_dir` further, into a directory beside it."""
+def train(recipe: tuple[str, str], output_dir: str, suffix: str, data: str) -> str:
+    """The command that trains `output_dir` further, into a directory beside it. recipe: its command."""
     target = Path(output_dir).with_name(f"{Path(output_dir).name}_{suffix}")
     options = ("--model_name_or_path", output_dir, "--dataset_name", data, "--output_dir", target)
-    return command("python", recipe(script), *options)
+    return command(*recipe, *options)
 
 
-def sample(script: str, output_dir: str, prompts: str, output: str, launcher: Sequence[str] = ("python",)) -> str:
-    """The command that answers prompts into a file of the model's directory."""
+def sample(recipe: Sequence[str], output_dir: str, prompts: str, output: str) -> str:
+    """The command that answers prompts into a file of the model's directory. recipe: its command, with a launcher."""
     options = ("--model", output_dir, "--prompts", prompts, "--output", Path(output_dir, output))
-    return command(*launcher, recipe(script), *options)
+    return command(*recipe, *options)
 
 
 def next_steps(
@@ -63,8 +56,9 @@ def next_steps(
     dropped: bool = False,
     budget: int | None = None,
     causal: bool = False,
+    page: str | None = None,
 ) -> str:
-    """Commands for a trained model or adapters, one a line under a comment.
+    """Commands for a trained model or adapters, one a line under a comment, after the path of the run's page.
 
     Args:
         base: the model that training started from; None for a new one.
@@ -74,12 +68,13 @@ def next_steps(
         dropped: whether training may have left out rows of `data`, whose prompts may then be none.
         budget: forward passes of each response in preference training (n); None in other training.
         causal: whether the model is autoregressive, with which neither the sampler nor preference training works.
+        page: the page of the run, for a browser; None if there is none.
     """
-    information = ("what it is", command("python", "-m", "llada.info", output_dir))
-    steps = [information if causal else ("talk to it", command("python", "-m", "llada.chat", "--model", output_dir))]
+    information = ("what it is", command("llada", "info", output_dir))
+    steps = [information if causal else ("talk to it", command("llada", "chat", "--model", output_dir))]
     completions = (
         "answers to prompts of yours, a file with the column prompt",
-        sample("generate.py", output_dir, "PROMPTS.jsonl", "completions.jsonl"),
+        sample(("llada", "generate"), output_dir, "PROMPTS.jsonl", "completions.jsonl"),
     )
     if "chosen" in columns:
         steps += [information, completions]
@@ -88,18 +83,15 @@ def next_steps(
     elif {"completion", "messages"} & set(columns) and not causal:
         steps.append(completions)
         if {"prompt", "answer"} <= set(columns):
-            what, run = (
-                "preference pairs from its own answers, checked against the column answer",
-                ("accelerate", "launch"),
-            )
+            what = "preference pairs from its own answers, checked against the column answer"
+            recipe = ("accelerate", "launch", "-m", "vrpo", "make-pairs")
             prompts = "PROMPTS.jsonl" if dropped else data
-            steps.append((what, sample("make_pairs.py", output_dir, prompts, "pairs.jsonl", run)))
-        steps.append(("align it with preferences", train("align.py", output_dir, "aligned", "PAIRS.jsonl")))
+            steps.append((what, sample(recipe, output_dir, prompts, "pairs.jsonl")))
+        steps.append(("align it with preferences", train(("vrpo", "align"), output_dir, "aligned", "PAIRS.jsonl")))
     elif not {"completion", "messages"} & set(columns):
-        steps.append(("fine-tune it on prompts and answers", train("sft.py", output_dir, "sft", "YOUR.jsonl")))
+        steps.append(("fine-tune it on prompts and answers", train(("llada", "sft"), output_dir, "sft", "YOUR.jsonl")))
     if adapter_fields(output_dir) is not None:
         merged = Path(output_dir).with_name(Path(output_dir).name + "_merged")
-        steps.append(
-            ("a model without adapters, to train on", command("python", "-m", "llada.merge", output_dir, merged))
-        )
-    return "Next:\n" + "\n".join(f"  # {what}\n  {line}" for what, line in steps)
+        steps.append(("a model without adapters, to train on", command("llada", "merge", output_dir, merged)))
+    seen = "" if page is None else f"The page of this run, for a browser: {page}\n"
+    return f"{seen}Next:\n" + "\n".join(f"  # {what}\n  {line}" for what, line in steps)

@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 REFERENCE = "ref"  # PEFT's folder of the adapters that TRL calls the reference
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json", "adapter_model*.safetensors", "adapter_config.json")
 REFERENCE_SCORES = "*ref_log_probs.*"  # files of stored scores, also unfinished ones (vrpo.training.reference_table)
-RECORDS = ("manifest.json", "trainer_state.json", "training_args.bin", "eval_results.json", "all_results.json")
+RECORDS = (
+    "manifest.json", "trainer_state.json", "training_args.bin", "eval_results.json", "all_results.json", "run.json",
+    "samples.json", "report.html",
+)  # fmt: skip
 
 
 def continues(output_dir: str, resume: bool, overwrite: bool) -> bool:
@@ -94,7 +97,7 @@ def remove_run(output_dir: Path) -> None:
     """Delete what a run has written, and nothing else: mixed with new files, it would not load or would tell lies.
 
     That is checkpoints, the files of the model that its manifest lists, and, where there is none, weights and adapters,
-    and stored scores of the reference. Logs stay.
+    stored scores of the reference, and the record of the run with its page. Logs of trackers stay.
     """
     for checkpoint in checkpoints_in(output_dir):
         delete_directory(checkpoint)

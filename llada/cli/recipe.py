@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from trl import ModelConfig, ScriptArguments, TrlParser
 from yaml import YAMLError
 
-from llada.checks import NOT_EMPTY, PositiveInt, Range, as_mapping, check_fields
-from llada.cli.arguments import OneLineErrors, unknown_names
+from llada.checks import NOT_EMPTY, NonNegativeInt, PositiveInt, Range, as_mapping, check_fields
+from llada.cli.arguments import OneLineErrors, program, unknown_names
 from llada.errors import RecipeError
 
 EPILOG = (
@@ -49,6 +49,10 @@ class RecipeArguments(ScriptArguments):
         default=None, metadata={"help": "How they are answered (llada.harness.settings), and data files, as JSON."}
     )
     eval_tasks_limit: PositiveInt | None = field(default=None, metadata={"help": "Documents of each task."})
+    sample_prompts: NonNegativeInt = field(
+        default=4,
+        metadata={"help": "Held-out prompts (or else training prompts) answered before and after, for samples.json."},
+    )
     expected_processes: PositiveInt | None = field(
         default=None, metadata={"help": "Raise an error unless the launcher started this many processes."}
     )
@@ -69,10 +73,21 @@ class RecipeArguments(ScriptArguments):
 class RecipeParser(OneLineErrors, TrlParser):
     """TRL's parser, whose errors are one message.
 
+    Args:
+        dataclass_types: the options. description: the docstring of the command, whose first line its help shows.
+
     file_keys: the keys of the YAML file that was read.
     """
 
     file_keys: frozenset[str] = frozenset()
+
+    def __init__(self, dataclass_types: Iterable[type], description: str = "", **options):
+        super().__init__(
+            list(dataclass_types), prog=program(), description=description.partition("\n")[0], **options
+        )  # fmt: skip
+        for action in self._actions:
+            if action.dest == "report_to":  # transformers' type is `str | list[str]`, of which TRL takes the first
+                action.nargs = "+"
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:
         self.file_keys = frozenset(kwargs)
@@ -94,8 +109,8 @@ def blamed(message: str, config: str | None, file_keys: frozenset[str], argv: Se
     return " and ".join([str(config)] * in_file + ["the command line"] * bool(named & given))
 
 
-def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Parse with `TrlParser`: the command line overrides the YAML file after --config.
+def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, description: str = "") -> tuple[Any, ...]:
+    """Parse with `RecipeParser`: the command line overrides the YAML file after --config.
 
     Raises:
         RecipeError, FileNotFoundError: an option or key is unknown or invalid; the YAML file does not exist.
@@ -104,10 +119,7 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None) ->
     config = argv[argv.index("--config") + 1] if "--config" in argv[:-1] else None
     if config is not None and not Path(config).is_file():
         raise FileNotFoundError(f"no such config file: {config}")
-    parser = RecipeParser(list(dataclass_types))
-    for action in parser._actions:
-        if action.dest == "report_to":  # transformers' type is `str | list[str]`, of which its parser takes the first
-            action.nargs = "+"
+    parser = RecipeParser(dataclass_types, description)
     try:
         return parser.parse_args_and_config(argv)
     except YAMLError as error:
@@ -127,5 +139,5 @@ def short_help(
         own: the dataclasses of the recipe itself.
     """
     if {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
-        TrlParser([*own, ModelConfig, options], description=description.splitlines()[0], epilog=EPILOG).print_help()
+        RecipeParser([*own, ModelConfig, options], description, epilog=EPILOG).print_help()
         raise SystemExit(0)

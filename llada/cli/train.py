@@ -2,14 +2,15 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig
 
-from llada.cli.adapters import carry_settings
+from llada.cli.adapters import base_of, carry_settings
 from llada.cli.loading import load_datasets, load_model, peft_config_of
 from llada.cli.next_steps import next_steps
 from llada.cli.old_run import RemoveOldRun, continues, finished, refuse_to_delete
@@ -18,8 +19,10 @@ from llada.data.loading import load_rows
 from llada.data.turns import record_turns
 from llada.errors import RecipeError
 from llada.output import lock, writing
+from llada.record.callback import RunRecord
 from llada.training.base import DiffusionTrainerBase
 from llada.training.distributed import check_engine, check_processes, leave_group, on_first_process
+from llada.training.progress import TIMESTEP
 from llada.training.saving import INTACT
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ class LastEvaluation(TrainerCallback):
         rows = [row for row in state.log_history if row.get("step") == state.global_step >= state.max_steps]
         for row in rows:
             found = {name: value for name, value in row.items() if name.startswith("eval_")}
+            found = {name: value for name, value in found.items() if not name.startswith(TIMESTEP)}
             if found:
                 self.step = state.global_step
                 self.metrics |= found | {"epoch": row["epoch"]}
@@ -108,22 +112,33 @@ def main(
     config_class: type[TrainingArguments],
     columns: Sequence[tuple[str, ...]],
     argv: Sequence[str] | None = None,
+    write_page: Callable[[str], object] | None = None,
 ) -> None:
     """Run a training recipe from its command line to its saved model. All checks come before the first write.
 
-    The options are those of `RecipeArguments`, TRL's `ModelConfig` and `config_class`; `columns`: see `load_columns`.
+    The options are those of `RecipeArguments`, TRL's `ModelConfig` and `config_class`.
+
+    Args:
+        columns: see `load_columns`.
+        write_page: writes the page of a run, given its directory, and returns its path. The first process calls it
+            when all is saved.
     """
     recipe, model_args, args = parse((RecipeArguments, ModelConfig, config_class), argv)
     check_processes(args, recipe.expected_processes)
     with lock(args.output_dir) if args.process_index == 0 else contextlib.nullcontext():
-        trainer, commands = launch(trainer_class, columns, recipe, model_args, args)
+        trainer, commands = launch(trainer_class, columns, recipe, model_args, args, write_page)
         leave_group(trainer)
         if commands is not None and trainer.is_world_process_zero():
             print(commands)
 
 
 def launch(
-    trainer_class: type[DiffusionTrainerBase], columns: Sequence[tuple[str, ...]], recipe, model_args, args
+    trainer_class: type[DiffusionTrainerBase],
+    columns: Sequence[tuple[str, ...]],
+    recipe,
+    model_args,
+    args,
+    write_page: Callable[[str], object] | None = None,
 ) -> tuple[DiffusionTrainerBase, str | None]:
     """`main` after its options are read and the output directory is held; the process group stays.
 
@@ -152,14 +167,31 @@ def launch(
     if recipe.eval_tasks:
         trainer.add_callback(task_evaluation(trainer, recipe))
     base = model_args.model_name_or_path
-    if not run(trainer, recipe.overwrite, resumed, base):
+    record = RunRecord(trainer, (recipe, model_args), recipe.sample_prompts)
+    if not run(trainer, record, recipe.overwrite, resumed, base, recipe.dataset_name):
         return trainer, None
+    page = page_of(args.output_dir, write_page) if write_page and trainer.is_world_process_zero() else None
     count = len(train) if hasattr(train, "__len__") else None
     dropped = args.drop_invalid or args.drop_overlong
     design = getattr(trainer, "design", None)  # preference trainers have one
     budget = None if design is None else design.n
     causal = trainer.spec.attention == "causal"
-    return trainer, next_steps(args.output_dir, base, recipe.dataset_name, list(row), count, dropped, budget, causal)
+    return trainer, next_steps(
+        args.output_dir, base, recipe.dataset_name, list(row), count, dropped, budget, causal, page
+    )  # fmt: skip
+
+
+def page_of(output_dir: str, write_page: Callable[[str], object]) -> str | None:
+    """Write the page of a finished run; its path, or None, with a warning, if that fails: the model is saved."""
+    try:
+        return str(write_page(output_dir))
+    except Exception as error:
+        logger.warning(
+            "the page of the run was not written (%s: %s). The model is saved, and so is all that the page is made of: "
+            "vrpo report %s",
+            type(error).__name__, error, shlex.quote(output_dir),
+        )  # fmt: skip
+        return None
 
 
 def task_evaluation(trainer: DiffusionTrainerBase, recipe: RecipeArguments) -> TrainerCallback:
@@ -185,7 +217,9 @@ def first_row(recipe: RecipeArguments) -> dict[str, Any]:
     return next(iter(rows))
 
 
-def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str | None) -> bool:
+def run(
+    trainer: DiffusionTrainerBase, record: RunRecord, overwrite: bool, resumed: bool, base: str | None, data: str | None
+) -> bool:
     """Train, evaluate on any held-out data, and save to output_dir.
 
     Model or adapters are saved with the tokenizer and the sampler settings of the model that training started from.
@@ -194,6 +228,7 @@ def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str
     planned = trainer.planned_steps() if resumed else 0
     steps = on_first_process(lambda: finished(trainer.args.output_dir, planned)) if resumed else None
     if steps is not None:
+        trainer.push_saved()  # which may have failed then
         if trainer.is_world_process_zero():
             print(
                 f"the run in {trainer.args.output_dir} is finished: all of its {steps} steps are done, and nothing was "
@@ -205,20 +240,29 @@ def run(trainer: DiffusionTrainerBase, overwrite: bool, resumed: bool, base: str
         trainer.add_callback(last)
     if overwrite:
         trainer.add_callback(RemoveOldRun())
+    trainer.add_callback(record)  # after the files of the old run are deleted
     with loggers_named(trainer.args.report_to):
         trainer.train(resume_from_checkpoint=resumed)
     with writing(trainer.args.output_dir, INTACT):
-        save(trainer, base, last)
+        save(trainer, base, data, last)
     return True
 
 
-def save(trainer: DiffusionTrainerBase, base: str | None, last: LastEvaluation) -> None:
-    """Write the model, its sampler settings and evaluation, and, by which a finished run is known, the state."""
-    trainer.save_model()
+def save(trainer: DiffusionTrainerBase, base: str | None, data: str | None, last: LastEvaluation) -> None:
+    """Write the model, its sampler settings, evaluation and card, and, by which a finished run is known, the state.
+
+    The model is pushed to the hub, if it is to be, when all of this is there.
+
+    Args:
+        data: name of the training data, for the card.
+    """
+    trainer.save_model(_internal_call=True)
     if base is not None and trainer.is_world_process_zero():
         carry_settings(base, trainer.args.output_dir)
     if trainer.eval_dataset is not None:
         metrics = last.metrics if last.of_saved_model(trainer) else trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    trainer.create_model_card(dataset_name=data, finetuned_from=None if base is None else base_of(base))
     trainer.save_state()
+    trainer.push_saved()

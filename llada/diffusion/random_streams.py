@@ -5,14 +5,19 @@ Masks are thus the same after a resume, on any number of processes and for any s
 
     (epoch, example id)                 masks of a row in pretraining and SFT
     (epoch, example id, side, model)    masks of a response in preference training
+    (TIMESTEPS, example id, side)       masks of the recorded loss by timestep; documents and SFT rows are side 0
     (first index,)                      the batch of a sampling run whose first answer has this index
 
 The example id is a hash of a row's tokens, so that equal rows share their masks within an epoch (docs/decisions.md).
 The epoch counts passes over the data from 0. Draws that belong to no pass use the reserved epochs below.
 """
 
+import contextlib
 import hashlib
+import random
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Generator
 
@@ -21,6 +26,7 @@ from llada.checks import check
 EVALUATION = -1  # epoch of every evaluation: all use the same masks, so only the model changes the curve
 MASKED_SUMS = 1_000_003  # epoch of the masked sums from which `vrpo.analysis` splits variance by source
 ROUND = 1_000_004  # epoch of the seed of a round of iterative training, whose number stands for the example id
+TIMESTEPS = 1_000_005  # epoch of the masks on which a run records its loss by masking probability
 CHOSEN, REJECTED = 0, 1  # sides
 POLICY, REFERENCE = 0, 1  # models; a reference that shares the policy's masks has no stream of its own
 
@@ -54,3 +60,14 @@ def generator_for(seed: int, *key: int) -> Generator:
 def response_generators(seed: int, epoch: int, example_ids: list[int], model: int) -> list[Generator]:
     """Generators for the responses of P pairs, a list of 2P: first the chosen ones, then the rejected ones."""
     return [generator_for(seed, epoch, example, side, model) for side in (CHOSEN, REJECTED) for example in example_ids]
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Keep the random states of Python, numpy and torch, for what a run does beside its training."""
+    python, numbers = random.getstate(), np.random.get_state()
+    # By default torch keeps the states of all devices that are visible, and warns where there are several.
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        yield
+    random.setstate(python)
+    np.random.set_state(numbers)

@@ -1,12 +1,14 @@
 """The command line of lm-evaluation-harness with the model `llada` (`llada.harness`)."""
 
+import sys
+
 from llada.cli import failure
 from llada.cli.arguments import IMPORTING, saying
 from llada.errors import RecipeError
 
 
-def main() -> None:
-    """Register the model and hand over to the harness.
+def main(argv: list[str] | None = None) -> None:
+    """Register the model and hand over to the harness, which reads `sys.argv`.
 
     Raises:
         RecipeError: lm-evaluation-harness is not installed.
@@ -18,6 +20,8 @@ def main() -> None:
             raise RecipeError('this needs lm-evaluation-harness: pip install "llada-vrpo[eval]"') from error
         import llada.harness.model  # noqa: F401  (registers the model)
 
+    if argv is not None:
+        sys.argv[1:] = argv
     cli_evaluate()
 
 

@@ -1,16 +1,13 @@
 """Benchmarks of lm-evaluation-harness while a model trains: the recipes' `--eval_tasks`."""
 
-import contextlib
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 
+from llada.diffusion.random_streams import random_state_kept
 from llada.errors import RecipeError
 from llada.harness import suites
 from llada.harness.local_tasks import FILES
@@ -64,6 +61,7 @@ class TaskEvaluation(TrainerCallback):
         model = trainer.accelerator.unwrap_model(trainer.model)
         model = model.get_base_model() if isinstance(model, PeftModel) else model  # with adapters in its layers
         training = model.training
+        # The harness seeds the random numbers of Python, numpy and torch.
         with random_state_kept(), trainer.compute_loss_context_manager():
             lm = HarnessModel(model.eval(), trainer.processing_class, **self.options)
             for name, task in self.tasks.items():
@@ -82,13 +80,3 @@ class TaskEvaluation(TrainerCallback):
 def shown(task: str, figure: str) -> str:
     """The name of a figure in the logs: without the harness's filter where it does nothing."""
     return f"eval_{task}/{figure.removesuffix(',none')}"
-
-
-@contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Keep the random states of Python, numpy and torch, which the harness seeds."""
-    python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python)
-    np.random.set_state(numbers)

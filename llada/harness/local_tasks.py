@@ -6,7 +6,7 @@ of its `TaskManager`, on its command line as well:
     lm_eval --include_path llada/harness/tasks --tasks gsm8k_local --num_fewshot 4 \\
         --metadata '{"gsm8k_file": "test.jsonl", "gsm8k_fewshot_file": "train.jsonl"}' ...
 
-`recipes/evaluate.py` has options of the same names. An error is raised as the task is loaded, before any model is.
+`llada evaluate` has options of the same names. An error is raised as the task is loaded, before any model is.
 """
 
 from pathlib import Path

@@ -12,6 +12,7 @@ from llada.checks import NonNegativeFloat, PositiveInt, check
 from llada.denoiser import as_denoiser
 from llada.diffusion.causal import check_causal
 from llada.kv_cache import KeyValueCache
+from llada.sampling.loop import OnStep
 from llada.sampling.prompts import check_special_id, check_text, first_row
 from llada.sampling.selection import TokenProposal
 
@@ -20,6 +21,7 @@ from llada.sampling.selection import TokenProposal
 def causal_generate(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, *, gen_length: int = 128,
     temperature: float = 0.0, eos_token_id: int | None = None, generator: Generator | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:  # fmt: skip
     """Continue each prompt to the right by `gen_length` tokens, or up to EOS, which then fills the rest.
 
@@ -29,6 +31,8 @@ def causal_generate(
         temperature: 0 takes the most likely token. The mask token is never written.
         eos_token_id: defaults to the model's; where neither is given, nothing ends an answer.
         generator: source of randomness on the model's device; None uses torch's default.
+        on_step: called after every token with the canvas and the confidence of each token that was written, [B, L]
+            each, as by `llada.sampling.loop.generate`.
 
     Returns:
         [B, P + gen_length] prompt and response ids.
@@ -51,6 +55,7 @@ def causal_generate(
     filler = 0 if eos_id is None else eos_id
     canvas_BL = torch.cat([input_ids, input_ids.new_full((rows, gen_length), filler)], -1)
     seen_BL = torch.cat([real_BP, real_BP.new_zeros(rows, gen_length)], -1)
+    confidence_BL = torch.zeros(canvas_BL.shape, device=canvas_BL.device)
     done_B = real_BP.new_zeros(rows)
     last_BP = torch.arange(width, device=input_ids.device).expand(rows, -1) == width - 1
     cache = KeyValueCache()
@@ -63,7 +68,10 @@ def causal_generate(
                 f"row {first_row(confidence_B.isnan())}: the model's logits for position {position} are nan or infinite"
             )
         canvas_BL[:, position] = torch.where(done_B, canvas_BL[:, position], tokens_B)
+        confidence_BL[:, position] = confidence_B.masked_fill(done_B, 0)
         done_B = done_B | (tokens_B == eos_id) if eos_id is not None else done_B
+        if on_step:
+            on_step(canvas_BL, confidence_BL)
         if done_B.all() or position + 1 == width + gen_length:
             break
         seen_BL[:, position] = True

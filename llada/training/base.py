@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,6 @@ from llada.training.inputs import (
     as_datasets,
     load,
     name_beginning,
-    name_of,
     row_length,
     set_router_weight,
     tokenizer_of,
@@ -40,15 +38,17 @@ from llada.training.inputs import (
     with_adapters,
 )
 from llada.training.metric_sums import MetricSums
-from llada.training.saving import WholeCheckpoints
+from llada.training.progress import Progress
+from llada.training.publishing import Publishing
 from llada.training.stopwatch import DATA, EVALUATION, POLICY
-from llada.training.throughput import ProgressBar, Throughput
+from llada.training.throughput import Throughput
+from llada.training.trackers import estimator_grouped
 from llada.training.warnings import LowAdapterRate, warn_of_half_precision
 
 logger = logging.getLogger(__name__)
 
 
-class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
+class DiffusionTrainerBase(Publishing, EvaluationTrainer):
     """A `Trainer` whose masks depend only on seed, epoch and example, and whose loss is a mean over examples.
 
     Raises:
@@ -59,7 +59,6 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
 
     # The columns of `prepare`'s output; rows that have them all are not prepared again.
     prepared_columns: frozenset[str]
-    tags: tuple[str, ...]  # of the model and its card
     unit = "rows"  # what a weighted row of a batch is
 
     def __init__(
@@ -122,7 +121,7 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         keep_precision(self.accelerator)
         self.throughput = Throughput.of(self)
         listening = self.callback_handler.callbacks
-        listening[:] = [ProgressBar() if type(each) is ProgressCallback else each for each in listening]
+        listening[:] = [Progress() if type(each) is ProgressCallback else each for each in listening]
         self.check_full_evaluation()
         self.model_accepts_loss_kwargs = True  # the equivalent in releases without `loss_is_scaled_for_ga`
         self._signature_columns = [
@@ -227,19 +226,8 @@ class DiffusionTrainerBase(WholeCheckpoints, EvaluationTrainer):
         # The last line of a run, which has "train_loss", takes what the steps since the last log line have left.
         if "loss" in logs or "train_loss" in logs:
             logs |= self.metric_sums.means(self.accelerator) | self.throughput.line(self.accelerator)
-        super().log(logs, start_time)
-
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None, **fields) -> None:
-        """Write a draft of a model card, README.md in output_dir, with TRL's arguments or those of transformers."""
-        tags = [tags] if isinstance(tags, str) else list(tags or ())
-        if dataset_name is not None:
-            fields["dataset"] = dataset_name
-        super().create_model_card(
-            model_name=model_name or Path(self.args.output_dir).name,
-            tags=[*tags, *self.tags],
-            finetuned_from=fields.pop("finetuned_from", name_of(self.model) or None),
-            **fields,
-        )
+        with estimator_grouped():
+            super().log(logs, start_time)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device):
         with self.throughput.phase(DATA):

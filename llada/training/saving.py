@@ -241,5 +241,3 @@ class WholeCheckpoints(Trainer):
                 if self.args.should_save:
                     shutil.rmtree(new, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

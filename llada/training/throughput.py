@@ -10,7 +10,6 @@ import sys
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import ProgressCallback
 
 from llada.models.common.flops import MatrixSizes, work
 from llada.training.stopwatch import PHASES, REFERENCE, HostClock, Stopwatch, clock_of
@@ -23,12 +22,6 @@ PEAKS = {
     r"H100.*PCIe": 756e12, r"H[12]00.*NVL": 835e12, r"H100|H200|GH200": 989e12, r"B200": 2250e12, r"A100": 312e12,
     r"A10": 125e12, r"L40S": 362e12, r"L4": 121e12, r"RTX 4090$": 165e12, r"MI300X": 1307e12,
 }  # fmt: skip
-SHOWN = {
-    "loss": "loss",
-    "rewards/margins": "margins",
-    "throughput/pairs_per_second": "pairs/s",
-    "throughput/rows_per_second": "rows/s",
-}
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -145,12 +138,3 @@ class Throughput:
             logs["memory/peak_gib"] = used / 2**30
         shares = zip(PHASES, phases, strict=True)
         return logs | {f"time/{phase}": value / together for phase, value in shares if value or phase != REFERENCE}
-
-
-class ProgressBar(ProgressCallback):
-    """The Trainer's progress bar, with a few numbers of the last log line behind it."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=logs, **kwargs)
-        if self.training_bar is not None and "loss" in logs:
-            self.training_bar.set_postfix({shown: logs[name] for name, shown in SHOWN.items() if name in logs})

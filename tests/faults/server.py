@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from conftest import load_script
 
 from llada.cli import failure
 from llada.cli.completions import Completions
+from llada.recipes import generate, sft
 from llada.training.even_rows import MeanOverRows
+from vrpo.recipes import align, iterate, make_pairs
 
 torch.set_num_threads(1)
-RECIPES = {name: load_script(f"recipes/{name}").main for name in ("sft", "align", "generate", "make_pairs", "iterate")}
+RECIPES = {module.__name__.rpartition(".")[2]: module.main for module in (sft, align, generate, make_pairs, iterate)}
 
 
 def then_signalled(function: Callable, listing: int, number: int, signals: list[int]) -> Callable:

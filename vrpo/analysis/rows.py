@@ -28,7 +28,7 @@ PERCENTILES = {"median": 50, "90%": 90, "99%": 99, "longest": 100}
 
 @dataclass
 class CheckedRows:
-    """What `check` found; as text it is the report of `python -m vrpo.check`.
+    """What `check` found; as text it is the report of `vrpo check`.
 
     kind: what the rows are. report: the flawed rows. remarks: rows that are trained on, with what a user should know of
     them. model: whose tokens are counted, None for bytes. lengths: tokens of each part of the rows that could be
@@ -61,8 +61,8 @@ class CheckedRows:
         """One line on what to do."""
         if self.kind == "prompts":
             return (
-                f"{'Remove these rows. ' if self.report.rows else ''}recipes/generate.py answers the prompts, "
-                f"recipes/make_pairs.py makes preference pairs of them; the longest has {self.longest} tokens, and the "
+                f"{'Remove these rows. ' if self.report.rows else ''}`llada generate` answers the prompts, "
+                f"`vrpo make-pairs` makes preference pairs of them; the longest has {self.longest} tokens, and the "
                 "model's context must hold gen_length more. Training needs further columns: 'completion', or 'chosen' "
                 "and 'rejected'"
             )

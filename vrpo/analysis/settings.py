@@ -131,7 +131,7 @@ class Settings:
 
 @dataclass
 class TableArguments(Settings):
-    """The command line of `python -m vrpo.variance`."""
+    """The command line of `vrpo variance`."""
 
     model: str | None = field(default=None, metadata={"help": "Policy: a path or a hub name."})
     ref_model: str | None = field(default=None, metadata={"help": "Reference: a path or a hub name."})

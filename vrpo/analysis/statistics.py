@@ -5,26 +5,16 @@ Shapes: R redraws, S draws, B responses, P pairs.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TypeAlias
 
 import torch
 from scipy import stats
 from torch import Tensor
 
+from llada.intervals import Interval
+
 Cell: TypeAlias = dict[str, float | None]  # {"value", "low", "high"}, ready for JSON
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def jackknife(statistic: Callable[..., Tensor], *samples: Tensor) -> Interval:
@@ -84,20 +74,6 @@ def inverse(cell: Cell) -> Cell:
     """
     ends = {"value": cell["value"], "low": cell["high"], "high": cell["low"]}
     return {key: 1 / end if end is not None and end > 0 else None for key, end in ends.items()}
-
-
-def proportion(right: Sequence[float]) -> Interval:
-    """A share of successes and Wilson's 95% interval, which has a width even where all or none succeed.
-
-    Args:
-        right: 1 or True for a success, 0 or False for none; 1/2 for a tie. Scores that are ties scatter less than
-            successes with the same mean, so that the interval is then wider than it need be.
-    """
-    n, z = len(right), float(stats.norm.ppf(0.975))
-    share = float(sum(right)) / n
-    middle, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    low, high = ((middle + side) / (1 + z**2 / n) for side in (-half, half))
-    return Interval(share, max(0.0, low), min(1.0, high))
 
 
 def paired_difference(treated: Sequence[bool], base: Sequence[bool]) -> Interval:

@@ -1,6 +1,6 @@
 """The noise of the gradient while a run trains: how much of it comes from the pairs and how much from the masks.
 
-`vrpo.gradient_noise` has the formulas; `python -m vrpo.variance` measures the same for a model that does not train.
+`vrpo.gradient_noise` has the formulas; `vrpo variance` measures the same for a model that does not train.
 Every `noise_split_steps` steps, before the step's own gradient, the first pairs of its first micro-batch get the
 gradients of their losses at two redraws of their masks, one pair after another and in the run's own way
 (`vrpo.training.step`). These masks have random streams of their own, and the run itself stays as it is, to the last

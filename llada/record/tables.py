@@ -1,0 +1,35 @@
+"""Samples before and after training as a table of the trackers of `report_to` that have tables."""
+
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+COLUMNS = ("prompt", "before", "after", "given")
+
+
+def rows_of(samples: list[dict[str, Any]]) -> list[list[str]]:
+    """A row of `COLUMNS` for each prompt of `samples.json`, from its first and its last entry."""
+    pairs = zip(samples[0]["answers"], samples[-1]["answers"], strict=True)
+    return [[old["prompt"], old["answer"], new["answer"], new["given"] or ""] for old, new in pairs]
+
+
+def log_table(callbacks: Iterable[TrainerCallback], samples: list[dict[str, Any]], step: int) -> None:
+    """Log the samples with each tracker that is running: a table of wandb or trackio, or text of tensorboard."""
+    rows = rows_of(samples)
+    for callback in callbacks:
+        if isinstance(callback, WandbCallback) and callback._wandb is not None and callback._wandb.run is not None:
+            table = callback._wandb.Table(columns=list(COLUMNS), data=rows)
+            callback._wandb.log({"samples": table, "train/global_step": step})
+        elif isinstance(callback, TrackioCallback) and callback._initialized:
+            from pandas import DataFrame
+
+            table = callback._trackio.Table(dataframe=DataFrame(rows, columns=list(COLUMNS)))
+            callback._trackio.log({"samples": table, "train/global_step": step})
+        elif isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+            for number, row in enumerate(rows):
+                # Indented by four, which Markdown shows as it is.
+                parts = (f"{name}\n\n{textwrap.indent(text, '    ')}" for name, text in zip(COLUMNS, row, strict=True))
+                callback.tb_writer.add_text(f"samples/{number}", "\n\n".join(parts), step)

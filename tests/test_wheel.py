@@ -26,7 +26,11 @@ TINY = (
 
 
 def output(command: list, **options) -> str:
-    found = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, **options)
+    """What a command prints, without the variable that would lead Python to the repository."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300, **options
+    )
     assert found.returncode == 0, found.stderr[-3000:]
     return found.stdout
 
@@ -59,13 +63,12 @@ def installed(built, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(installed, tmp_path_factory):
-    """Runs a command line in an empty directory, without the variables that lead Python to the repository."""
+    """Runs a command line in an empty directory."""
     empty = tmp_path_factory.mktemp("empty")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def call(line: str, text: str = "") -> str:
         program, *words = shlex.split(line)
-        return output([installed / program, *words], cwd=empty, env=environment, input=text)
+        return output([installed / program, *words], cwd=empty, input=text)
 
     call.folder = empty
     return call

@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig
 
 from llada.cli.adapters import base_of, carry_settings
+from llada.cli.arguments import saying
 from llada.cli.loading import load_datasets, load_model, peft_config_of
 from llada.cli.next_steps import next_steps
 from llada.cli.old_run import RemoveOldRun, continues, finished, refuse_to_delete
@@ -184,7 +185,8 @@ def launch(
 def page_of(output_dir: str, write_page: Callable[[str], object]) -> str | None:
     """Write the page of a finished run; its path, or None, with a warning, if that fails: the model is saved."""
     try:
-        return str(write_page(output_dir))
+        with saying("writing the run's page"):
+            return str(write_page(output_dir))
     except Exception as error:
         logger.warning(
             "the page of the run was not written (%s: %s). The model is saved, and so is all that the page is made of: "

@@ -31,10 +31,10 @@ class OneLineErrors:
         raise RecipeError(f"{message} (--help lists the options)")
 
     def parse_known_args(self, args=None, namespace=None):
-        namespace, left = super().parse_known_args(args, namespace)  # type: ignore[misc]
+        namespace, left = super().parse_known_args(args, namespace)
         unknown = [word.partition("=")[0] for word in left if word.startswith("--")]
         if unknown:
-            self.error(unknown_names(unknown, list(self._option_string_actions)))  # type: ignore[attr-defined]
+            self.error(unknown_names(unknown, list(self._option_string_actions)))
         if left:
             self.error(f"{left[0]!r} belongs to no option: the name of an option begins with --")
         return namespace, left

@@ -263,7 +263,6 @@ def save(trainer: DiffusionTrainerBase, base: str | None, data: str | None, last
         carry_settings(base, trainer.args.output_dir)
     if trainer.eval_dataset is not None:
         metrics = last.metrics if last.of_saved_model(trainer) else trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.create_model_card(dataset_name=data, finetuned_from=None if base is None else base_of(base))
     trainer.save_state()

@@ -11,7 +11,7 @@ If the output is no terminal, answers are printed when complete, without colours
 """
 
 from llada.cli import failure
-from llada.cli.arguments import ChatArguments, SamplerOptions, sampler_settings
+from llada.cli.arguments import IMPORTING, ChatArguments, SamplerOptions, sampler_settings, saying
 from llada.cli.recipe import RecipeParser, parse
 
 OPTIONS = (ChatArguments, SamplerOptions)
@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     args, options = parse(OPTIONS, argv, __doc__)
     try:
         settings = sampler_settings(args, options)
-        from llada.cli import chat  # imported after the options are parsed: it imports torch and transformers
+        with saying(IMPORTING):
+            from llada.cli import chat  # imported after the options are parsed
 
         chat.run(args, options, settings)
     except KeyboardInterrupt:

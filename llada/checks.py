@@ -172,6 +172,8 @@ def check(name: str, value: Any, declared: Any) -> None:
         return
     for rule in kind.rules:
         if not rule.allows(value):
+            if value == "":  # what an option without a default holds
+                raise ValueError(f"{name} is missing: it must be {kind}")
             unknown = "is unknown: it " if isinstance(rule, OneOf) else ""
             raise ValueError(f"{name}={value!r} {unknown}must be {kind if rule is NOT_EMPTY else rule}")
     for index, element in enumerate(value if kind.element is not None else ()):

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import inspect
 import math
 import re
 import sys
@@ -83,6 +84,7 @@ def load_verifier(name: str) -> Verifier:
     if name in VERIFIERS:
         return VERIFIERS[name]
     verify = load_function("verifier", name, f"one of {sorted(VERIFIERS)}, or ")
+    check_arguments("verifier", name, verify)
 
     def checked(row: dict[str, Any], answer: str) -> bool:
         with blaming("verifier", name, f"for the answer {answer!r}"):
@@ -105,11 +107,22 @@ def load_function(option: str, name: str, others: str = "") -> Callable[..., Any
     """
     path, _, function = name.rpartition(":")
     if not path or not Path(path).is_file():
-        raise RecipeError(f"{option}={name!r} must be {others}FILE.py:function of a file here")
+        absent = f": there is no file {path}" if path else ""
+        raise RecipeError(f"{option}={name!r} must be {others}FILE.py:function of a file here{absent}")
     found = getattr(imported(option, path), function, None)
     if not callable(found):
         raise RecipeError(f"{option}={name!r}: {path} has no function {function!r}")
     return found
+
+
+def check_arguments(option: str, name: str, function: Callable[..., Any]) -> None:
+    """Raise RecipeError if a user's function cannot be called with the row of a prompt and an answer."""
+    try:
+        inspect.signature(function).bind({}, "")
+    except TypeError as error:
+        raise RecipeError(f"{option}={name!r} must take two arguments, (row, answer): {error}") from error
+    except ValueError:  # of a function in C, whose arguments are not known
+        return
 
 
 def imported(option: str, path: str) -> ModuleType:

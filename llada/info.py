@@ -9,7 +9,7 @@ weights, gradients and AdamW's two moments, but not activations, which depend on
 import argparse
 
 from llada.cli import failure
-from llada.cli.arguments import program
+from llada.cli.arguments import IMPORTING, program, saying
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from llada.cli.info import rows  # imported after the options are parsed: it imports torch and transformers
+    with saying(IMPORTING):
+        from llada.cli.info import rows  # imported after the options are parsed
 
     table = Table(title=args.path, show_header=False, title_justify="left")
     for label, value in rows(args.path, args.rank):

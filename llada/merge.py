@@ -9,7 +9,7 @@ tokenizer with its chat template, and the sampler settings. OUT appears only whe
 import argparse
 
 from llada.cli import failure
-from llada.cli.arguments import program
+from llada.cli.arguments import IMPORTING, program, saying
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,9 +28,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command: merge, save and say what was written."""
     args = parser().parse_args(argv)
-    from llada.cli.merge import merge  # imported after the options are parsed: it imports torch and transformers
+    with saying(IMPORTING):
+        from llada.cli.merge import merge  # imported after the options are parsed
 
-    print(merge(args.adapter, args.out, args.dtype, args.overwrite))
+    with saying(f"merging {args.adapter} into its base"):
+        report = merge(args.adapter, args.out, args.dtype, args.overwrite)
+    print(report)
 
 
 if __name__ == "__main__":

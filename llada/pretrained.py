@@ -38,6 +38,17 @@ def check_config(name: str) -> None:
         raise ValueError(f"{folder / 'config.json'}: model_type={kind!r} must be a name; of our models it is 'llada'")
 
 
+def unreachable(name: str, error: OSError) -> OSError:
+    """The error of a model or tokenizer that is no directory here and that the hub does not give: it names it.
+
+    What transformers says of a hub that cannot be reached does not.
+    """
+    if Path(name).is_dir():
+        return error
+    reason = " ".join(str(error).split("\n")[0].split())
+    return OSError(f"{name} is no directory here, and was not found on the hub: {reason}")
+
+
 def from_files(auto_class: Any, name: str, **options: Any) -> Any:
     """`auto_class.from_pretrained(name, ...)` without remote code.
 

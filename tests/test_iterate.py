@@ -318,7 +318,7 @@ def test_a_round_without_pairs_stops_and_goes_on_with_another_reward(folder, who
         ({"reward": None, "judge": "judges.py:Unsure"}, r"must return 0, 1 or -1, and returned 0.5 for two .* row 0 "),
         ({"model_name_or_path": None}, "model_name_or_path is missing"),
         ({"model_name_or_path": "./absent"}, "absent does not exist"),
-        ({"prompts": None}, "prompts='' must be text, not empty"),
+        ({"prompts": None}, "prompts is missing: it must be text"),
         ({"samples": 1}, "samples=1 must be at least 2"),
         ({"rounds": 0}, "rounds=0 must be at least 1"),
         ({"dataset_name": "pairs.jsonl"}, "dataset_name has no meaning here"),

@@ -124,8 +124,9 @@ def test_a_model_that_is_not_there_is_one_line(folder, module):
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(folder)},
     )  # fmt: skip
     assert stopped.returncode == 1
-    assert stopped.stderr.startswith("RecipeError: runs/absent does not exist")
-    assert stopped.stderr.count("\n") == 1
+    *before, message = stopped.stderr.splitlines()
+    assert message.startswith("RecipeError: runs/absent does not exist")
+    assert before in ([], ["importing torch and transformers ..."])  # where that takes two seconds
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ hub dataset). The exit status is 0 if every row can be used, 1 if not, and 2 if 
 import argparse
 import sys
 
-from llada.cli.arguments import program
+from llada.cli.arguments import IMPORTING, program, saying
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,13 +29,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command: print the report and exit."""
     args = parser().parse_args(argv)
-    from datasets import disable_progress_bars
+    with saying(IMPORTING):
+        from datasets import disable_progress_bars
 
-    from vrpo.analysis.rows import check  # imported after the options are parsed: it imports torch and transformers
+        from vrpo.analysis.rows import check  # imported after the options are parsed
 
     disable_progress_bars()
     try:
-        checked = check(args.file, args.model, args.max_length, args.allow_special_tokens)
+        with saying(f"reading {args.file}"):
+            checked = check(args.file, args.model, args.max_length, args.allow_special_tokens)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llada.checks import is_finite
 from llada.errors import RecipeError
-from llada.evaluation import Verifier, blaming, load_function
+from llada.evaluation import Verifier, blaming, check_arguments, load_function
 
 if TYPE_CHECKING:
     from llada.data.tokenizer import Prompt
@@ -60,6 +60,7 @@ def load_reward(name: str, source: str) -> Scorer:
             something else than a finite number; the message names it, the row and the answer.
     """
     function = load_function("reward", name)
+    check_arguments("reward", name, function)
 
     def reward(index: int, row: dict[str, Any], answer: str) -> float:
         where = f"for row {index} (counted from 0) of {source} and the answer {answer!r}"

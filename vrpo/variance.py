@@ -7,6 +7,7 @@ masks, and `vrpo.analysis.suggestion` which design and n follow. The command wri
 """
 
 from llada.cli import failure
+from llada.cli.arguments import IMPORTING, saying
 from llada.cli.recipe import RecipeParser, parse
 from vrpo.analysis.settings import TableArguments
 
@@ -23,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         ValueError: a setting that is missing or out of range, or a cause that `vrpo.analysis.run.run` lists.
     """
     (args,) = parse((TableArguments,), argv, __doc__)
-    from vrpo.analysis.run import run  # imported after parsing: it is slow to import
+    with saying(IMPORTING):
+        from vrpo.analysis.run import run  # imported after parsing
 
     run(args)
 

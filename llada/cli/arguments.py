@@ -1,8 +1,12 @@
 """Options that several commands share. Importing this module does not import torch, so that `--help` is fast."""
 
+import contextlib
 import os
 import sys
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,13 +17,36 @@ from llada.sampling.presets import preset
 from llada.sampling.settings import SamplerSettings
 
 LARGEST_SEED = 2**63 - 1
+PATIENCE = 2.0  # seconds without a line after which `saying` speaks
+IMPORTING = "importing torch and transformers"
 
 
 class OneLineErrors:
-    """For a parser, which then raises RecipeError instead of printing its usage: over a hundred lines for a recipe."""
+    """For a parser, which then raises RecipeError instead of printing its usage: over a hundred lines for a recipe.
+
+    A word that belongs to no option is an error too, where transformers' parser names its own class.
+    """
 
     def error(self, message: str) -> NoReturn:
         raise RecipeError(f"{message} (--help lists the options)")
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, left = super().parse_known_args(args, namespace)
+        unknown = [word.partition("=")[0] for word in left if word.startswith("--")]
+        if unknown:
+            self.error(unknown_names(unknown, list(self._option_string_actions)))
+        if left:
+            self.error(f"{left[0]!r} belongs to no option: the name of an option begins with --")
+        return namespace, left
+
+
+def unknown_names(unknown: Sequence[str], known: Sequence[str], kind: str = "option") -> str:
+    """The message on names that are no options, or no fields, with the one that each is nearest to."""
+    found = []
+    for name in unknown:
+        near = get_close_matches(name, known, 1, cutoff=0.7)
+        found.append(f"{name} is no {kind}" + (f" (did you mean {near[0]}?)" if near else ""))
+    return ", ".join(found)
 
 
 def program() -> str:
@@ -121,6 +148,18 @@ def note(text: str) -> None:
     """Print a line to standard error, once for all processes of a launcher."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def saying(what: str) -> Iterator[None]:
+    """Say what is being done, by `note`, once it has taken two seconds, so that a long silence is explained."""
+    timer = threading.Timer(PATIENCE, note, [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def sampler_settings(args: Any, options: SamplerOptions, **changes) -> SamplerSettings:

@@ -27,7 +27,7 @@ from llada.denoiser import check_masked
 from llada.errors import RecipeError
 from llada.files import MANIFEST, flaw_of, has_manifest
 from llada.models.common.lora import add_adapters, merge_adapters
-from llada.pretrained import check_config, from_files
+from llada.pretrained import check_config, from_files, unreachable
 
 
 def model_config(name: str) -> PreTrainedConfig:
@@ -38,12 +38,9 @@ def model_config(name: str) -> PreTrainedConfig:
     """
     base = base_of(name)
     try:
-        config = pinned_config(base, base_revision(name))
+        return pinned_config(base, base_revision(name))
     except OSError as error:
         raise (error if base == name else RecipeError(missing_base(name, base))) from error
-    if not hasattr(config, "denoiser_spec"):
-        raise RecipeError(f"{base} is a {config.model_type} model, not one of the families of llada.models")
-    return config
 
 
 def tokenizer_source(name: str) -> str:
@@ -62,11 +59,20 @@ def pinned_config(name: str, revision: str | None) -> PreTrainedConfig:
 
     Raises:
         OSError: there is no such model or revision.
+        RecipeError: it is of another family.
         ValueError: its config is broken, or needs code that it brings along.
     """
     check_config(name)
-    commit = extract_commit_hash(cached_file(name, CONFIG_NAME, revision=revision), None)
-    config = from_files(AutoConfig, name, revision=commit or revision)
+    try:
+        commit = extract_commit_hash(cached_file(name, CONFIG_NAME, revision=revision), None)
+        config = from_files(AutoConfig, name, revision=commit or revision)
+    except OSError as error:
+        raise unreachable(name, error) from error
+    if not hasattr(config, "denoiser_spec"):
+        raise RecipeError(
+            f"{name} is a {config.model_type} model, not one of the families of llada.models: docs/checkpoints.md "
+            "lists the models that load"
+        )
     config._commit_hash = commit  # transformers does not write this attribute to files
     return config
 

@@ -188,7 +188,8 @@ class Completions:
                 self.files.append(state.process_index, dict(zip(batch, self.sample(batch, stats), strict=True)))
                 bar.update(len(batch))
                 rate = stats.tokens / (time.perf_counter() - start)
-                bar.set_postfix_str(f"{rate:.0f} tokens/s, {stats.tokens / stats.forwards:.2f} tokens a forward")
+                costs = f"{rate:.0f} tokens/s, {stats.tokens / stats.forwards:.2f} tokens a forward"
+                bar.set_postfix_str(costs, refresh=False)  # a refresh would show the bar of short work too
 
     def sample(self, batch: range, stats: SamplerStats) -> list[str]:
         """The answers of a batch, with random numbers of its own; their cost is added to `stats`.

@@ -47,12 +47,20 @@ def report(error: BaseException) -> None:
     `torch.distributed.elastic.multiprocessing.errors.ErrorHandler`, without the traceback that `record` would add.
     """
     message = f"{type(error).__name__}: {error}"
+    close_bars()
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is None:
         print(message, file=sys.stderr)
         return
     with open(path, "w") as file:
         json.dump({"message": message, "timestamp": str(int(time.time()))}, file)
+
+
+def close_bars() -> None:
+    """End the lines of progress bars that are on the screen: a message would stand behind one of them."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
 
 
 def run(main: Callable[[], None]) -> None:

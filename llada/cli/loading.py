@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -18,7 +18,9 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from llada.checks import OneOf, PositiveInt, Range, check
 from llada.cli.adapters import adapter_fields, base_of, base_revision
+from llada.cli.arguments import saying, unknown_names
 from llada.cli.checkpoint import commit_of, pinned_config, tokenizer_source
 from llada.cli.recipe import RecipeArguments
 from llada.data.encoding import TEMPLATE_COLUMNS
@@ -33,6 +35,8 @@ from llada.training.inputs import row_length
 
 logger = logging.getLogger(__name__)
 
+# Backends of attention that the families take. Those of flash attention need a GPU and a package of their own.
+ATTENTION = ("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 SHUFFLE_BUFFER = 10_000  # rows in the shuffle buffer of a stream
 
 
@@ -49,6 +53,7 @@ def load_model(
     """
     if (recipe.architecture is None) == (model_args.model_name_or_path is None):
         raise RecipeError("give either model_name_or_path (a checkpoint) or architecture (a new model)")
+    check("attn_implementation", model_args.attn_implementation, Annotated[str, OneOf(ATTENTION)] | None)
     quantization = get_quantization_config(model_args)
     if quantization is not None and not is_bitsandbytes_available():
         raise RecipeError(
@@ -90,11 +95,13 @@ def peft_config_of(model_args: ModelConfig, model: PreTrainedModel) -> Any:
     """The configuration of new adapters; None if the options ask for none, or training continues saved ones.
 
     Raises:
-        RecipeError: `lora_target_modules` names a module that the model does not have.
+        RecipeError: `lora_target_modules` names a module that the model does not have, or a number is out of range.
     """
     path, config = model_args.model_name_or_path, get_peft_config(model_args)
     if config is None:
         return None
+    check("lora_r", model_args.lora_r, PositiveInt)
+    check("lora_dropout", model_args.lora_dropout, Annotated[float, Range(at_least=0, below=1)])
     if path is None or adapter_fields(path) is None:
         config.target_modules = target_modules(model_args.lora_target_modules, model)
         return config
@@ -142,9 +149,9 @@ def new_config(architecture: dict, tokenizer: PreTrainedTokenizerBase) -> PreTra
         ValueError: sizes are inconsistent, or neither fields nor tokenizer have a mask or EOS token.
     """
     kind = config_class(architecture)
-    unknown = set(architecture) - set(kind.__dataclass_fields__)
-    if unknown:
-        raise RecipeError(f"architecture: unknown fields {sorted(unknown)}")
+    known = list(kind.__dataclass_fields__)
+    if unknown := sorted(set(architecture) - set(known)):
+        raise RecipeError(f"architecture: {unknown_names(unknown, known, f'field of {kind.__name__}')}")
     fields = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id} | architecture
     config = kind(**fields)
     complete_ids(tokenizer, config)
@@ -178,7 +185,8 @@ def load_datasets(
     columns = [tuple(documents if name == "text" else name for name in names) for names in columns]
 
     def prepared(source: str, split: str, streaming: bool, training: bool = True):
-        rows = load_columns(source, recipe.dataset_config, split, streaming, columns)
+        with saying(f"reading {source}"):
+            rows = load_columns(source, recipe.dataset_config, split, streaming, columns)
         return trainer.prepare(rows, tokenizer, ids, args, max_length, source, training)
 
     with args.main_process_first(desc="tokenizing"):

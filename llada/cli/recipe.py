@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from trl import ModelConfig, ScriptArguments, TrlParser
+from yaml import YAMLError
 
 from llada.checks import NOT_EMPTY, NonNegativeInt, PositiveInt, Range, as_mapping, check_fields
-from llada.cli.arguments import OneLineErrors, program
+from llada.cli.arguments import OneLineErrors, program, unknown_names
 from llada.errors import RecipeError
 
 EPILOG = (
@@ -90,6 +91,9 @@ class RecipeParser(OneLineErrors, TrlParser):
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:
         self.file_keys = frozenset(kwargs)
+        names = [action.dest for action in self._actions]
+        if unknown := sorted(self.file_keys - set(names)):
+            raise RecipeError(unknown_names(unknown, names))
         return super().set_defaults_with_config(**kwargs)
 
 
@@ -99,7 +103,7 @@ def blamed(message: str, config: str | None, file_keys: frozenset[str], argv: Se
     Args:
         config: the YAML file, if there is one. file_keys: its keys. argv: the command line, which overrides them.
     """
-    named = set(re.findall(r"\w+", message))
+    named = set(re.findall(r"\w+", re.sub(r"did you mean \S+", "", message)))
     given = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")} - {"config"}
     in_file = config is not None and bool(named & (file_keys - given))
     return " and ".join([str(config)] * in_file + ["the command line"] * bool(named & given))
@@ -118,6 +122,8 @@ def parse(dataclass_types: Sequence[type], argv: Sequence[str] | None = None, de
     parser = RecipeParser(dataclass_types, description)
     try:
         return parser.parse_args_and_config(argv)
+    except YAMLError as error:
+        raise RecipeError(f"{config} is no YAML: {' '.join(str(error).split())}") from error
     except ValueError as error:
         where = blamed(str(error), config, parser.file_keys, argv)
         raise RecipeError(f"{where}: {error}" if where else str(error)) from error

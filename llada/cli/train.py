@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import ModelConfig
 
 from llada.cli.adapters import base_of, carry_settings
+from llada.cli.arguments import saying
 from llada.cli.loading import load_datasets, load_model, peft_config_of
 from llada.cli.next_steps import next_steps
 from llada.cli.old_run import RemoveOldRun, continues, finished, refuse_to_delete
@@ -41,6 +42,13 @@ def check_one_batch(trainer: Trainer) -> None:
             f"{len(rows)} training rows are less than one batch ({args.per_device_train_batch_size} rows x "
             f"{args.world_size} processes) and dataloader_drop_last is set: nothing would be trained"
         )
+
+
+def check_evaluated(args: TrainingArguments, held_out: Any) -> None:
+    """Raise RecipeError if the options ask for evaluation and there are no rows to evaluate on."""
+    asked = [name for name in ("eval_strategy", "load_best_model_at_end") if getattr(args, name) not in ("no", False)]
+    if held_out is None and asked:
+        raise RecipeError(f"{asked[0]} needs held-out rows: set eval_fraction, such as 0.05, or eval_dataset_name")
 
 
 class LastEvaluation(TrainerCallback):
@@ -82,7 +90,8 @@ class LastEvaluation(TrainerCallback):
 def loggers_named(report_to: list[str]) -> Iterator[None]:
     """Name the option of a logger that cannot start, such as wandb without a key or a package that is not installed.
 
-    transformers raises a RuntimeError or ImportError of the latter; the classes of the former are the logger's own.
+    transformers raises a RuntimeError or ImportError of the latter, and a ValueError of a name that it does not know;
+    the classes of the former are the logger's own.
 
     Raises:
         RecipeError: in place of such an error.
@@ -92,7 +101,8 @@ def loggers_named(report_to: list[str]) -> Iterator[None]:
     except Exception as error:
         own = type(error).__module__.split(".")[0] in report_to
         absent = isinstance(error, RuntimeError | ImportError) and "to be installed" in str(error)
-        if own or (absent and "Callback requires" in str(error)):
+        unknown = isinstance(error, ValueError) and "is not supported, only" in str(error)
+        if own or unknown or (absent and "Callback requires" in str(error)):
             what = str(error).removesuffix(".")
             raise RecipeError(f"report_to={report_to}: {what}. `--report_to none` trains without a logger") from error
         raise
@@ -141,6 +151,7 @@ def launch(
     model, tokenizer = load_model(recipe, model_args, args.seed)
     trainer_class.set_tokenizer(tokenizer, model.config, args)
     train, held_out = load_datasets(recipe, args, tokenizer, model.config, trainer_class, columns)
+    check_evaluated(args, held_out)
     row = first_row(recipe)
     record_turns(tokenizer, row)
     with loggers_named(args.report_to):
@@ -174,7 +185,8 @@ def launch(
 def page_of(output_dir: str, write_page: Callable[[str], object]) -> str | None:
     """Write the page of a finished run; its path, or None, with a warning, if that fails: the model is saved."""
     try:
-        return str(write_page(output_dir))
+        with saying("writing the run's page"):
+            return str(write_page(output_dir))
     except Exception as error:
         logger.warning(
             "the page of the run was not written (%s: %s). The model is saved, and so is all that the page is made of: "
@@ -192,10 +204,10 @@ def task_evaluation(trainer: DiffusionTrainerBase, recipe: RecipeArguments) -> T
     """
     if find_spec("lm_eval") is None:
         raise RecipeError('eval_tasks needs lm-evaluation-harness: pip install "llada-vrpo[eval]"')
-    from llada.harness.in_training import TaskEvaluation
-
     assert recipe.eval_tasks is not None
     assert isinstance(recipe.eval_tasks_args, dict)  # as `RecipeArguments` has read it
+    from llada.harness.in_training import TaskEvaluation
+
     return TaskEvaluation(trainer, recipe.eval_tasks, recipe.eval_tasks_args, recipe.eval_tasks_limit)
 
 
@@ -251,7 +263,6 @@ def save(trainer: DiffusionTrainerBase, base: str | None, data: str | None, last
         carry_settings(base, trainer.args.output_dir)
     if trainer.eval_dataset is not None:
         metrics = last.metrics if last.of_saved_model(trainer) else trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.create_model_card(dataset_name=data, finetuned_from=None if base is None else base_of(base))
     trainer.save_state()

@@ -24,19 +24,36 @@ def load_rows(
 
     Raises:
         FileNotFoundError: `source` has the extension of a data file and does not exist.
-        DataError: a local file is empty, broken, or changes while it is read; the message names the line, or the row
-            and the reader's reason. A stream raises it as it is read. Or the slice cannot be taken.
+        DataError: `source` is no dataset of the hub or of a directory; a local file is empty, broken, or changes while
+            it is read; the message names the line, or the row and the reader's reason. A stream raises it as it is
+            read. Or the slice cannot be taken.
     """
-    from datasets import load_dataset
 
     path = Path(source)
     if path.suffix not in LOADERS and not path.is_file():
-        return load_dataset(source, name, split=split, streaming=streaming)
+        return dataset_of(source, name, split, streaming)
     check_readable(source, list(LOADERS))
     if streaming and not split.isidentifier():
         raise DataError(f"split={split!r}: a stream of the file {source} has no slices. Load it without streaming")
     rows = whole_file(source, streaming)
     return rows if split.isidentifier() else slice_of(rows, split, source)
+
+
+def dataset_of(source: str, name: str | None, split: str, streaming: bool) -> "Dataset | IterableDataset":
+    """The rows of a hub dataset, or of a directory that holds one.
+
+    Raises:
+        DataError: there is no such dataset, configuration or split, or the hub cannot be reached.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        return load_dataset(source, name, split=split, streaming=streaming)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        what = "is a directory that holds no dataset" if Path(source).is_dir() else "is no file here and no hub dataset"
+        raise DataError(f"{source} {what} that can be loaded: {reason}") from error
 
 
 def slice_of(rows: "Dataset", split: str, source: str) -> "Dataset":

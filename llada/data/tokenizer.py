@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from llada.denoiser import DenoiserSpec
-from llada.pretrained import from_files
+from llada.pretrained import from_files, unreachable
 
 END_OF_TURN = "<|eot_id|>"
 CHAT_TEMPLATE = (
@@ -66,8 +66,8 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrained
     options = {} if revision is None else {"revision": revision}
     try:
         tokenizer = from_files(AutoTokenizer, name_or_path, **options)
-    except OSError:
-        raise
+    except OSError as error:
+        raise unreachable(name_or_path, error) from error
     except Exception as error:  # of json, tokenizers and transformers, which name no file
         reason = unreadable_file(name_or_path) or f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"the tokenizer of {name_or_path} cannot be loaded: {reason}") from error
@@ -197,7 +197,10 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, spec: DenoiserSpec | None = 
     for name in ("mask", "eos", "pad"):
         ours, theirs = getattr(spec, f"{name}_id", None), getattr(tokenizer, f"{name}_token_id")
         if ours is not None and theirs is not None and ours != theirs:
-            raise ValueError(f"{name}_token_id is {ours} in the model's config but {theirs} in the tokenizer")
+            raise ValueError(
+                f"{name}_token_id is {ours} in the model's config but {theirs} in the tokenizer "
+                f"({tokenizer.name_or_path or type(tokenizer).__name__}): take the tokenizer that belongs to the model"
+            )
         ids[name] = theirs if ours is None else ours
     for name in ("mask", "eos"):
         if ids[name] is None:

@@ -3,6 +3,7 @@
 import sys
 
 from llada.cli import failure
+from llada.cli.arguments import IMPORTING, saying
 from llada.errors import RecipeError
 
 
@@ -12,11 +13,12 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         RecipeError: lm-evaluation-harness is not installed.
     """
-    try:
-        from lm_eval.__main__ import cli_evaluate
-    except ImportError as error:
-        raise RecipeError('this needs lm-evaluation-harness: pip install "llada-vrpo[eval]"') from error
-    import llada.harness.model  # noqa: F401  (registers the model)
+    with saying(IMPORTING):
+        try:
+            from lm_eval.__main__ import cli_evaluate
+        except ImportError as error:
+            raise RecipeError('this needs lm-evaluation-harness: pip install "llada-vrpo[eval]"') from error
+        import llada.harness.model  # noqa: F401  (registers the model)
 
     if argv is not None:
         sys.argv[1:] = argv

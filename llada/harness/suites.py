@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from llada.cli.arguments import saying
 from llada.errors import RecipeError
 from llada.harness.local_tasks import FOLDER
 from llada.harness.published import SUITES, Benchmark
@@ -112,21 +113,22 @@ def load(
         RecipeError: tasks that the harness does not have, whose data cannot be reached, that lack a package, that run
             code without consent, or that sample answers with unknown settings; one message about all of them.
     """
-    from datasets import disable_progress_bars
-    from lm_eval.tasks import TaskManager
+    with saying("loading lm-evaluation-harness and its tasks"):
+        from datasets import disable_progress_bars
+        from lm_eval.tasks import TaskManager
 
-    disable_progress_bars()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    local = {path.stem for path in FOLDER.glob("*.yaml")}
-    # To list all tasks of the harness takes ten seconds.
-    foreign = any(each.task not in local for each in benchmarks.values())
-    manager = TaskManager(include_path=str(FOLDER), include_defaults=foreign, metadata=dict(files))
-    found, problems = {}, []
-    for name, each in benchmarks.items():
-        try:
-            found[name] = load_one(manager, each, run_code)
-        except Exception as error:  # of many libraries: a hub that is not reached, a package, a file
-            problems.append(f"{name}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+        disable_progress_bars()
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        local = {path.stem for path in FOLDER.glob("*.yaml")}
+        # To list all tasks of the harness takes ten seconds.
+        foreign = any(each.task not in local for each in benchmarks.values())
+        manager = TaskManager(include_path=str(FOLDER), include_defaults=foreign, metadata=dict(files))
+        found, problems = {}, []
+        for name, each in benchmarks.items():
+            try:
+                found[name] = load_one(manager, each, run_code)
+            except Exception as error:  # of many libraries: a hub that is not reached, a package, a file
+                problems.append(f"{name}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
     if problems:
         reasons = "\n  ".join(problems)
         raise RecipeError(f"nothing was run, since these cannot be (name others with tasks):\n  {reasons}")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from llada.checks import NOT_EMPTY, Matches, NonNegativeInt, OneOf, PositiveFloat, PositiveInt, Range, check_fields
-from llada.cli.arguments import SamplerOptions, override
+from llada.cli.arguments import IMPORTING, SamplerOptions, override, saying
 from llada.cli.recipe import RecipeParser, parse
 from llada.errors import RecipeError
 from llada.harness import suites
@@ -255,14 +255,15 @@ def main(argv: list[str] | None = None) -> None:
             raise FileNotFoundError(f"{name}: no such data file: {path}")
     published, left_out = suites.choose(args.suite, args.tasks, args.files, args.num_fewshot)
     chosen = {f"{each.suite}/{each.name}": with_options(each, args, options) for each in published}
-    import torch
-    from accelerate import PartialState
+    with saying(IMPORTING):  # after parsing: they load torch
+        import torch
+        from accelerate import PartialState
 
-    from llada.cli.checkpoint import load_config  # imported after parsing: they load torch
-    from llada.cli.fingerprint import fingerprint, hash_of
-    from llada.data.turns import speaks_in_turns
-    from llada.output import lock
-    from llada.training.distributed import check_launcher
+        from llada.cli.checkpoint import load_config
+        from llada.cli.fingerprint import fingerprint, hash_of
+        from llada.data.turns import speaks_in_turns
+        from llada.output import lock
+        from llada.training.distributed import check_launcher
 
     check_launcher()
     tokenizer, config = load_config(args.model)
@@ -270,7 +271,8 @@ def main(argv: list[str] | None = None) -> None:
     turns = speaks_in_turns(tokenizer)
     chosen = {name: replace(each, chat=turns if each.chat is None else each.chat) for name, each in chosen.items()}
     settings = {name: settings_of(each, args) for name, each in chosen.items()}
-    hashes = fingerprint(args.model, config, tokenizer)
+    with saying(f"hashing the weights of {args.model}"):
+        hashes = fingerprint(args.model, config, tokenizer)
     state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
     cache, model = Path(args.output, "cache"), None
     with lock(args.output) if state.is_main_process else contextlib.nullcontext():

@@ -8,7 +8,7 @@ settings saved with the model. A completion ends before the first EOS or, from a
 first end of a turn; one that is empty is kept, and its row is reported. SIGTERM and Ctrl-C keep what has been sampled.
 """
 
-from llada.cli.arguments import CompletionArguments, SamplerOptions
+from llada.cli.arguments import IMPORTING, CompletionArguments, SamplerOptions, saying
 from llada.cli.recipe import RecipeParser, parse
 from llada.errors import RecipeError
 
@@ -23,8 +23,9 @@ def parser() -> RecipeParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command: sample a completion for every prompt and write the file."""
     args, options = parse(OPTIONS, argv, __doc__)
-    from llada.cli.completions import Completions  # imported after parsing: they load torch
-    from llada.training.distributed import check_launcher
+    with saying(IMPORTING):  # after parsing: they load torch
+        from llada.cli.completions import Completions
+        from llada.training.distributed import check_launcher
 
     check_launcher()
     run = Completions(args, options)

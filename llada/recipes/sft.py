@@ -6,6 +6,7 @@ llada sft --config recipes/tiny_sft.yaml
 from trl import ModelConfig
 
 import llada
+from llada.cli.arguments import IMPORTING, saying
 from llada.cli.recipe import RecipeArguments, RecipeParser, short_help
 from llada.training.options import MaskedDiffusionOptions
 
@@ -20,7 +21,9 @@ def parser() -> RecipeParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command: train, and save to output_dir."""
     short_help(MaskedDiffusionOptions, __doc__, argv)
-    from llada.cli import train
-    from llada.recipes.page import write_page
+    with saying(IMPORTING):
+        from llada.cli import train
+        from llada.recipes.page import write_page
 
-    train.main(llada.MaskedDiffusionTrainer, llada.MaskedDiffusionConfig, COLUMNS, argv, write_page)
+        trainer, config = llada.MaskedDiffusionTrainer, llada.MaskedDiffusionConfig
+    train.main(trainer, config, COLUMNS, argv, write_page)

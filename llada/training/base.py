@@ -30,6 +30,7 @@ from llada.training.inputs import (
     activation_offloading,
     as_datasets,
     load,
+    name_beginning,
     row_length,
     set_router_weight,
     tokenizer_of,
@@ -88,6 +89,7 @@ class DiffusionTrainerBase(Publishing, EvaluationTrainer):
         self.ids = special_ids(processing_class, spec)
         if hasattr(getattr(model, "config", None), "set_special_ids"):
             model.config.set_special_ids(**vars(self.ids))  # so that the saved model has them
+        name_beginning(model, processing_class)
         self.spec = replace(spec, **{f"{name}_id": number for name, number in vars(self.ids).items()})
         if spec.attention == "causal":
             self.tags = tuple(tag.replace("masked-diffusion", "autoregressive") for tag in self.tags)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from importlib.util import find_spec
 from typing import Annotated, Any, get_type_hints
 
 from transformers import TrainingArguments
@@ -90,6 +91,8 @@ class DiffusionArguments(TrainingArguments):
         check_fields(self, own_fields(type(self), TrainingArguments) | INHERITED)
         if self.save_strategy == "steps" and not self.save_steps:
             raise ValueError("save_steps=0 saves nothing: set save_strategy='no', or a number of steps")
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise ValueError('deepspeed needs a package that is not installed: pip install "llada-vrpo[deepspeed]"')
         self.pad_to_multiple_of = multiple(self.pad_to_multiple_of)
         on_accelerator = is_torch_bf16_gpu_available() and not self.use_cpu
         self.bf16 = (on_accelerator and not self.fp16) if self.bf16 is None else self.bf16
@@ -99,6 +102,8 @@ class DiffusionArguments(TrainingArguments):
         # Each process collates its own rows of a stream: accelerate's default would join batches of different widths.
         self.accelerator_config = self.accelerator_config or {"dispatch_batches": False}
         super().__post_init__()
+        if self.fsdp and self.world_size == 1:
+            raise ValueError("fsdp shards a model over several processes, and there is one: use `accelerate launch`")
         if self.activation_offloading and self.device.type == "cpu":
             raise ValueError("activation_offloading=True needs an accelerator: on a CPU, activations are in its memory")
 

@@ -117,6 +117,12 @@ def tokenizer_of(model, given, processing_class, revision: str | None, trainer: 
     return processing_class
 
 
+def name_beginning(model, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the config of a model its tokenizer's BOS token, which the Trainer does with a warning at each start."""
+    if hasattr(model, "config") and tokenizer.bos_token_id is not None:
+        model.config.bos_token_id = tokenizer.bos_token_id
+
+
 def with_adapters(model, peft_config):
     """The model with new adapters, if any are asked for.
 

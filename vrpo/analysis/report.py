@@ -101,7 +101,8 @@ def variance_figure(results: dict[str, Any]) -> "Figure":
             axis.errorbar(n, value, yerr=bars, marker="o", capsize=3, label=name)
             if name == "vrpo":
                 axis.plot(n, [value[0] * n[0] / m for m in n], "k--", linewidth=0.8, label="1/n")
-        axis.set(title=f"variance of the {key}", xlabel="forward passes of each response", xscale="log", yscale="log")
+        scale = "log" if any(row[key] and row[key]["value"] > 0 for row in shown) else "linear"  # of no value above 0
+        axis.set(title=f"variance of the {key}", xlabel="forward passes of each response", xscale="log", yscale=scale)
         label_ticks(axis, sorted({row["n"] for row in results["rows"]}))
         axis.legend()
     return figure
@@ -117,6 +118,8 @@ def label_ticks(axis: "Axes", n: list[int]) -> None:
             shown.append(value)
     axis.set_xticks(shown, [str(value) for value in shown])
     axis.xaxis.set_minor_locator(NullLocator())
+    if axis.get_yscale() == "linear":  # there is no value above 0
+        return
     low, high = axis.get_ylim()
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

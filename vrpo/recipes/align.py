@@ -6,6 +6,7 @@ vrpo align --config recipes/tiny_vrpo.yaml
 from trl import ModelConfig
 
 import vrpo
+from llada.cli.arguments import IMPORTING, saying
 from llada.cli.recipe import RecipeArguments, RecipeParser, short_help
 from vrpo.training.options import VRPOOptions
 
@@ -20,7 +21,9 @@ def parser() -> RecipeParser:
 def main(argv: list[str] | None = None) -> None:
     """Run the command: train, and save to output_dir."""
     short_help(VRPOOptions, __doc__, argv)
-    from llada.cli import train
-    from vrpo.report import write_page
+    with saying(IMPORTING):
+        from llada.cli import train
+        from vrpo.report import write_page
 
-    train.main(vrpo.VRPOTrainer, vrpo.VRPOConfig, COLUMNS, argv, write_page)
+        trainer, config = vrpo.VRPOTrainer, vrpo.VRPOConfig
+    train.main(trainer, config, COLUMNS, argv, write_page)

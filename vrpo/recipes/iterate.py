@@ -29,7 +29,7 @@ from trl import ModelConfig
 
 import vrpo
 from llada.checks import NOT_EMPTY, PositiveInt, Range
-from llada.cli.arguments import CompletionArguments, SamplerOptions
+from llada.cli.arguments import IMPORTING, CompletionArguments, SamplerOptions, saying
 from llada.cli.recipe import RecipeArguments, RecipeParser, parse, short_help
 from llada.errors import RecipeError
 from llada.files import delete_left, replace_file
@@ -263,10 +263,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command: all rounds, each from where a killed run has left it."""
     short_help(VRPOOptions, __doc__, argv, (Arguments, SamplerOptions))
     argv = sys.argv[1:] if argv is None else argv
-    from accelerate import PartialState
+    with saying(IMPORTING):
+        from accelerate import PartialState
 
-    from llada.cli.old_run import refuse_to_delete
-    from llada.training.distributed import check_processes, on_first_process
+        from llada.cli.old_run import refuse_to_delete
+        from llada.training.distributed import check_processes, on_first_process
 
     recipe, model_args, args, _ = options(argv)
     check_options(recipe, model_args)

@@ -11,7 +11,7 @@ Without a single pair it fails and writes no file.
 from dataclasses import dataclass, field
 from typing import Any
 
-from llada.cli.arguments import CompletionArguments, SamplerOptions
+from llada.cli.arguments import IMPORTING, CompletionArguments, SamplerOptions, saying
 from llada.cli.recipe import RecipeParser, parse
 from llada.errors import RecipeError
 from llada.evaluation import VERIFIERS, load_verifier
@@ -72,8 +72,9 @@ def main(argv: list[str] | None = None) -> None:
             f"samples={args.samples} must be at least 2, since a pair needs two answers, and pairs_per_prompt="
             f"{args.pairs_per_prompt} at least 1"
         )
-    from llada.cli.completions import Completions  # imported after parsing: they load torch
-    from llada.training.distributed import check_launcher
+    with saying(IMPORTING):  # after parsing: they load torch
+        from llada.cli.completions import Completions
+        from llada.training.distributed import check_launcher
 
     check_launcher()
     run = Completions(args, options, args.samples, **DIVERSE)

@@ -1,8 +1,8 @@
 """How docstrings become the pages of the API: fields that are listed in them, and the help of options.
 
-Docstrings list fields and settings as lines "name: what it is"; in Markdown these would run together into a paragraph, so
-each becomes an item of a list. An option is a field of a dataclass with a `help`, which the command line prints; here
-it is the docstring of the field.
+Docstrings list fields and settings as lines "name: what it is". In Markdown these would run together into a paragraph,
+so each becomes an item of a list. An option is a field of a dataclass with a `help`, which the command line prints;
+here it is the docstring of the field.
 """
 
 import ast

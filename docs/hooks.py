@@ -1,8 +1,8 @@
 """What mkdocs does beside docs/: pages of Markdown files elsewhere in the repository, and links to other files of it.
 
 README.md is the home page, and the files of `PAGES` are pages too, so that no text is written twice. A link from a page
-to any other file of the repository leads to a copy of that file in the site. A link that leads nowhere is left as it is,
-and mkdocs names it.
+to any other file of the repository leads to a copy of that file in the site. A link that leads nowhere is left as it
+is, and mkdocs names it.
 """
 
 import posixpath

@@ -1,11 +1,12 @@
-"""The fenced blocks of README and documentation, their marks, and how a block is run (CONTRIBUTING.md, "Documentation").
+"""The fenced blocks of README and documentation, their marks, and how a block is run (CONTRIBUTING.md has the rules).
 
     <!-- run -->                   the block is run by the quick tests, after those of its page before it
     <!-- run: slow -->             the same, by the slow tests only
     <!-- not run: REASON -->       it is not
     <!-- from: FILE -->            its lines stand in that file of the repository; "# ..." stands for lines left out
 
-A mark is the line before a block of Python or shell. A block with title="NAME" is a file that later blocks of its page use.
+A mark is the line before a block of Python or shell. A block with title="NAME" is a file that later blocks of its page
+use.
 """
 
 import importlib
@@ -107,7 +108,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def run_shell(text: str, monkeypatch: Any) -> None:
-    """Run a block of shell in the current directory: in this process, or by a shell if it has loops, pipes or the like."""
+    """Run a block of shell in the current directory: in this process, or by bash if it has loops, pipes or the like."""
     if OF_A_SHELL.search(re.sub(r"'[^']*'|#.*", "", text)):
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
@@ -123,7 +124,8 @@ def run_command(words: list[str], monkeypatch: Any) -> None:
     `accelerate launch` is left out, and what it would start runs as one process.
 
     Raises:
-        ValueError: no Python program and no console command of this package.
+        ValueError: it is neither a Python program nor a console command of this package.
+        RuntimeError: its exit status is not 0.
     """
     if words[:2] == ["accelerate", "launch"]:
         script = next(number for number, word in enumerate(words) if word.endswith(".py"))
@@ -146,4 +148,5 @@ def run_command(words: list[str], monkeypatch: Any) -> None:
         else:
             raise ValueError(f"{words[0]} is neither Python nor a console command of this package")
     except SystemExit as end:
-        assert end.code in (None, 0), f"{shlex.join(words)} ended with {end.code}"
+        if end.code not in (None, 0):
+            raise RuntimeError(f"{shlex.join(words)} ended with {end.code}") from end

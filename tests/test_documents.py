@@ -16,6 +16,7 @@ from peft import LoraConfig
 from test_sft import IDS, TOKENIZER
 
 import llada
+import vrpo
 from llada.sampling.settings import SamplerSettings
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -23,7 +24,7 @@ BLOCKS = {name: blocks_of((ROOT / name).read_text()) for name in NAMES}
 RUN = {name: [block for block in blocks if block.kind == "run"] for name, blocks in BLOCKS.items()}
 # Names that stand for models, files and directories in the documents. Each is there under this very name.
 MODELS = ("PATH", "POLICY", "REFERENCE", "A", "B", "GSAI-ML/LLaDA-8B-Instruct", "runs/tiny_pretrain", "runs/tiny_sft")
-FUNCTIONS = '''
+FUNCTIONS = """
 def function(row, answer):
     return sum(map(ord, answer))
 
@@ -31,11 +32,12 @@ def function(row, answer):
 class Class:
     def judge(self, prompts, completions, shuffle_order=True):
         return [int(len(second) > len(first)) for first, second in completions]
-'''
+"""
 # The recipes' own settings, but for sizes and what needs an accelerator.
-TINY = {"max_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 2}
-TINY |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False, "max_length": 128, "drop_invalid": True}
-TINY |= {"gen_length": 2, "block_length": 2, "steps": 2, "expected_processes": 1, "warmup_steps": 1, "eval_draws": 1}
+ALWAYS = {"max_steps": 2, "use_cpu": True}
+TINY = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 2}
+TINY |= {"bf16": False, "activation_checkpointing": False, "max_length": 128, "warmup_steps": 1, "eval_draws": 1}
+TINY |= {"gen_length": 2, "block_length": 2, "steps": 2, "expected_processes": 1}
 SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2, "mlp_hidden_size": 24, "max_sequence_length": 1024}
 
 
@@ -46,11 +48,9 @@ def write_rows(path, rows) -> None:
 
 def shrunk(settings: dict) -> dict:
     """A recipe's settings in the tiny setting."""
-    smaller = settings | {name: value for name, value in TINY.items() if name in settings or name in ("max_steps", "use_cpu")}
+    smaller = settings | {name: value for name, value in TINY.items() if name in settings} | ALWAYS
     if "architecture" in settings:
-        smaller["architecture"] = settings["architecture"] | {
-            name: value for name, value in SMALL.items() if name in settings["architecture"]
-        }
+        smaller["architecture"] = settings["architecture"] | SMALL
     return smaller
 
 
@@ -78,8 +78,10 @@ def prepared(tmp_path_factory):
     draw = random.Random(0)
     words = ["".join(draw.choices("abcde", k=4)) for _ in range(8)]
     write_rows(folder / "FILE.jsonl", [{"prompt": f"q{word}", "completion": word} for word in words])
-    write_rows(folder / "PROMPTS.jsonl", [{"prompt": f"q{word}", "answer": draw.choice(("ab", "cd"))} for word in words])
-    pairs = [{"prompt": f"q{word}", "chosen": word, "rejected": word[::-1]} for word in words[:4]]
+    write_rows(
+        folder / "PROMPTS.jsonl", [{"prompt": f"q{word}", "answer": draw.choice(("ab", "cd"))} for word in words]
+    )
+    pairs = [{"prompt": f"q{word}", "chosen": word, "rejected": word[::-1] + "e"} for word in words[:4]]
     for name in ("PAIRS.jsonl", "HELD_OUT.jsonl", "trl-lib/ultrafeedback_binarized/train.jsonl"):
         write_rows(folder / name, pairs)
     write_rows(folder / "trl-lib/ultrafeedback_binarized/test.jsonl", pairs)
@@ -97,12 +99,16 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def here(prepared, tmp_path, monkeypatch):
-    """Work in a copy of that folder, as a process that has just begun."""
+    """Work in a copy of that folder, as a process that has just begun, and leave nothing behind."""
+    tables = [(table, dict(table)) for table in (vrpo.DESIGNS, vrpo.LOSSES)]  # to which pages add their own
     shutil.copytree(prepared, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nexit\n"))  # of a dialogue
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    return tmp_path / "work"
+    yield
+    for table, before in tables:
+        table.clear()
+        table.update(before)
 
 
 def run_page(name: str, slow: bool, monkeypatch) -> None:

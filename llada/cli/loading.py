@@ -196,8 +196,8 @@ def load_datasets(
     split = len(train) - max(1, round(recipe.eval_fraction * len(train)))
     if split < 1:
         raise RecipeError(
-            f"eval_fraction={recipe.eval_fraction:g} of the {len(train)} rows of {recipe.dataset_name} that can be trained "
-            "on leaves none to train on: use a smaller one, or more rows"
+            f"eval_fraction={recipe.eval_fraction:g} holds out all {len(train)} rows of {recipe.dataset_name} that can "
+            "be trained on: use a smaller one, or more rows"
         )
     return train.select(range(split)), train.select(range(split, len(train)))
 

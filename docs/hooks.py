@@ -2,7 +2,7 @@
 
 README.md is the home page, and the files of `PAGES` are pages too, so that no text is written twice. A link from a page
 to any other file of the repository leads to a copy of that file in the site. A link that leads nowhere is left as it
-is, and mkdocs names it.
+is, and mkdocs names it. Excerpts of the source (CONTRIBUTING.md, "Documentation") have the file's name as their title.
 """
 
 import posixpath
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {"README.md": "index.md"} | {name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "recipes/README.md")}
 SOURCES = {uri: name for name, uri in PAGES.items()}  # of pages that are not in docs/
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
+EXCERPT = re.compile(r"(?<=<!-- from: )(.+)( -->\n```python)$", re.M)
 FENCED = re.compile(r"^( *)(`{3,}).*?^\1\2`*$", re.M | re.S)
 
 
@@ -58,4 +59,4 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         place = place_of(target_of(link[1], source))
         return posixpath.relpath(place, posixpath.dirname(uri)) if files.get_file_from_path(place) else link[0]
 
-    return LINK.sub(moved, markdown)
+    return EXCERPT.sub(r'\1\2 title="\1"', LINK.sub(moved, markdown))

@@ -79,6 +79,7 @@ def test_pages_load_nothing_from_elsewhere(folder, pages):
     for path, page in pages.items():
         assert page.loaded
         assert not [address for address in page.loaded if urlsplit(address).netloc], path.name
+        assert all((path.parent / urlsplit(address).path).exists() for address in page.loaded), path.name
     styles = [path.read_text() for path in folder.rglob("*.css")]
     assert styles
     assert not [found for style in styles for found in re.findall(r"url\([\"']?https?:[^)]*", style)]
@@ -95,7 +96,7 @@ def test_every_page_that_is_written_is_in_the_site(folder, pages):
 @pytest.mark.parametrize("package", [llada, vrpo], ids=lambda package: package.__name__)
 def test_the_api_has_every_public_name_with_its_docstring(package, pages):
     name = package.__name__
-    listed = API.findall((ROOT / "docs" / "api" / f"{name}.md").read_text())
-    assert {each.rpartition(".")[2] for each in listed} >= set(package.__all__)
+    listed = {path.rpartition(".")[2]: path for path in API.findall((ROOT / f"docs/api/{name}.md").read_text())}
+    assert set(listed) >= set(package.__all__)
     (page,) = (page for path, page in pages.items() if path.parts[-2:] == ("api", f"{name}.html"))
-    assert set(listed) <= page.anchors
+    assert {listed[public] for public in package.__all__} <= page.anchors

@@ -43,11 +43,11 @@ def folder(tmp_path_factory) -> Path:
     """The site, as `make docs` builds it."""
     folder = tmp_path_factory.mktemp("site").resolve()
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
-    assert not built.stderr + built.stdout
+    assert "WARNING" not in built.stderr
     return folder
 
 

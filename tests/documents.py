@@ -128,7 +128,7 @@ def run_command(words: list[str], monkeypatch: Any) -> None:
         RuntimeError: its exit status is not 0.
     """
     if words[:2] == ["accelerate", "launch"]:
-        script = next(number for number, word in enumerate(words) if word.endswith(".py"))
+        script = next(number for number, word in enumerate(words) if word == "-m" or word.endswith(".py"))
         if "--config_file" in words:
             load_config_from_file(words[words.index("--config_file") + 1])
         words = ["python", *words[script:]]

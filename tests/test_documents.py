@@ -174,3 +174,4 @@ def test_marks_in_the_documents_are_read():
         text = (ROOT / name).read_text()
         written = re.findall(r"^<!-- (?:run|not run|from)\b.*$", text, re.M)
         assert len(written) == sum(block.kind is not None for block in BLOCKS[name]), name
+        assert not re.search(r"^ +```|^ *~~~", text, re.M), f"{name}: a fence begins its line with ```"

@@ -100,13 +100,13 @@ def prepared(tmp_path_factory):
 @pytest.fixture
 def here(prepared, tmp_path, monkeypatch):
     """Work in a copy of that folder, as a process that has just begun, and leave nothing behind."""
-    tables = [(table, dict(table)) for table in (vrpo.DESIGNS, vrpo.LOSSES)]  # to which pages add their own
+    # The environment that commands set, and designs and losses that pages add.
+    kept = [(table, dict(table)) for table in (os.environ, vrpo.DESIGNS, vrpo.LOSSES)]
     shutil.copytree(prepared, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nexit\n"))  # of a dialogue
-    monkeypatch.setattr(os, "environ", os.environ.copy())
     yield
-    for table, before in tables:
+    for table, before in kept:
         table.clear()
         table.update(before)
 

@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED = $(VENV)/.installed
 
-.PHONY: quickstart quickstart-short test lint
+.PHONY: quickstart quickstart-short test lint docs docs-serve
+
+# mkdocs-material prints that it will not follow mkdocs to a version 2.
+export NO_MKDOCS_2_WARNING = 1
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +23,12 @@ quickstart-short: $(INSTALLED)
 test: $(INSTALLED)
 	@echo "The quick tests take 7 to 15 minutes on 2 cores; the percentages show how far they are."
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m mkdocs build --strict
+
+docs-serve: $(INSTALLED)
+	$(VENV)/bin/python -m mkdocs serve
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

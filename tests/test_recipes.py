@@ -150,6 +150,7 @@ def test_checkpoint_and_tokenizer_must_agree_before_weights_are_read(tmp_path, g
         (("--model_name_or_path", "x"), "either model_name_or_path .* or architecture"),
         (("--eval_fraction", "1.5"), "eval_fraction=1.5 must be at least 0 and below 1"),
         (("--eval_fraction", "0.5", "--dataset_streaming", "true"), "not streamed"),
+        (("--eval_fraction", "0.99"), "eval_fraction=0.99 holds out all 16 rows of .*good.jsonl that can be"),
         (("--expected_processes", "2"), "expected_processes is 2, but this run has 1 processes"),
         (("--load_in_4bit", "true"), "load_in_4bit and load_in_8bit (need bitsandbytes|freeze the weights)"),
         (("--max_length", "65"), "max_length=65 must be between 1 and the model's context, 64"),

@@ -174,7 +174,7 @@ def load_datasets(
         columns: see `load_columns`.
 
     Raises:
-        RecipeError: data or columns are missing, or `eval_fraction` is set for a stream.
+        RecipeError: data or columns are missing, or `eval_fraction` is set for a stream or leaves no row to train on.
         llada.errors.DataError: a row cannot be trained on; the message names file, row and column.
     """
     check_data_options(recipe)
@@ -199,10 +199,14 @@ def load_datasets(
         raise RecipeError(
             "eval_packing differs from packing, but eval_fraction holds out packed rows: use eval_dataset_name"
         )
-    held_out = round(recipe.eval_fraction * len(train)) if recipe.eval_fraction else 0
-    if not held_out:
+    if not recipe.eval_fraction:
         return train, None
-    split = len(train) - held_out
+    split = len(train) - max(1, round(recipe.eval_fraction * len(train)))
+    if split < 1:
+        raise RecipeError(
+            f"eval_fraction={recipe.eval_fraction:g} holds out all {len(train)} rows of {recipe.dataset_name} that can "
+            "be trained on: use a smaller one, or more rows"
+        )
     return train.select(range(split)), train.select(range(split, len(train)))
 
 

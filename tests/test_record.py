@@ -333,4 +333,7 @@ def test_damaged_samples_are_named(tmp_path, caplog):
         (tmp_path / "samples.json").write_text("{")
         record = RunRecord(run_of(tmp_path, recorded=False))
         assert record.samples_until(2)["samples"] == []
+        assert not caplog.records  # it makes none
+        record.prompts = asked(record.trainer, 4)
+        assert record.samples_until(2)["samples"] == []
     assert "samples.json is missing or damaged" in caplog.text

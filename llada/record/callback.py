@@ -133,7 +133,7 @@ class RunRecord(TrainerCallback):
     def samples_until(self, step: int) -> dict[str, Any]:
         """The samples that a run which goes on has made before; an empty list for one that begins."""
         content: dict[str, Any] = {"format": 1, "settings": {}, "samples": []}
-        if not step:
+        if not step or not self.prompts or not self.trainer.is_world_process_zero():
             return content
         try:
             found = json.loads((self.folder / SAMPLES).read_text(encoding="utf-8"))

@@ -5,6 +5,20 @@
 The task: answer eight letters with the next letters of the alphabet ("hal" -> "ibm"). The script does without a trainer
 what `recipes/` does on real data: SFT (LLaDA, arXiv 2502.09992, Alg. 2) with exact-count masks, the ELBO of held-out
 answers, and the sampler, which fills all eight positions in the order of its confidence.
+It prints:
+
+    step    0   3.789 nats per answer token     0% of held-out answers right
+    step  100   0.042 nats per answer token    91% of held-out answers right
+    step  200   0.013 nats per answer token    95% of held-out answers right
+    step  300   0.010 nats per answer token    99% of held-out answers right
+    step  400   0.000 nats per answer token   100% of held-out answers right
+
+    Denoising, two letters a step:
+      computer > ________
+      computer > d__q____
+      computer > d_nqv___
+      computer > dpnqv__s
+      computer > dpnqvufs
 """
 
 import argparse

@@ -14,7 +14,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {"README.md": "index.md"} | {name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "recipes/README.md")}
+PAGES = {"README.md": "index.md"} | {
+    name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "recipes/README.md", "examples/README.md")
+}
 SOURCES = {uri: name for name, uri in PAGES.items()}  # of pages that are not in docs/
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 EXCERPT = re.compile(r"(?<=<!-- from: )(.+)( -->\n```python)$", re.M)

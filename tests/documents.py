@@ -25,7 +25,12 @@ from typing import Any
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "recipes" / "README.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FENCE = re.compile(r"```(?P<language>\w*)(?P<options>.*)")
 MARK = re.compile(r"<!-- (?P<kind>run|not run|from)(?:: (?P<detail>.+))? -->")
 TITLE = re.compile(r'title="([^"]+)"')

@@ -13,7 +13,9 @@ from conftest import tiny_model, tiny_moe, trajectory
 from datasets import Dataset
 from peft import LoraConfig
 from test_sft import IDS, TOKENIZER
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from llada.cli.recipe import RecipeArguments
 from llada.denoiser import DenoiserSpec
@@ -190,6 +192,27 @@ def test_a_character_of_several_tokens_is_shown_once():
     ids = [*TOKENIZER("aé€", add_special_tokens=False).input_ids, IDS["eos_token_id"]]
     shown = tokens_of(TOKENIZER, ids, [0.5] * len(ids), list(range(len(ids))))
     assert [token["text"] for token in shown] == ["a", "", "é", "", "", "€", TOKENIZER.eos_token]
+
+
+def test_words_keep_the_spaces_between_them():
+    """A tokenizer of whole words puts spaces between them when it decodes, and not before a single one."""
+    words = ["one", "two", "three"]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="one"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    shown = tokens_of(PreTrainedTokenizerFast(tokenizer_object=backend), [2, 0, 1], [0.5] * 3, [0, 1, 2])
+    assert [token["text"] for token in shown] == ["three", " one", " two"]
+
+
+def test_a_prompt_is_asked_once_and_what_follows_an_answer_s_end_is_not_it(tmp_path, monkeypatch):
+    rows = [{"prompt": f"{number // 3}?", "completion": f"a{number}"} for number in range(12)]
+    run = run_of(tmp_path, recorded=False, eval_dataset=Dataset.from_list(rows))
+    prompts = asked(run, 3)
+    assert [TOKENIZER.decode(each.prompt) for each in prompts] == ["0?", "1?", "2?"]
+    assert [TOKENIZER.decode(each.given, skip_special_tokens=True) for each in prompts] == ["a0", "a3", "a6"]
+    assert len(asked(run, 9)) == 4
+    answer = sample(run, run.model.eval(), prompts)["answers"][0]
+    texts = [token["text"] for token in answer["tokens"]]
+    assert "".join(texts[: answer["length"]]) == answer["answer"]
 
 
 def test_documents_are_continued_and_pairs_have_both_answers(tmp_path):

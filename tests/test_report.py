@@ -184,6 +184,19 @@ def test_changed_words_are_marked_whole_and_nearly_new_answers_not_at_all():
     assert changed_characters("", "") == ([], False)
 
 
+def test_what_stands_after_the_end_of_an_answer_is_neither_compared_nor_shaded():
+    def row(*texts, length):
+        tokens = [{"text": text, "confidence": 0.5, "order": index} for index, text in enumerate(texts)]
+        return {"prompt": "p", "answer": "", "length": length, "tokens": tokens}
+
+    before, after = row("one", " two", "<end>", " two", length=2), row("one", " six", "<end>", " six", length=2)
+    (case,) = cases_of([("before", [before]), ("after", [after])])
+    for answer in case.answers:
+        assert [piece.changed for piece in answer.pieces] == [False, True, False, False]
+        assert [piece.doubt for piece in answer.pieces] == [0.5, 0.5, None, None]
+        assert [piece.after for piece in answer.pieces] == [False, False, True, True]
+
+
 def test_answers_stand_beside_each_other_with_doubt_and_tail(tmp_path):
     run = read_run(report_runs.preference_run(tmp_path, steps=40))
     columns = columns_of(group_runs([run]))
@@ -231,7 +244,7 @@ def test_the_noise_of_a_run_leads_to_an_n_and_to_the_command_that_measures_more(
     assert "a step of this run has 64" in found.sentences[0]
     # e / b = 3.1 / 3.2 at n = 8; over 3 epochs masks add e / 3: 24% at n = 8, and 39% at n = 4
     assert "3 epochs, n = 8 is the smallest at which masks add at most 25% of the noise (24%)" in found.sentences[1]
-    assert found.command.startswith(f"python -m vrpo.variance --model {tmp_path} --ref_model GSAI-ML/LLaDA-8B-Instruct")
+    assert found.command.startswith(f"vrpo variance --model {tmp_path} --ref_model GSAI-ML/LLaDA-8B-Instruct")
 
 
 def test_a_measurement_says_more_than_the_log(tmp_path):

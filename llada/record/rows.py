@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llada.training.base import DiffusionTrainerBase
 
+LOOKED_AT = 16  # rows, for each prompt that is wanted: the same prompt may come many times
 DOCUMENT_PROMPT = 32  # tokens of a document that stand for its prompt, at most
 
 
@@ -41,16 +42,23 @@ def sides_of(batch: dict[str, Tensor]) -> int:
 
 
 def asked(trainer: DiffusionTrainerBase, number: int) -> list[Asked]:
-    """The prompts of the first rows. Of a document, it is its first half, or its first 32 tokens if that is less."""
+    """The first different prompts of the rows, with their first answers.
+
+    Of a document, the prompt is its first half, or its first 32 tokens if that is less.
+    """
     held_out = held_out_rows(trainer)
     rows = trainer.train_dataset if held_out is None else held_out
-    found = []
-    for batch in batches(trainer, rows, number):
+    found: dict[tuple[int, ...], Asked] = {}
+    for batch in batches(trainer, rows, LOOKED_AT * number):
         parts = [parts_of(batch, row, trainer.spec.eos_id) for row in range(len(batch["input_ids"]))]
         pairs = len(parts) // sides_of(batch)
         for index, (prompt, given) in enumerate(parts[:pairs]):
-            found.append(Asked(prompt, given, parts[pairs + index][1] if pairs < len(parts) else None))
-    return [each for each in found if each.prompt]
+            rejected = parts[pairs + index][1] if pairs < len(parts) else None
+            if prompt:
+                found.setdefault(tuple(prompt), Asked(prompt, given, rejected))
+        if len(found) >= number:
+            break
+    return list(found.values())[:number]
 
 
 def parts_of(batch: dict[str, Tensor], row: int, eos_id: int | None) -> tuple[list[int], list[int]]:

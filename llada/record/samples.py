@@ -99,8 +99,11 @@ def left_padded_ids(prompts: list[list[int]], pad_id: int, device) -> tuple[Tens
     return torch.tensor(ids, device=device), torch.tensor(real, device=device)
 
 
-def answer_of(tokenizer, row: Asked, written: list[int], ends: set[int]) -> dict[str, str | None]:
-    """The texts of an answer: the prompt with its special tokens, as the model gets it, and the rest without."""
+def answer_of(tokenizer, row: Asked, written: list[int], ends: set[int]) -> dict[str, Any]:
+    """The texts of an answer: the prompt with its special tokens, as the model gets it, and the rest without.
+
+    "length" is how many of the tokens are the answer: the others stand after its end.
+    """
 
     def text(ids: list[int] | None) -> str | None:
         return None if ids is None else tokenizer.decode(before_end(ids, ends), skip_special_tokens=True)
@@ -110,19 +113,22 @@ def answer_of(tokenizer, row: Asked, written: list[int], ends: set[int]) -> dict
         "given": text(row.given) or None,
         "given_rejected": text(row.rejected),
         "answer": text(written),
+        "length": len(before_end(written, ends)),
     }
 
 
 def tokens_of(tokenizer, ids: list[int], confidences: list[float], orders: list[int]) -> list[dict[str, Any]]:
     """Text, confidence and forward pass of each token, special ones included.
 
-    A character of several tokens is the text of its last one; the text of the others is empty.
+    The texts joined are the decoded ids: a token's text is what it adds to that of the tokens before it, with the space
+    that some tokenizers put between words. A character of several tokens is the text of its last one; the text of the
+    others is empty.
     """
-    texts, begin = [""] * len(ids), 0
+    texts, shown, waiting = [""] * len(ids), "", 0
     for index in range(len(ids)):
-        text = tokenizer.decode(ids[begin : index + 1], skip_special_tokens=False)
-        if not text.endswith(SPLIT) or index - begin == 3 or index + 1 == len(ids):  # UTF-8 has up to four bytes
-            texts[index], begin = text, index + 1
+        text, waiting = tokenizer.decode(ids[: index + 1], skip_special_tokens=False), waiting + 1
+        if not text.endswith(SPLIT) or waiting == 4 or index + 1 == len(ids):  # UTF-8 has up to four bytes
+            texts[index], shown, waiting = text[len(shown) :], text, 0
     return [
         {"text": text, "confidence": round(confidence, DIGITS), "order": order}
         for text, confidence, order in zip(texts, confidences, orders, strict=True)

@@ -65,7 +65,7 @@ def from_log(run: Run, found: Measured) -> None:
     if float(run.series("noise/signal").finite.values[-1:].sum()) <= 0:
         text += " The signal, the gradient's mean over pairs, does not stand out from it yet."
     elif len(scale):
-        text += f" A batch of {scale.values[-1]:.3g} pairs has as much noise as signal"
+        text += f" A batch of {scale.values[-1]:,.0f} pairs has as much noise as signal"
         lines = run.state.get("logging_steps") or 1
         text += f"; a step of this run has {batch / lines:g}." if batch is not None and lines >= 1 else "."
     found.sentences.append(text)

@@ -17,11 +17,15 @@ SPECIAL = re.compile(r"(<\|[^|<>]*\|>)")  # how LLaDA's tokenizers spell special
 
 @dataclass(frozen=True)
 class Piece:
-    """A token of an answer. doubt: 1 - confidence; None if it is not known. changed: not in the other answer."""
+    """A token of an answer. doubt: 1 - confidence; None if it is not known. changed: not in the other answer.
+
+    after: it stands after the end of the answer.
+    """
 
     text: str
     doubt: float | None
     changed: bool
+    after: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,24 @@ def cases_of(columns: Sequence[Column]) -> list[Case]:
     found = []
     for rows in zip(*(answers for _, answers in columns), strict=True):
         tokens, ends = zip(*(without_tail(tokens_of(row)) for row in rows), strict=True)
-        texts = ["".join(token["text"] for token in each) for each in tokens]
+        lengths = [row.get("length", len(each)) for row, each in zip(rows, tokens, strict=True)]
+        texts = [
+            "".join(token["text"] for token in each[:length]) for each, length in zip(tokens, lengths, strict=True)
+        ]
         answers = []
         for index, (label, _) in enumerate(columns):
             other = texts[0] if index else texts[min(1, len(texts) - 1)]
             changed, rewritten = changed_characters(texts[index], other)
             end, repeats = ends[index]
             answers.append(
-                Answer(label, pieces_of(tokens[index], changed), end, repeats, rewritten, not texts[index].strip())
+                Answer(
+                    label,
+                    pieces_of(tokens[index], changed, lengths[index]),
+                    end,
+                    repeats,
+                    rewritten,
+                    not texts[index].strip(),
+                )
             )
         found.append(
             Case(SPECIAL.split(rows[0]["prompt"].strip()), answers, rows[0].get("given"), rows[0].get("given_rejected"))
@@ -127,10 +141,16 @@ def changed_characters(text: str, other: str) -> tuple[list[bool], bool]:
     return [mark for word, mark in zip(words, changed, strict=True) for _ in word], False
 
 
-def pieces_of(tokens: list[dict[str, Any]], changed: list[bool]) -> list[Piece]:
-    """The tokens with their doubts; one is changed if a character of it that is no space is."""
+def pieces_of(tokens: list[dict[str, Any]], changed: list[bool], length: int) -> list[Piece]:
+    """The tokens with their doubts; one is changed if a character of it that is no space is.
+
+    length: how many of the tokens are the answer.
+    """
     found, position = list[Piece](), 0
-    for token in tokens:
+    for index, token in enumerate(tokens):
+        if index >= length:
+            found.append(Piece(token["text"], None, False, True))
+            continue
         text = token["text"]
         marks = changed[position : position + len(text)]
         position += len(text)

@@ -12,22 +12,19 @@ greedily on prompts that appear in no demonstration and no pair. The short run d
 
 import argparse
 import json
-import logging
 import random
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from addition import ANSWER_LENGTH, carries, demonstration, is_held_out, is_right, prompts, random_prompt
 from datasets import Dataset
-from datasets.utils.logging import disable_progress_bar
 from quickstart_report import compare_answers, draw_report, introduce, print_report
 from quickstart_settings import FULL, SHORT, Size, set_threads
+from quickstart_training import command, quieten, train
 from tqdm import tqdm
 from transformers import TrainerCallback, set_seed
-from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
 
 from llada import LLaDAConfig, LLaDAModelLM
 from llada.data.tokenizer import byte_tokenizer, special_ids
@@ -45,48 +42,12 @@ SAMPLED = SamplerSettings(gen_length=ANSWER_LENGTH + 1, steps=24, block_length=A
 TOKENIZER = byte_tokenizer()
 
 
-class Quiet(TrainerCallback):
-    """Keeps the log lines for the report instead of printing them under the progress bar."""
-
-    def __init__(self):
-        self.rows: list[dict[str, float]] = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.rows.append(logs | {"step": state.global_step})
-
-
 def common(folder: Path, name: str, seed: int, **settings) -> dict:
     defaults = dict(
         output_dir=str(folder / name), seed=seed, use_cpu=True, report_to="none", log_level="error",
         save_strategy="no", max_length=48, logging_steps=5, dataloader_drop_last=True, weight_decay=0.0,
     )  # fmt: skip
     return defaults | settings
-
-
-def train(trainer) -> list[dict[str, float]]:
-    """Train with a progress bar only, and return the logged rows."""
-    from transformers import PrinterCallback, ProgressCallback
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    quiet, bar = Quiet(), Bar()
-    trainer.add_callback(quiet)
-    trainer.add_callback(bar)
-    trainer.train()
-    return quiet.rows
-
-
-class Bar(TrainerCallback):
-    """A progress bar and nothing else."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, desc=f"{Path(args.output_dir).name:8}")
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
 
 
 def greedy_answers(model, asked: list[str], name: str) -> list[str]:
@@ -157,7 +118,7 @@ def sample_pairs(model, rng: random.Random, seed: int, size: Size = FULL) -> lis
 
 def align(
     model, folder: Path, seed: int, pairs: list[dict], held_out_pairs: list[dict] | None = None, size: Size = FULL,
-    **changes,
+    page: bool = False, **changes,
 ):  # fmt: skip
     """Run VRPO on the pairs; return the trainer and its logged rows. `changes` are settings of `VRPOConfig`."""
     # The SFT term here is per sequence (0.05 of it), which is the response length times the per-token default.
@@ -171,7 +132,7 @@ def align(
         model, args=VRPOConfig(**settings | changes), train_dataset=Dataset.from_list(pairs),
         eval_dataset=Dataset.from_list(held_out_pairs) if held_out_pairs else None, processing_class=TOKENIZER,
     )  # fmt: skip
-    return trainer, train(trainer)
+    return trainer, train(trainer, page)
 
 
 def continue_sft(model, folder: Path, seed: int, pairs: list[dict], size: Size):
@@ -205,18 +166,9 @@ def main() -> None:
     print_report(results)
     draw_report(results, *logs, folder / "report.png")
     print(f"\nWritten: {folder}/results.json, report.png, pairs.jsonl, sft_model/, model/")
+    print(f"The page of the VRPO run, for a browser: {folder}/vrpo/report.html")
     print("Next, ask the aligned model, for example what only it has right:")
-    print(f"    echo '{question}' | python -m llada.chat --model {folder}/model --plain")
-
-
-def quieten() -> None:
-    """Leave out what the libraries say about this run that nobody can act on."""
-    for library in ("transformers", "llada", "vrpo"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # of torch, on a machine without a GPU
-    disable_progress_bar()
-    disable_transformers_bar()
+    print(f"    echo '{question}' | {command('llada')} chat --model {folder}/model --plain")
 
 
 def run(folder: Path, seed: int, size: Size):
@@ -244,7 +196,7 @@ def run(folder: Path, seed: int, size: Size):
     overlap = set(held_out) & {row["prompt"] for row in [*taught, *pairs]}
     if overlap:
         raise RuntimeError(f"{len(overlap)} evaluation prompts were trained on, such as {overlap.pop()}")
-    aligned, vrpo_log = timed("vrpo", lambda: align(copy_of(sft), folder, seed, pairs, size=size))
+    aligned, vrpo_log = timed("vrpo", lambda: align(copy_of(sft), folder, seed, pairs, size=size, page=True))
     vrpo = aligned.model
     answered["vrpo"] = timed("evaluate vrpo", lambda: greedy_answers(vrpo, held_out, "vrpo"))
     control = timed("control", lambda: continue_sft(copy_of(sft), folder, seed, pairs, size))

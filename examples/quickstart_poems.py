@@ -20,9 +20,10 @@ from statistics import mean, stdev
 import torch
 from datasets import Dataset
 from poems import COMMON, SAMPLER, labelled, measured, model_config, prompts_of, sample, twice
-from quickstart import copy_of, quieten, train
+from quickstart import copy_of
 from quickstart_poems_report import draw_report, introduce, print_poems, print_report
 from quickstart_settings import set_threads
+from quickstart_training import command, quieten, train
 from torch import Tensor
 from transformers import set_seed
 from verses import TOKENIZER, TOPICS, demonstrations, is_well_formed, mood, rewards
@@ -91,7 +92,7 @@ def align(base: LLaDAModelLM, folder: Path, seed: int, pairs: list[dict[str, str
         beta=size.beta, n_t=size.draws, loss_weights=[1.0, 0.0], variance_steps=0, **COMMON,
     )  # fmt: skip
     trainer = VRPOTrainer(copy_of(base), base, args, train_dataset=Dataset.from_list(pairs), processing_class=TOKENIZER)
-    train(trainer)
+    train(trainer, page=True)
     return trainer.model
 
 
@@ -138,8 +139,9 @@ def main() -> None:
     print_report(results)
     draw_report(results, reward_N, folder / "frontier.png")
     print(f"\nWritten: {folder}/results.json, frontier.png, pairs.jsonl, base_model/, model/")
+    print(f"The page of the VRPO run, for a browser: {folder}/vrpo/report.html")
     print("Next, ask the aligned model for a poem (its 12 words come in one line):")
-    print(f"    echo sea | python -m llada.chat --model {folder}/model --plain")
+    print(f"    echo sea | {command('llada')} chat --model {folder}/model --plain")
 
 
 def run(folder: Path, seed: int, size: Settings) -> tuple[dict, Tensor, dict[str, tuple[str, str]]]:

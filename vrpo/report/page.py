@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from llada.files import replace_file
 from vrpo.report import estimator, figures, headline, panels, samples, timesteps
 from vrpo.report.findings import GONE_WELL, findings_of
-from vrpo.report.groups import Group, group_runs
+from vrpo.report.groups import Group, group_runs, value_text
 from vrpo.report.judging import LEVELS, Finding
 from vrpo.report.reading import Run, read_run
 
@@ -79,7 +79,7 @@ def contents(groups: Sequence[Group]) -> dict[str, Any]:
         "runs": [about(run) for run in runs],
         "groups": groups if len(groups) > 1 else [],
         "several": len(runs) > 1,
-        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        "title": runs[0].name if len(runs) == 1 else title_of(groups),
         "kind": " / ".join(dict.fromkeys(headline.kind_of(run) for run in runs)),
         "comparison": headline.comparison(groups) if len(runs) > 1 else None,
         "findings": all_findings(groups),
@@ -102,16 +102,37 @@ def label_of(run: Run, groups: Sequence[Group]) -> str:
     return group.label if len(group.runs) == 1 else f"{group.label} ({run.name})"
 
 
+def title_of(groups: Sequence[Group]) -> str:
+    """What several runs are: the values of the one option in which they differ, or how many they are."""
+    number = sum(len(group.runs) for group in groups)
+    options = {name for group in groups for name in group.differing}
+    if len(groups) == 1 or len(options) != 1 or not all(group.differing for group in groups):
+        return f"{number} runs"
+    (name,) = options
+    return f"{name}: {', '.join(value_text(group.differing[name]) for group in groups)}"
+
+
 def all_findings(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The findings by title, each with the runs that it is of: {"level", "title", "cases": [(run, finding)]}."""
-    runs = [run for group in groups for run in group.runs]
+    """The findings by title, each with the runs that it is of: {"level", "title", "cases": [(runs, finding)]}.
+
+    Of a group's runs, the first that has a finding speaks for all that have it.
+    """
+    several = sum(len(group.runs) for group in groups) > 1
     found = dict[tuple[str, str], list[tuple[str, Finding]]]()
-    for run in runs:
-        for finding in findings_of(run):
-            if len(runs) > 1 and finding.title == GONE_WELL:  # the table of several runs says it
+    for group in groups:
+        of_group = dict[tuple[str, str], list[tuple[Run, Finding]]]()
+        for run in group.runs:
+            for finding in findings_of(run):
+                of_group.setdefault((finding.level, finding.title), []).append((run, finding))
+        for key, cases in of_group.items():
+            if several and key[1] == GONE_WELL:  # the table of several runs says it
                 continue
-            label = label_of(run, groups) if len(runs) > 1 else ""
-            found.setdefault((finding.level, finding.title), []).append((label, finding))
+            run, finding = cases[0]
+            label = label_of(run, groups) if several else ""
+            if len(group.runs) > 1:
+                name = "" if len(groups) == 1 else f"{group.label}, "
+                label = f"{name}{len(cases)} of {len(group.runs)} runs, such as {run.name}"
+            found.setdefault(key, []).append((label, finding))
     ordered = sorted(found.items(), key=lambda each: LEVELS.index(each[0][0]))
     return [{"level": level, "title": title, "cases": cases} for (level, title), cases in ordered]
 

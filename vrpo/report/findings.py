@@ -123,8 +123,10 @@ def noisy_scores(run: Run) -> list[Finding]:
         f"(standard deviation), where the mean margin is {margin[0]:.2g}. Of the mean squared score, about "
         f"{reliability:.0%} is signal ({how})."
     )
-    more = "take more draws (n_t) or estimator=loo_complementary; docs/choosing-n.md says how many."
-    if run.options.get("estimator") == "naive_dpo":
+    design = run.options.get("estimator")
+    other = "" if design == "loo_complementary" else " or estimator=loo_complementary"
+    more = f"take more draws (n_t){other}; docs/choosing-n.md says how many."
+    if design == "naive_dpo":
         advice = f"Share masks between policy and reference (estimator=vrpo), or {more}"
     elif reliability > 0.05:
         what += f" In the sigmoid loss this acts like a beta that is {1 / reliability:.2g} times as large."

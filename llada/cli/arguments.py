@@ -50,10 +50,13 @@ def unknown_names(unknown: Sequence[str], known: Sequence[str], kind: str = "opt
 
 
 def program() -> str:
-    """The running command as its help names it: `llada sft` for a console command, otherwise the script's name."""
+    """The running command as its help names it: `llada sft`, `python -m vrpo.report`, otherwise the script's name."""
     called = Path(sys.argv[0])
-    package = called.parent.name if called.name == "__main__.py" else called.name
-    return f"{package} {sys.argv[1]}" if package in ("llada", "vrpo") else called.name
+    in_package = called.name == "__main__.py"
+    package = called.parent.name if in_package else called.name
+    if package in ("llada", "vrpo"):
+        return f"{package} {sys.argv[1]}"
+    return f"python -m {called.parent.parent.name}.{package}" if in_package else called.name
 
 
 def option(help: str, switch: bool = False) -> Any:

@@ -68,4 +68,6 @@ def command(name: str) -> str:
     """A console command as it can be typed here: `make` does not activate the environment that it sets up."""
     beside = Path(sys.executable).with_name(name)
     on_path = any(Path(folder) == beside.parent for folder in os.get_exec_path())
-    return name if on_path or not beside.exists() else os.path.relpath(beside)
+    if on_path or not beside.exists():
+        return name
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)

@@ -15,6 +15,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from test_sft import IDS, TOKENIZER
 from transformers import AutoModelForCausalLM
 
+from llada.cli.train import LastEvaluation, save
 from llada.errors import RecipeError
 from llada.sampling.settings import FILE, SamplerSettings
 from llada.training.card import hub_id
@@ -206,6 +207,23 @@ def test_a_card_is_replaced_unless_it_is_its_users(tmp_path):
     (tmp_path / "README.md").write_text(own)
     run.create_model_card(model_name="third")
     assert (tmp_path / "README.md").read_text() == own
+
+
+def test_a_card_that_fails_leaves_a_finished_run(tmp_path, caplog):
+    """The state, by which a finished run is known, is written before, and the model is pushed."""
+    done = []
+
+    def fail(**_):
+        raise ValueError("no such template")
+
+    run = SimpleNamespace(
+        args=SimpleNamespace(output_dir=str(tmp_path)), eval_dataset=None, create_model_card=fail,
+        save_model=lambda **_: done.append("model"), save_state=lambda: done.append("state"),
+        push_saved=lambda: done.append("pushed"),
+    )  # fmt: skip
+    save(run, None, None, LastEvaluation())
+    assert done == ["model", "state", "pushed"]
+    assert "the model's card was not written (ValueError: no such template)" in caplog.text
 
 
 def test_the_card_of_sft_has_no_design_and_one_paper(tmp_path):

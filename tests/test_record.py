@@ -16,6 +16,7 @@ from test_sft import IDS, TOKENIZER
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+from transformers.integrations import TensorBoardCallback
 
 from llada.cli.recipe import RecipeArguments
 from llada.denoiser import DenoiserSpec
@@ -24,6 +25,7 @@ from llada.record import run_file
 from llada.record.callback import RunRecord
 from llada.record.rows import asked
 from llada.record.samples import sample, tokens_of
+from llada.record.tables import log_table
 from llada.record.timesteps import TimestepLoss
 from llada.sampling.loop import generate
 from llada.training.progress import TIMESTEP
@@ -225,17 +227,37 @@ def test_documents_are_continued_and_pairs_have_both_answers(tmp_path):
     ]  # fmt: skip
 
 
-def test_samples_that_fail_are_a_warning(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("error", [FloatingPointError("logits are nan"), torch.OutOfMemoryError("out of memory")])
+def test_samples_that_fail_are_a_warning(tmp_path, caplog, monkeypatch, error):
     def failing(*_):
-        raise FloatingPointError("logits are nan")
+        raise error
 
     monkeypatch.setattr("llada.record.callback.sample", failing)
     run = run_of(tmp_path, recorded=False, held_out=False)
     record = RunRecord(run)
     record.prompts = asked(run, 4)
     assert not record.add_samples(0)
-    assert "no samples are recorded at step 0: logits are nan" in caplog.text
+    assert f"no samples are recorded at step 0 ({type(error).__name__}: {error})" in caplog.text
     assert not (tmp_path / "samples.json").exists()
+
+
+def test_a_tracker_that_is_away_is_a_warning(caplog):
+    """The others still get the table."""
+
+    class Writer:
+        def __init__(self, error=None):
+            self.error, self.names = error, []
+
+        def add_text(self, name, *_):
+            if self.error is not None:
+                raise self.error
+            self.names.append(name)
+
+    trackers = [TensorBoardCallback(Writer(ConnectionError("no route"))), TensorBoardCallback(Writer())]
+    sample = {"step": 0, "answers": [{"prompt": "a", "answer": "b", "given": None}]}
+    log_table(trackers, [sample, sample | {"step": 2}], 2)
+    assert trackers[1].tb_writer.names == ["samples/0"]
+    assert "TensorBoardCallback has not got the samples (ConnectionError: no route)" in caplog.text
 
 
 def test_a_run_without_samples_has_none(tmp_path):

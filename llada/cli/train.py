@@ -251,7 +251,7 @@ def run(
 
 
 def save(trainer: DiffusionTrainerBase, base: str | None, data: str | None, last: LastEvaluation) -> None:
-    """Write the model, its sampler settings, evaluation and card, and, by which a finished run is known, the state.
+    """Write the model, its sampler settings and evaluation, the state, by which a finished run is known, and the card.
 
     The model is pushed to the hub, if it is to be, when all of this is there.
 
@@ -264,6 +264,22 @@ def save(trainer: DiffusionTrainerBase, base: str | None, data: str | None, last
     if trainer.eval_dataset is not None:
         metrics = last.metrics if last.of_saved_model(trainer) else trainer.evaluate()
         trainer.save_metrics("eval", metrics)
-    trainer.create_model_card(dataset_name=data, finetuned_from=None if base is None else base_of(base))
     trainer.save_state()
+    write_card(trainer, base, data)
     trainer.push_saved()
+
+
+def write_card(trainer: DiffusionTrainerBase, base: str | None, data: str | None) -> None:
+    """Write the model's card. One that cannot be written is a warning: the run is finished without it.
+
+    Args:
+        base, data: as for `save`.
+    """
+    try:
+        trainer.create_model_card(dataset_name=data, finetuned_from=None if base is None else base_of(base))
+    except Exception as error:
+        logger.warning(
+            "the model's card was not written (%s: %s). The model is saved in %s, and "
+            "`trainer.create_model_card()` writes it in Python",
+            type(error).__name__, error, trainer.args.output_dir,
+        )  # fmt: skip

@@ -155,8 +155,8 @@ class RunRecord(TrainerCallback):
         try:
             with random_state_kept(), phase, precision, torch.no_grad():
                 found = sample(trainer, module.eval(), self.prompts)
-        except (ValueError, FloatingPointError) as error:
-            logger.warning("no samples are recorded at step %d: %s", step, error)
+        except Exception as error:  # such as no memory left: the last step is not saved yet, and samples are no reason
+            logger.warning("no samples are recorded at step %d (%s: %s)", step, type(error).__name__, error)
             return False
         finally:
             module.train(training)

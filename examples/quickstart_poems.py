@@ -90,7 +90,7 @@ def align(base: LLaDAModelLM, folder: Path, seed: int, pairs: list[dict[str, str
         str(folder / "vrpo"), seed=seed, max_steps=size.vrpo_steps, per_device_train_batch_size=size.batch,
         gradient_accumulation_steps=1, learning_rate=size.vrpo_rate, warmup_steps=size.vrpo_steps // 10,
         beta=size.beta, n_t=size.draws, loss_weights=[1.0, 0.0], variance_steps=0,
-        **COMMON | {"logging_steps": 3},  # for the curves of the page
+        **COMMON | {"logging_strategy": "steps", "logging_steps": 3},  # for the curves of the page
     )  # fmt: skip
     trainer = VRPOTrainer(copy_of(base), base, args, train_dataset=Dataset.from_list(pairs), processing_class=TOKENIZER)
     train(trainer, page=True)

@@ -40,6 +40,8 @@ def written(folder, name: str, text: str) -> str:
 def test_a_misspelled_option_is_named_with_the_one_that_was_meant():
     with pytest.raises(RecipeError, match="the command line: --datset_name is no option .did you mean --dataset_name"):
         parse((RecipeArguments,), ["--datset_name", "x"])
+    with pytest.raises(RecipeError, match="--use_lora is no option .did you mean --use_peft"):  # and not --use_rslora
+        parse((RecipeArguments, ModelConfig), ["--use_lora", "true"])
     with pytest.raises(RecipeError, match="--xyz is no option .--help lists"):  # near to none
         parse((RecipeArguments,), ["--xyz=1"])
     with pytest.raises(RecipeError, match="'pairs.jsonl' belongs to no option"):

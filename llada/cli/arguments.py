@@ -40,11 +40,14 @@ class OneLineErrors:
         return namespace, left
 
 
+MEANT = {"--use_lora": "--use_peft", "--lora": "--use_peft"}  # what names of other libraries are called in TRL
+
+
 def unknown_names(unknown: Sequence[str], known: Sequence[str], kind: str = "option") -> str:
     """The message on names that are no options, or no fields, with the one that each is nearest to."""
     found = []
     for name in unknown:
-        near = get_close_matches(name, known, 1, cutoff=0.7)
+        near = [MEANT[name]] if MEANT.get(name) in known else get_close_matches(name, known, 1, cutoff=0.7)
         found.append(f"{name} is no {kind}" + (f" (did you mean {near[0]}?)" if near else ""))
     return ", ".join(found)
 

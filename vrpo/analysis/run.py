@@ -12,6 +12,7 @@ import transformers
 from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from llada.cli.arguments import note
 from llada.cli.checkpoint import load_config, load_merged, model_config
 from llada.data.loading import load_rows
 from llada.data.tokenizer import complete_ids
@@ -70,14 +71,14 @@ def run(args: TableArguments) -> None:
 
     Raises:
         ValueError: a missing GPU, no pair that fits or fewer than asked for, or a reference with another vocabulary.
-        ImportError: matplotlib is not installed.
     """
     assert args.model is not None  # `TableArguments` raises if one of these three is None
     assert args.ref_model is not None
     assert args.data is not None
     Path(args.output).mkdir(parents=True, exist_ok=True)  # fail now, not after an hour, if it is a file
-    if find_spec("matplotlib") is None:
-        raise ImportError("the picture needs matplotlib: pip install matplotlib")
+    picture = find_spec("matplotlib") is not None
+    if not picture:
+        note('the table comes without its picture, which needs matplotlib: pip install "llada-vrpo[report]"')
     device = choose_device(args.device)
     tokenizer, config = load_config(args.model)
     ref_config = model_config(args.ref_model)
@@ -110,5 +111,6 @@ def run(args: TableArguments) -> None:
                           "transformers": transformers.__version__}  # fmt: skip
     write(results, Path(args.output))
     print_variance(results)
-    draw_variance(results, Path(args.output) / "variance.png")
-    print(f"Written: {args.output}/variance.json, .csv, .png")
+    if picture:
+        draw_variance(results, Path(args.output) / "variance.png")
+    print(f"Written: {args.output}/variance.json, .csv{', .png' if picture else ''}")

@@ -158,11 +158,13 @@ class Publishing(WholeCheckpoints):
                 jobs = [Future()]
                 jobs[0].set_exception(error)
         wait_together(jobs)
-        for error in filter(None, (job.exception() for job in jobs)):
-            logger.warning(
-                "the model was not pushed to %s (%s). It is saved in %s; the same command with --resume true pushes it",
-                self.hub_model_id, cause_of(error), self.args.output_dir,
-            )  # fmt: skip
+        for job in jobs:
+            if (cause := job.exception()) is not None:
+                logger.warning(
+                    "the model was not pushed to %s (%s). It is saved in %s; the same command with --resume true "
+                    "pushes it",
+                    self.hub_model_id, cause_of(cause), self.args.output_dir,
+                )  # fmt: skip
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the model of a checkpoint while training goes on, and the checkpoint itself if `hub_strategy` says so.

@@ -70,9 +70,9 @@ def largest_difference(base: Path, adapters: Path, merged: Path) -> float:
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a folder as a model repository, private at first; returns its address. The only step with a network."""
+    """Upload a folder without its manifest, private at first; returns its address. The only step with a network."""
     HfApi().create_repo(name, private=True, exist_ok=True)
-    return HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Merged adapters")
+    return HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns="manifest.json")
 
 
 def main(argv: list[str] | None = None, steps: int = 10) -> Path:

@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import signal
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +22,7 @@ from llada.errors import RecipeError
 from llada.sampling.settings import FILE, SamplerSettings
 from llada.training.card import hub_id
 from llada.training.publishing import SAMPLER
+from llada.training.saving import WholeCheckpoints
 from vrpo.recipes import align
 
 MODEL = {"config.json", "model.safetensors"}
@@ -151,6 +154,32 @@ def test_a_hub_that_fails_costs_no_model(tmp_path, hub, caplog):
     assert not hub.commits
 
 
+def test_a_long_upload_holds_up_no_checkpoint_and_no_stop(tmp_path, hub, monkeypatch):
+    """With hub_always_push a second push joins the first; both checkpoints are kept; a stopped run does not wait."""
+    run = pairs_trainer(tmp_path, **PUSHED, hub_always_push=True)
+    uploads: list[Future] = []
+    monkeypatch.setattr(run, "upload_files", lambda *_, **__: uploads.append(Future()) or uploads[-1])
+    kept: list[list] = []
+    monkeypatch.setattr(WholeCheckpoints, "complete_later", lambda self, folder, limit, kept_: kept.append(kept_))
+    first, second = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"
+    for folder in (first, second):
+        folder.mkdir()
+        run._push_from_checkpoint(str(folder))
+        run.complete_later(folder, 1, [folder])
+    assert run.push_in_progress.jobs == uploads
+    assert kept == [[first], [second, first]]
+    monkeypatch.setattr(WholeCheckpoints, "_finalize_training", lambda *_: "left")
+    run.stop.stopped_by = signal.SIGTERM
+    assert run._finalize_training(None, 0, 0.0) == "left"
+    uploads[0].set_result(None)
+    run.complete_later(second, 1, [second])
+    assert kept[-1] == [second]
+    uploads[1].set_result(None)
+    run.stop.stopped_by = 0
+    run._finalize_training(None, 0, 0.0)
+    assert run.push_in_progress is None
+
+
 def words(**options) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
@@ -233,7 +262,9 @@ def test_the_card_of_sft_has_no_design_and_one_paper(tmp_path):
     assert not (tmp_path / "README.md").exists()  # in Python it is written by `create_model_card` and on a push
     run.create_model_card()
     text = (tmp_path / "README.md").read_text()
-    assert "| base | none: trained from scratch |" in text
+    assert "| base |" not in text  # a model from memory may come from anywhere
+    run.create_model_card(finetuned_from="")
+    assert "| base | none: trained from scratch |" in (tmp_path / "README.md").read_text()
     assert "sampling design" not in text
     assert "2505.19223" not in text
 

@@ -1,5 +1,6 @@
 """What a run writes down: exact values against plain forms, and a training that does not notice."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -24,8 +25,8 @@ from llada.errors import OutputError
 from llada.record import run_file
 from llada.record.callback import RunRecord
 from llada.record.rows import asked
-from llada.record.samples import sample, tokens_of
-from llada.record.tables import log_table
+from llada.record.samples import sample, settings_for, tokens_of
+from llada.record.tables import log_table, rows_of
 from llada.record.timesteps import TimestepLoss
 from llada.sampling.loop import generate
 from llada.training.progress import TIMESTEP
@@ -254,10 +255,30 @@ def test_a_tracker_that_is_away_is_a_warning(caplog):
             self.names.append(name)
 
     trackers = [TensorBoardCallback(Writer(ConnectionError("no route"))), TensorBoardCallback(Writer())]
+    assert rows_of([{"step": 2, "answers": [{"prompt": "a", "answer": "b", "given": None}]}]) == [["a", "", "b", ""]]
     sample = {"step": 0, "answers": [{"prompt": "a", "answer": "b", "given": None}]}
     log_table(trackers, [sample, sample | {"step": 2}], 2)
     assert trackers[1].tb_writer.names == ["samples/0"]
     assert "TensorBoardCallback has not got the samples (ConnectionError: no route)" in caplog.text
+
+
+def test_a_prompt_that_leaves_no_room_is_not_asked(tmp_path):
+    run = run_of(tmp_path, recorded=False)
+    first, *others = asked(run, 3)
+    assert len(first.prompt) == 3
+    run.spec = dataclasses.replace(run.spec, context=3)
+    assert not asked(run, 3)
+    run.spec = dataclasses.replace(run.spec, context=4)
+    assert asked(run, 3) == [first, *others]
+    assert settings_for([first, *others], 4).gen_length == 1
+
+
+def test_a_stream_is_not_read_for_prompts(tmp_path, caplog):
+    """To look at its first rows would fill its shuffle buffer, and training would fill it again."""
+    run = run_of(tmp_path, recorded=False, held_out=False)
+    run.train_dataset = (row for row in run.train_dataset)
+    assert RunRecord(run).cannot_sample()
+    assert "no samples are recorded: the rows are streamed" in caplog.text
 
 
 def test_a_run_without_samples_has_none(tmp_path):
@@ -294,7 +315,8 @@ def test_a_run_that_was_killed_has_the_record_of_one_that_was_not(tmp_path):
     run_of(tmp_path / "cut", **saving).train()  # had written all, and lost all after step 1
     for step in (2, 3):
         (tmp_path / "cut" / f"checkpoint-{step}" / "trainer_state.json").unlink()
-    again = run_of(tmp_path / "cut", **saving)
+    again = run_of(tmp_path / "cut", recorded=False, **saving)
+    again.add_callback(RunRecord(again, sample_prompts=2))  # it goes on with the four of before
     again.train(resume_from_checkpoint=True)
     again.save_state()
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "cut")
@@ -359,6 +381,11 @@ def test_no_secret_is_written(tmp_path):
     command = ["/usr/bin/python3", "align.py", "--hub_token", "abc", "--hub-token=def", "--eos_token", "</s>", token]
     expected = ["python", "align.py", "--hub_token", "(left out)", "--hub-token=(left out)", "--eos_token", "</s>"]
     assert run_file.command_of(command) == [*expected, "(left out)"]
+    mapping = '{"token": "abc123", "dtype": "auto", "eos_token": "</s>"}'
+    words = ["python", "a.py", mapping, "--kwargs={api_key: abc123}", "data/hf_preferences.jsonl"]
+    assert run_file.command_of(words)[2:] == [
+        mapping.replace("abc123", "(left out)"), '--kwargs={api_key: "(left out)"}', "data/hf_preferences.jsonl",
+    ]  # fmt: skip
 
 
 def test_options_of_every_kind_are_json(tmp_path):

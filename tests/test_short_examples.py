@@ -88,8 +88,8 @@ def test_merged_adapters_are_the_same_model_and_nothing_is_pushed_unasked(monkey
         def create_repo(self, name, **options):
             pushed.append((name, options["private"]))
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            pushed.append(sorted(path.name for path in folder_path.iterdir()))
+        def upload_folder(self, repo_id, folder_path, ignore_patterns):
+            pushed.append(sorted(path.name for path in folder_path.iterdir() if path.name != ignore_patterns))
             return f"https://hub/{repo_id}"
 
     monkeypatch.setattr(example, "HfApi", Hub)
@@ -100,4 +100,5 @@ def test_merged_adapters_are_the_same_model_and_nothing_is_pushed_unasked(monkey
     assert example.push(merged, "me/mine") == "https://hub/me/mine"
     assert pushed[0] == ("me/mine", True)
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(pushed[1])
+    assert "manifest.json" not in pushed[1]
     assert "to upload this folder" in capsys.readouterr().out

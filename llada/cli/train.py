@@ -276,7 +276,7 @@ def write_card(trainer: DiffusionTrainerBase, base: str | None, data: str | None
         base, data: as for `save`.
     """
     try:
-        trainer.create_model_card(dataset_name=data, finetuned_from=None if base is None else base_of(base))
+        trainer.create_model_card(dataset_name=data, finetuned_from="" if base is None else base_of(base))
     except Exception as error:
         logger.warning(
             "the model's card was not written (%s: %s). The model is saved in %s, and "

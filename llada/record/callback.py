@@ -65,7 +65,7 @@ class RunRecord(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.write_run(state.global_step > 0)
-        sampled = self.sample_prompts and not self.cannot_sample()
+        sampled = self.sample_prompts and not self.cannot_sample() and state.is_world_process_zero
         self.prompts = asked(self.trainer, self.sample_prompts) if sampled else []
         self.samples = self.samples_until(state.global_step)
         masked = self.trainer.spec.attention != "causal" and self.trainer.eval_dataset is not None
@@ -96,8 +96,15 @@ class RunRecord(TrainerCallback):
         self.add_samples(step)  # if they are not there: of a run that ended early, or was killed after its last step
 
     def cannot_sample(self) -> bool:
-        """Whether an engine keeps the weights in pieces, with which no process can sample alone; says so."""
+        """Whether no process can sample alone, as an engine keeps the weights in pieces, or no prompts are at hand.
+
+        Says so. Of a stream, the first rows would fill the buffer in which it is shuffled, for a few prompts.
+        """
         trainer = self.trainer
+        if trainer.eval_dataset is None and not hasattr(trainer.train_dataset, "__len__"):
+            if trainer.is_world_process_zero():
+                logger.warning("no samples are recorded: the rows are streamed, and none are held out for prompts")
+            return True
         plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
         pieces = trainer.is_fsdp_enabled or (
             trainer.is_deepspeed_enabled and plugin is not None and plugin.zero_stage == 3
@@ -138,8 +145,14 @@ class RunRecord(TrainerCallback):
         try:
             found = json.loads((self.folder / SAMPLES).read_text(encoding="utf-8"))
             made = [each for each in found["samples"] if each["step"] <= step]
+            number = len(made[0]["answers"]) if made else len(self.prompts)
+            if number != len(self.prompts):
+                logger.warning("the run goes on with the %d prompts that it has begun with", number)
+                self.prompts = asked(self.trainer, number)
             if all(len(each["answers"]) == len(self.prompts) for each in made):
                 content |= {"settings": found["settings"], "samples": made}
+            else:
+                logger.warning("%s has answers to other prompts, and is begun anew", self.folder / SAMPLES)
         except (OSError, ValueError, KeyError, TypeError):
             logger.warning("%s is missing or damaged: the samples of before are lost", self.folder / SAMPLES)
         return content

@@ -42,7 +42,7 @@ def sides_of(batch: dict[str, Tensor]) -> int:
 
 
 def asked(trainer: DiffusionTrainerBase, number: int) -> list[Asked]:
-    """The first different prompts of the rows, with their first answers.
+    """The first different prompts of the rows, with their first answers; without those that leave an answer no room.
 
     Of a document, the prompt is its first half, or its first 32 tokens if that is less.
     """
@@ -54,7 +54,7 @@ def asked(trainer: DiffusionTrainerBase, number: int) -> list[Asked]:
         pairs = len(parts) // sides_of(batch)
         for index, (prompt, given) in enumerate(parts[:pairs]):
             rejected = parts[pairs + index][1] if pairs < len(parts) else None
-            if prompt:
+            if 0 < len(prompt) < trainer.spec.context:
                 found.setdefault(tuple(prompt), Asked(prompt, given, rejected))
         if len(found) >= number:
             break

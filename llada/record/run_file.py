@@ -14,8 +14,8 @@ import torch
 
 from llada.record.rows import held_out_rows
 from llada.training.base import DiffusionTrainerBase
-from llada.training.inputs import has_adapters, name_of
-from llada.training.origin import HIDDEN, HUB_TOKEN, command_of, is_secret, versions
+from llada.training.inputs import has_adapters, name_of, parameter_counts
+from llada.training.origin import command_of, is_secret, versions, without_secrets
 
 FORMAT = 1
 # Options that their class settles by itself from a default that says "as it fits": by the device, or the other options.
@@ -33,7 +33,7 @@ def json_value(value: Any) -> Any:
     if isinstance(value, Enum):
         return json_value(value.value)
     if isinstance(value, str):
-        return HUB_TOKEN.sub(HIDDEN, value)
+        return without_secrets(value)
     if isinstance(value, bool | int | None):
         return value
     if isinstance(value, float):
@@ -42,7 +42,7 @@ def json_value(value: Any) -> Any:
         return {str(key): json_value(each) for key, each in value.items() if not is_secret(str(key))}
     if isinstance(value, list | tuple | set):
         return [json_value(each) for each in value]
-    return json_value(value.to_dict()) if hasattr(value, "to_dict") else HUB_TOKEN.sub(HIDDEN, str(value))
+    return json_value(value.to_dict()) if hasattr(value, "to_dict") else without_secrets(str(value))
 
 
 def default_of(option: dataclasses.Field) -> Any:
@@ -95,7 +95,7 @@ def content_of(trainer: DiffusionTrainerBase, configurations: Sequence[Any]) -> 
             `model_name_or_path` of these name data and model.
     """
     options, changed = options_of([trainer.args, *configurations])
-    parameters = [(getattr(each, "ds_numel", each.numel()), each.requires_grad) for each in trainer.model.parameters()]
+    trained, total = parameter_counts(trainer.model)
     train, eval_name, held_out = options.get("dataset_name"), options.get("eval_dataset_name"), held_out_rows(trainer)
     design = getattr(trainer, "design", None)  # preference trainers have one
     return {
@@ -105,8 +105,8 @@ def content_of(trainer: DiffusionTrainerBase, configurations: Sequence[Any]) -> 
         "changed": changed,
         "model": {
             "base": options.get("model_name_or_path") or name_of(trainer.model) or None,
-            "parameters": sum(number for number, _ in parameters),
-            "trainable": sum(number for number, trained in parameters if trained),
+            "parameters": total,
+            "trainable": trained,
             "adapters": has_adapters(trainer.model),
             "context": trainer.spec.context,
         },

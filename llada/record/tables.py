@@ -14,9 +14,13 @@ COLUMNS = ("prompt", "before", "after", "given")
 
 
 def rows_of(samples: list[dict[str, Any]]) -> list[list[str]]:
-    """A row of `COLUMNS` for each prompt of `samples.json`, from its first and its last entry."""
-    pairs = zip(samples[0]["answers"], samples[-1]["answers"], strict=True)
-    return [[old["prompt"], old["answer"], new["answer"], new["given"] or ""] for old, new in pairs]
+    """A row of `COLUMNS` for each prompt of `samples.json`; "before" is empty if the samples before training failed."""
+    first, last = samples[0], samples[-1]
+    before = [old["answer"] if first["step"] == 0 else "" for old in first["answers"]]
+    return [
+        [new["prompt"], old, new["answer"], new["given"] or ""]
+        for old, new in zip(before, last["answers"], strict=True)
+    ]
 
 
 def log_table(callbacks: Iterable[TrainerCallback], samples: list[dict[str, Any]], step: int) -> None:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from llada.data.turns import speaks_in_turns
-from llada.training.inputs import has_adapters
+from llada.training.inputs import has_adapters, parameter_counts
 from llada.training.origin import command_of, versions
 
 MARK = "Written by llada-vrpo, which writes it anew when it saves the model again. Without this line the text is kept."
@@ -102,14 +102,13 @@ def training_of(trainer, base: str | None, dataset_name: str | None) -> dict[str
     """The rows of the card's table of the training, those without a value left out."""
     args = trainer.args
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    parameters = [(each.numel(), each.requires_grad) for each in trainer.model.parameters()]
-    trained, total = sum(count for count, on in parameters if on), sum(count for count, _ in parameters)
+    trained, total = parameter_counts(trainer.model)
     lora: Any = trainer.model.peft_config.get("default") if has_adapters(trainer.model) else None
     kind = f" (LoRA, rank {lora.r}, alpha {lora.lora_alpha})" if hasattr(lora, "lora_alpha") else ""
     held_out = trainer.eval_dataset
     rows = {
         "trainer": type(trainer).__name__,
-        "base": linked(base) or "none: trained from scratch",
+        "base": "none: trained from scratch" if base == "" else linked(base),
         "data": ", ".join(filter(None, (linked(dataset_name, "datasets/"), size(trainer.train_dataset, trainer.unit)))),
         "held out": "" if held_out is None else size(held_out, trainer.unit) or "yes",
         "parameters": f"{trained:,} trained of {total:,}{kind}",
@@ -141,7 +140,7 @@ def card_of(
 
     Args:
         trainer: a trainer of this package, after training. name: of the model.
-        base: name or path of the model that training started from; None for a new one.
+        base: name or path of the model that training started from; "" for a new one, None if it is not known.
         dataset_name: name or path of the training data; None for rows that were given in Python.
     """
     adapters, preferences = has_adapters(trainer.model), hasattr(trainer, "design")
@@ -153,7 +152,8 @@ def card_of(
     causal = trainer.spec.attention == "causal"
     kind = "An autoregressive language model" if causal else "A masked diffusion language model"
     of = f", trained from {linked(base)}" if base else ""
-    how = " by preference optimization (VRPO)" if preferences else ""
+    design = " (VRPO)" if getattr(trainer.args, "estimator", None) == "vrpo" else ""
+    how = f" by preference optimization{design}" if preferences else ""
     what_metrics, metrics = metrics_of(trainer.state.log_history)
     card = ModelCard.from_template(
         data, template_path=str(TEMPLATE), mark=MARK, name=name, what=f"{kind}{of}{how}.", adapters=adapters,

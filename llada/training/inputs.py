@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from llada.data.tokenizer import load_tokenizer, set_chat_template
@@ -74,6 +76,14 @@ def load(
 def name_of(model) -> str:
     """The name or path from which a model was loaded; empty if it was built in memory."""
     return getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """The number of parameters that are trained and of all: of whole ones under ZeRO-3, and of 4-bit ones unpacked."""
+    if isinstance(model, PeftModel):
+        return model.get_nb_trainable_parameters()
+    counts = [(getattr(each, "ds_numel", each.numel()), each.requires_grad) for each in model.parameters()]
+    return sum(count for count, trained in counts if trained), sum(count for count, _ in counts)
 
 
 def row_length(max_length: int | None, context: int) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "llada-vrpo")
 SECRET = re.compile(r"(^|_)(token|password|secret|api_key|auth)$")  # ends the name of an option that is one
 NO_SECRETS = ("eos_token", "pad_token")  # names of tokens of text
-HUB_TOKEN = re.compile(r"\bhf_\w{8,}")
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+FIELD = re.compile(r"""(["']?)(\w+)\1\s*:\s*("[^"]*"|'[^']*'|[^,{}\s]+)""")  # of a mapping in JSON or YAML
 HIDDEN = "(left out)"
 CONSOLE = ("llada", "vrpo")  # programs of this package
 
@@ -17,6 +18,15 @@ CONSOLE = ("llada", "vrpo")  # programs of this package
 def is_secret(name: str) -> bool:
     """Whether an option of this name would let others into an account."""
     return bool(SECRET.search(name)) and name not in NO_SECRETS
+
+
+def without_secrets(text: str) -> str:
+    """A text without tokens of the hub and, if it holds a mapping, without the values of its secret fields."""
+
+    def field(found: re.Match[str]) -> str:
+        return found[0].removesuffix(found[3]) + f'"{HIDDEN}"' if is_secret(found[2]) else found[0]
+
+    return HUB_TOKEN.sub(HIDDEN, FIELD.sub(field, text) if "{" in text else text)
 
 
 def command_of(words: Sequence[str]) -> list[str]:
@@ -31,7 +41,7 @@ def command_of(words: Sequence[str]) -> list[str]:
         secret = word.startswith("--") and is_secret(name)
         found.append(HIDDEN if hides_next else f"{word.partition('=')[0]}={HIDDEN}" if secret and equals else word)
         hides_next = secret and not equals
-    shown = [HUB_TOKEN.sub(HIDDEN, word) for word in found]
+    shown = [without_secrets(word) for word in found]
     console = Path(shown[0]).name if shown else ""
     return [console, *shown[1:]] if console in CONSOLE else ["python", *shown]
 

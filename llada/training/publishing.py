@@ -2,6 +2,7 @@
 
 import glob
 import logging
+from concurrent.futures import Future, wait
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.utils import PushInProgress, hf_api
 from llada.errors import RecipeError
 from llada.files import MANIFEST, files_below
 from llada.training.card import card_of, is_own_text
+from llada.training.distributed import on_first_process
 from llada.training.inputs import name_of
 from llada.training.saving import CARD, WholeCheckpoints
 
@@ -23,6 +25,7 @@ MODEL_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", SAMPLER, CARD,
 )  # fmt: skip
+MINUTE = 60.0  # seconds
 # The arguments are a pickle that holds `hub_token`, and the manifest lists them.
 PRIVATE = ("training_args.bin", MANIFEST)
 
@@ -41,7 +44,7 @@ class Publishing(WholeCheckpoints):
 
     tags: tuple[str, ...]  # of the model and its card
     push_in_progress: PushInProgress | None = None
-    pushed_folder: Path | None = None  # the checkpoint that is being pushed
+    pushed: dict[Path, list[Future]]  # checkpoints that are being pushed; made with the first one
 
     def create_model_card(
         self,
@@ -57,7 +60,7 @@ class Publishing(WholeCheckpoints):
 
         Args:
             model_name: default: the repository's, or that of `output_dir`. dataset_name: of the hub, or a path.
-            finetuned_from: default: the name or path from which the model was loaded.
+            finetuned_from: default: the name or path from which the model was loaded; "" for a new model.
             others: further arguments of transformers' method, which this card has no place for.
         """
         if not self.is_world_process_zero():
@@ -68,7 +71,7 @@ class Publishing(WholeCheckpoints):
             return
         name = model_name or Path(self.args.hub_model_id or self.args.output_dir).name
         tags = [tags] if isinstance(tags, str) else list(tags or ())
-        base = finetuned_from or name_of(self.model) or None
+        base = (name_of(self.model) or None) if finetuned_from is None else finetuned_from
         text = card_of(self, name, base, dataset_name, [*tags, *self.tags], language, license)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -140,16 +143,28 @@ class Publishing(WholeCheckpoints):
         )  # fmt: skip
 
     def push_saved(self) -> None:
-        """Push what is saved in `output_dir` if `push_to_hub` is set; a hub that fails is a warning, not the end."""
-        if not self.args.push_to_hub or not self.is_world_process_zero():
+        """Push what is saved in `output_dir` if `push_to_hub` is set; a hub that fails is a warning, not the end.
+
+        All processes must call this: they wait together.
+        """
+        if not self.args.push_to_hub:
             return
-        try:
-            self.upload()
-        except Exception as error:
-            logger.warning(
-                "the model was not pushed to %s (%s). It is saved in %s; the same command with --resume true pushes it",
-                self.hub_model_id, cause_of(error), self.args.output_dir,
-            )  # fmt: skip
+        self.finish_pushes()
+        jobs: list[Future] = []
+        if self.is_world_process_zero():
+            try:
+                jobs = [self.upload(blocking=False)]
+            except Exception as error:
+                jobs = [Future()]
+                jobs[0].set_exception(error)
+        wait_together(jobs)
+        for job in jobs:
+            if (cause := job.exception()) is not None:
+                logger.warning(
+                    "the model was not pushed to %s (%s). It is saved in %s; the same command with --resume true "
+                    "pushes it",
+                    self.hub_model_id, cause_of(cause), self.args.output_dir,
+                )  # fmt: skip
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the model of a checkpoint while training goes on, and the checkpoint itself if `hub_strategy` says so.
@@ -162,30 +177,54 @@ class Publishing(WholeCheckpoints):
         running = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if running and not self.args.hub_always_push:
             return
-        self._finish_current_push()
+        if not running:
+            self._finish_current_push()  # nothing to wait for, but maybe a failure to tell
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         folder, message = Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}"
         jobs = [self.upload_files(folder, message, model_files(folder))]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else folder.name
             jobs.append(self.upload_files(folder, f"{message}, checkpoint", path_in_repo=name))
-        self.push_in_progress, self.pushed_folder = PushInProgress(jobs), folder
+        # The other processes are in a barrier meanwhile: pushes that are not done are waited for at the end.
+        earlier = self.push_in_progress.jobs if running and self.push_in_progress is not None else []
+        self.push_in_progress = PushInProgress([*earlier, *jobs])
+        self.pushed = getattr(self, "pushed", {}) | {folder: jobs}
 
     def _finish_current_push(self) -> None:
         """Wait until a push in the background is done, and say if it failed."""
         super()._finish_current_push()
-        found, self.push_in_progress, self.pushed_folder = self.push_in_progress, None, None
+        found, self.push_in_progress = self.push_in_progress, None
         for job in found.jobs if found is not None else ():
             if (error := job.exception()) is not None:
                 logger.warning("a checkpoint was not pushed to %s (%s)", self.hub_model_id, cause_of(error))
 
+    def finish_pushes(self) -> None:
+        """`_finish_current_push`, for which all processes wait together."""
+        wait_together(self.push_in_progress.jobs if self.push_in_progress is not None else [])
+        self._finish_current_push()
+
     def complete_later(self, folder: Path, limit: int | None, kept: list[Path]) -> None:
-        """`WholeCheckpoints.complete_later`, which keeps a checkpoint that is being pushed."""
-        super().complete_later(folder, limit, kept if self.pushed_folder is None else [*kept, self.pushed_folder])
+        """`WholeCheckpoints.complete_later`, which keeps checkpoints that are being pushed."""
+        pushed = [
+            each for each, jobs in getattr(self, "pushed", {}).items()
+            if each not in kept and not all(job.done() for job in jobs)
+        ]  # fmt: skip
+        super().complete_later(folder, limit, [*kept, *pushed])
 
     def _finalize_training(self, trial, num_train_samples, start_time):
-        self._finish_current_push()  # before checkpoints are deleted
+        # After a signal the time is short: the checkpoint is saved, and the reason is stated first.
+        if self.args.push_to_hub and not self.stop.stopped_by:
+            self.finish_pushes()  # before checkpoints are deleted
         return super()._finalize_training(trial, num_train_samples, start_time)
+
+
+def wait_together(jobs: list[Future]) -> None:
+    """Wait for what the first process does in the background.
+
+    The processes speak to each other every minute: one that waits for another longer than `ddp_timeout` ends the run.
+    """
+    while on_first_process(lambda: bool(wait(jobs, timeout=MINUTE).not_done)):
+        pass
 
 
 def cause_of(error: BaseException) -> str:

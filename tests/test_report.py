@@ -147,6 +147,17 @@ def test_the_loss_by_masking_level_is_read_in_the_order_of_levels(tmp_path):
     np.testing.assert_allclose(plot.data[0].z, np.array([[0, 0, 0], [0, -1, NAN]], dtype=np.float32))
 
 
+def test_sides_with_different_bins_are_compared_where_both_have_one(tmp_path):
+    log = [
+        {"step": step, "eval_timestep_chosen/0.05": 1.0, "eval_timestep_chosen/0.15": 2.0,
+         "eval_timestep_rejected/0.15": 3.0 + step}
+        for step in range(3)
+    ]  # fmt: skip
+    plot, _ = change_map(run_of(tmp_path, log))
+    assert plot.data[0].y.tolist() == [0.15]
+    np.testing.assert_allclose(plot.data[0].z, [[0.0, 1.0, 2.0]])
+
+
 # Groups
 
 
@@ -169,6 +180,17 @@ def test_runs_that_differ_only_in_their_seed_are_one_group(tmp_path):
 def test_runs_without_options_are_groups_of_their_own(tmp_path):
     runs = [Run(tmp_path / name, {}) for name in ("one", "two")]
     assert [group.label for group in group_runs(runs)] == ["one", "two"]
+
+
+def test_runs_of_other_models_data_or_processes_are_no_seeds_of_each_other(tmp_path):
+    runs = [read_run(report_runs.preference_run(tmp_path / name, steps=20)) for name in "abcd"]
+    runs[1].record["model"]["base"] = "other"
+    runs[2].record["data"]["train"] = "other.jsonl"
+    runs[3].record["starts"][-1]["processes"] = 8
+    groups = group_runs(runs)
+    assert len(groups) == 4
+    assert list(groups[0].differing) == ["data.train", "model.base", "processes"]
+    assert groups[3].differing["processes"] == 8
 
 
 # Noise

@@ -64,3 +64,14 @@ def test_no_text_of_a_run_becomes_markup(tmp_path):
         assert "<script>alert" not in page
         assert "<img src=x" not in page
         assert "&lt;img src=x" in page
+
+
+def test_answers_stand_under_their_prompt_whatever_their_order(tmp_path):
+    runs = [read_run(report_runs.preference_run(tmp_path / name, steps=20, n_t=n)) for name, n in (("a", 1), ("b", 2))]
+    for entry in runs[1].samples["samples"]:
+        entry["answers"].reverse()
+    columns = columns_of(group_runs(runs))
+    assert len(columns) == 3
+    assert all(
+        [each["prompt"] for each in answers] == [case[0] for case in report_runs.CASES] for _, answers in columns
+    )

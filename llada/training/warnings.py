@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import IntervalStrategy, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from llada.training.rules import Rule, Settings
 
@@ -13,13 +13,14 @@ logger = logging.getLogger(__name__)
 
 def settings_of(args: TrainingArguments, state: TrainerState, model) -> Settings:
     """What rules need to know of a run that begins."""
+    pairs = args.train_batch_size * args.world_size * args.gradient_accumulation_steps * int(state.logging_steps)
     return Settings(
         learning_rate=args.learning_rate,
         max_grad_norm=args.max_grad_norm,
         warmup_steps=args.get_warmup_steps(state.max_steps),
         adapters=hasattr(model, "peft_config"),
         beta=getattr(args, "beta", None),
-        pairs=args.train_batch_size * args.world_size * args.gradient_accumulation_steps * int(state.logging_steps),
+        pairs=pairs if args.logging_strategy == IntervalStrategy.STEPS else None,  # else logging_steps has no effect
     )
 
 

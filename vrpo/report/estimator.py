@@ -1,5 +1,6 @@
 """Where the noise of scores and gradients comes from, and which n follows: from the log, or from a measurement."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,7 +75,9 @@ def from_log(run: Run, found: Measured) -> None:
     if not isinstance(n, int) or design not in INDEPENDENT:
         return
     rows = [{"n": m, "estimator_share": {"value": share_at(share, n, m)}} for m in BUDGETS]
-    found.sentences.append(suggested(rows, n, int(max(1, run.state.get("num_train_epochs") or 1))))
+    if (run.state.get("num_train_epochs") or 1) < sys.maxsize:  # which transformers sets for a stream
+        passed = run.series("epoch").finite.values[-1:].sum()
+        found.sentences.append(suggested(rows, n, max(1, round(float(passed)))))
     found.plots.append(("The noise of a gradient by n", split_text(n), split_plot(masks, pairs, n)))
 
 

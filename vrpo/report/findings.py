@@ -18,13 +18,14 @@ from vrpo.report.judging import (
     settings_of,
 )
 from vrpo.report.reading import Run, Series
-from vrpo.training.rules import mean_and_error, within_noise
+from vrpo.training.rules import NEGLIGIBLE, mean_and_error, within_noise
 
 CALM, GONE_WELL = "Nothing to warn of", "What has gone well"
 NOISY = 0.5  # reliability below which noise is a warning and no note: our choice
 LINES = 20  # log lines that an estimate of the reliability needs
 SATURATED_SHARE = 0.5  # share of pairs without a gradient above which a warning is due: our choice
 FALLEN = {"The chosen answers fall", "The policy is far from its reference"}  # titles of rules that say more
+BY_LOSS = (None, "loss", "eval_loss")  # metric_for_best_model with which the kept checkpoint has the lowest loss
 WORSE = 0.02  # by which a held-out loss may exceed its best, as a share of it: our choice
 
 
@@ -35,7 +36,7 @@ def findings_of(run: Run) -> list[Finding]:
         fallen_far = {each.title for each in found if each.level == WARNING} & FALLEN
         for look in (held_out_margin, noisy_scores, saturated, *(() if fallen_far else (falling_chosen,))):
             found += look(run)
-    found += worse_evaluation(run) + ending(run)
+    found += not_finite(run) + worse_evaluation(run) + ending(run)
     said = " ".join(good_news(run))
     lines = judged_lines(run)
     if any(each.level == WARNING for each in found) or lines < LOGS:
@@ -47,8 +48,8 @@ def findings_of(run: Run) -> list[Finding]:
 
 
 def judged_lines(run: Run) -> int:
-    """How many log lines the rules of training have judged: those after warm-up."""
-    return int((run.series("loss").steps > settings_of(run).warmup_steps).sum())
+    """How many log lines the rules of training have judged: those after warm-up whose loss is a finite number."""
+    return int((run.series("loss").finite.steps > settings_of(run).warmup_steps).sum())
 
 
 def held_out_margin(run: Run) -> list[Finding]:
@@ -60,7 +61,7 @@ def held_out_margin(run: Run) -> list[Finding]:
     if math.isnan(half):
         return []
     where = f"the evaluation at step {margin.steps[-1]}"
-    if within_noise(value, half / 1.96):
+    if abs(value) <= half:
         return [
             Finding(
                 WARNING,
@@ -72,6 +73,10 @@ def held_out_margin(run: Run) -> list[Finding]:
                 "more pairs: with four times as many the interval is half as wide.",
             )
         ]
+    if abs(value) <= NEGLIGIBLE:
+        what = f"On held-out pairs the margin is {value:.2g} ± {half:.2g} (95%): not 0, but negligible."
+        advice = f"Train for longer or with a larger learning_rate{now(settings_of(run).learning_rate)}."
+        return [Finding(WARNING, "The held-out margin is negligible", what, where, advice)]
     if value < 0:
         what = f"On held-out pairs the margin is {value:.2g} ± {half:.2g} (95%): the policy prefers rejected answers."
         advice = "Check which column of the data is which, and whether training margins grow: then it is overfitting."
@@ -105,7 +110,7 @@ def measured_reliability(run: Run) -> tuple[float, str] | None:
 
 
 def noisy_scores(run: Run) -> list[Finding]:
-    """Scores whose noise acts like a larger beta (docs/choosing-n.md)."""
+    """Scores with much noise, which with shared masks acts like a larger beta (docs/choosing-n.md)."""
     margins, pairs = run.series("rewards/margins").finite.values, pairs_per_line(run)
     lines = max(LINES, len(margins) // 2)
     variance, margin = last_lines(run, "score/variance", lines), last_lines(run, "rewards/margins", lines)
@@ -124,18 +129,21 @@ def noisy_scores(run: Run) -> list[Finding]:
         f"{reliability:.0%} is signal ({how})."
     )
     design = run.options.get("estimator")
+    losses = (run.record.get("estimator") or {}).get("loss") or run.options.get("loss_type") or []
+    larger_beta = design != "naive_dpo" and "sigmoid" in losses  # docs/choosing-n.md: true of shared masks only
     other = "" if design == "loo_complementary" else " or estimator=loo_complementary"
     more = f"take more draws (n_t){other}; docs/choosing-n.md says how many."
     if design == "naive_dpo":
         advice = f"Share masks between policy and reference (estimator=vrpo), or {more}"
-    elif reliability > 0.05:
+    elif larger_beta and reliability > 0.05:
         what += f" In the sigmoid loss this acts like a beta that is {1 / reliability:.2g} times as large."
         advice = f"Divide beta{now(run.beta)} by that factor, or {more}"
     else:
         advice = f"Lower beta{now(run.beta)}, or {more}"
-    level, title = NOTE, "Noise in the scores acts like a larger beta"
+    level, title = NOTE, "Noise in the scores acts like a larger beta" if larger_beta else "The scores are noisy"
     if reliability < NOISY:
-        level, title = WARNING, "The scores are too noisy for beta"
+        level = WARNING
+        title = "The scores are too noisy for beta" if larger_beta else "Most of the scores is noise"
     return [Finding(level, title, what, f"up to step {run.step}", advice)]
 
 
@@ -164,6 +172,17 @@ def falling_chosen(run: Run) -> list[Finding]:
     return [Finding(NOTE, "Chosen answers have become less likely", what, f"the last {LOGS} log lines", advice)]
 
 
+def not_finite(run: Run) -> list[Finding]:
+    """Losses that are no finite numbers, which no rule can judge."""
+    loss = run.series("loss")
+    bad = loss.steps[np.isnan(loss.values)]
+    if not len(bad):
+        return []
+    what = f"The loss of {len(bad):,} of {len(loss):,} log lines is no finite number, first at step {bad[0]}."
+    advice = f"Lower learning_rate{now(settings_of(run).learning_rate)}, or take a checkpoint from before that step."
+    return [Finding(WARNING, "The loss is not finite", what, f"steps {bad[0]} to {bad[-1]}", advice)]
+
+
 def worse_evaluation(run: Run) -> list[Finding]:
     """A held-out loss that is higher at the end than it was."""
     loss = run.series("eval_loss").finite
@@ -178,7 +197,7 @@ def worse_evaluation(run: Run) -> list[Finding]:
     )
     advice = (
         "load_best_model_at_end has kept the best checkpoint: nothing is lost."
-        if run.options.get("load_best_model_at_end")
+        if run.options.get("load_best_model_at_end") and run.options.get("metric_for_best_model") in BY_LOSS
         else f"Take an earlier checkpoint (near step {loss.steps[best]}), train for fewer steps, or lower "
         f"learning_rate{now(settings_of(run).learning_rate)}; load_best_model_at_end keeps the best one."
     )
@@ -210,7 +229,7 @@ def good_news(run: Run) -> list[str]:
         return [text for name in ("eval_loss", "loss") if (text := fallen(run.series(name).finite, name))][:1]
     said = []
     margin, accuracy = run.series("eval_rewards/margins").finite, run.series("eval_rewards/accuracies").finite
-    if len(margin) and margin.values[-1] > margin.half_widths[-1]:
+    if len(margin) and margin.values[-1] > max(NEGLIGIBLE, margin.half_widths[-1]):
         text = f"On held-out pairs the margin is {margin.values[-1]:.2g} ± {margin.half_widths[-1]:.2g}"
         if len(accuracy):
             text += f", and {accuracy.values[-1]:.0%} of them are in the right order"
@@ -226,10 +245,16 @@ def good_news(run: Run) -> list[str]:
 
 def fallen(series: Series, name: str) -> str:
     """A sentence about a loss that has fallen, or an empty one."""
-    if len(series) < 2 or series.values[-1] >= series.values[0]:
-        return ""
     if name == "eval_loss":
+        if len(series) < 2 or series.values[-1] >= series.values[0]:
+            return ""
         last, step = series.values[-1], series.steps[-1]
         return f"The held-out loss fell from {series.values[0]:.3g} to {last:.3g} (step {step})."
-    last = mean_and_error(series.values[-LOGS:].tolist())[0]
-    return f"The loss fell from {series.values[0]:.3g} to {last:.3g} (mean of the last {min(LOGS, len(series))} lines)."
+    size = min(LOGS, len(series) // 2)
+    if size < 2:
+        return ""
+    first, first_error = mean_and_error(series.values[:size].tolist())
+    last, last_error = mean_and_error(series.values[-size:].tolist())
+    if first - last <= 2 * math.hypot(first_error, last_error):
+        return ""
+    return f"The loss fell from {first:.3g} to {last:.3g} (means of the first and of the last {size} log lines)."

@@ -43,7 +43,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             label if labels.count(label) == 1 else f"{label} ({members[0].name})",
             PALETTE[number % len(PALETTE)],
             tuple(members),
-            {name: members[0].options.get(name) for name in names} if members[0].options else {},
+            {name: values_of(members[0]).get(name) for name in names} if members[0].options else {},
         )
         for number, (label, members) in enumerate(zip(labels, found.values(), strict=True))
     ]
@@ -54,7 +54,24 @@ def key_of(run: Run) -> str:
     if not run.options:
         return str(run.folder.resolve())
     kept = {name: value for name, value in run.options.items() if has_effect(name)}
-    return json.dumps([run.record.get("trainer"), kept], sort_keys=True, default=str)
+    return json.dumps([run.record.get("trainer"), kept, facts_of(run)], sort_keys=True, default=str)
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What was run beside its options: a trainer that was built in Python has no options that name model and data."""
+    starts = run.record.get("starts") or [{}]
+    facts = {
+        f"{part}.{name}": value
+        for part in ("data", "estimator")
+        for name, value in (run.record.get(part) or {}).items()
+    }
+    base = (run.record.get("model") or {}).get("base")
+    return facts | {"model.base": base, "processes": starts[-1].get("processes")}
+
+
+def values_of(run: Run) -> dict[str, Any]:
+    """Options and facts by name."""
+    return facts_of(run) | run.options
 
 
 def has_effect(option: str) -> bool:
@@ -63,17 +80,30 @@ def has_effect(option: str) -> bool:
 
 
 def differing_options(runs: Sequence[Run]) -> list[str]:
-    """The options, but for those without effect, that do not have the same value in all runs."""
+    """The options, but for those without effect, that do not have the same value in all runs.
+
+    Facts (`facts_of`) are added where runs that have these options in common differ in them.
+    """
     known = [run.options for run in runs if run.options]
     names = sorted({name for options in known for name in options if has_effect(name)})
-    return [name for name in names if len({json.dumps(each.get(name), default=str) for each in known}) > 1]
+    names = [name for name in names if len({json.dumps(each.get(name), default=str) for each in known}) > 1]
+    every = [values_of(run) for run in runs if run.options]
+    for fact in sorted({name for run in runs for name in facts_of(run)}):
+        seen = dict[str, str]()
+        for each in every:
+            alike = json.dumps([each.get(name) for name in names], default=str)
+            value = json.dumps(each.get(fact), default=str)
+            if seen.setdefault(alike, value) != value:
+                names.append(fact)
+                break
+    return names
 
 
 def label_of(run: Run, names: Sequence[str]) -> str:
     """How a legend calls a group: its values of the options in which groups differ, or its directory's name."""
     if not run.options or not names:
         return run.name
-    return ", ".join(f"{name}={value_text(run.options.get(name))}" for name in names)
+    return ", ".join(f"{name}={value_text(values_of(run).get(name))}" for name in names)
 
 
 def value_text(value: Any) -> str:

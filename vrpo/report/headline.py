@@ -10,7 +10,6 @@ import numpy as np
 from llada.training.rules import LOGS
 from vrpo.report.curves import mean_and_half_width
 from vrpo.report.groups import Group, value_text
-from vrpo.report.judging import last_lines
 from vrpo.report.reading import Run
 
 KINDS = {
@@ -24,6 +23,7 @@ PREFERENCES = {
     "rewards/chosen": "Reward of chosen",
     "score/variance": "Score variance",
 }
+FEWEST = 5  # log lines that an interval of their scatter needs: of fewer it is too uncertain
 LIKELIHOODS = {"loss": "Loss", "bits_per_byte": "Bits per byte", "bits_per_token": "Bits per token"}
 
 
@@ -48,16 +48,21 @@ def short(value: float, half: float = float("nan")) -> tuple[str, str]:
 def final(run: Run, name: str) -> tuple[float, float, str] | None:
     """A metric at the end of a run, half of its 95% interval (nan: none), and of what it is.
 
-    It is that of the last evaluation, or else the mean of the last log lines with the interval of their scatter.
+    It is that of the last evaluation, or else the mean of the last log lines with Student's interval of it.
+    After `load_best_model_at_end` the recipes evaluate the model that was loaded once more, at the last step.
     """
     evaluation = run.series(f"eval_{name}").finite
     if len(evaluation):
-        step = evaluation.steps[-1]
+        step, best = evaluation.steps[-1], run.state.get("best_global_step")
+        again = len(evaluation) > 1 and evaluation.steps[-2] == step
+        if again and run.options.get("load_best_model_at_end") and best:
+            step = best
         return float(evaluation.values[-1]), float(evaluation.half_widths[-1]), f"held out, step {step}"
-    mean = last_lines(run, name)
-    if mean is None:
+    values = run.series(name).finite.values[-LOGS:]
+    if len(values) < 2:
         return None
-    return mean[0], 1.96 * mean[1], f"training, last {min(LOGS, len(run.series(name).finite))} log lines"
+    mean, half = mean_and_half_width(values)
+    return float(mean), float(half) if len(values) >= FEWEST else np.nan, f"training, last {len(values)} log lines"
 
 
 def metrics_of(runs: Sequence[Run]) -> dict[str, str]:
@@ -90,6 +95,8 @@ def kind_of(run: Run) -> str:
 
 def ending_of(run: Run) -> str:
     """How a run ended, in a few words."""
+    if run.stopped_early:
+        return f"stopped early at step {run.step} of {run.max_steps}, as early stopping asked"
     if run.finished:
         return f"finished, {run.step} steps"
     return f"stopped at step {run.step} of {run.max_steps}" if run.max_steps else f"stopped at step {run.step}"

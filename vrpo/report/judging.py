@@ -6,7 +6,7 @@ The rules and their bounds are those of `llada.training.rules` and `vrpo.trainin
 import math
 from dataclasses import dataclass
 
-from llada.training.rules import LOGS, LowAdapterRate, RisingLoss, Rule, Settings
+from llada.training.rules import LOGS, LowAdapterRate, RisingLoss, Rule, Settings, Verdict
 from vrpo.report.reading import INTERVAL, Run, number
 from vrpo.training.rules import RULES, MeaninglessAccuracy, UnmovedMargin, mean_and_error
 
@@ -45,6 +45,8 @@ def settings_of(run: Run) -> Settings:
 
 def pairs_per_line(run: Run) -> int | None:
     """Rows of all processes between two log lines; None if it is not known."""
+    if run.options.get("logging_strategy", "steps") != "steps":  # logging_steps has its default, and no effect
+        return None
     starts = run.record.get("starts") or [{}]
     counts = (
         run.state.get("train_batch_size") or run.options.get("per_device_train_batch_size"),
@@ -61,16 +63,22 @@ def judged(run: Run) -> list[Finding]:
     settings = settings_of(run)
     rules: tuple[type[Rule], ...] = RULES if run.is_preference else (LowAdapterRate, RisingLoss)
     watches = [rule(settings) for rule in rules]
-    firsts = [watch.verdict for watch in watches]
+    firsts = [watch.verdict for watch in watches]  # since when a rule says what it says now
+    ended: list[Verdict | None] = [None] * len(watches)  # the first that a rule said and then no longer
     for row in run.rows:
         line = {name: number(value) for name, value in row.items() if name != "step"}
-        if any(math.isnan(value) for name, value in line.items() if not name.endswith(INTERVAL)):
-            continue
+        bad = {name for name, value in line.items() if math.isnan(value) and not name.endswith(INTERVAL)}
+        if any(name.endswith(("rewards/margins", "rewards/accuracies")) for name in bad):  # rules read both together
+            bad |= {name for name in line if name.endswith(("rewards/margins", "rewards/accuracies"))}
+        line = {name: value for name, value in line.items() if name not in bad}
         for index, watch in enumerate(watches):
             watch.see(line, row["step"])
-            firsts[index] = firsts[index] or watch.verdict
+            if watch.verdict is None:
+                ended[index], firsts[index] = ended[index] or firsts[index], None
+            else:
+                firsts[index] = firsts[index] or watch.verdict
     found = []
-    for watch, first in zip(watches, firsts, strict=True):
+    for watch, first, past in zip(watches, firsts, ended, strict=True):
         if watch.verdict is not None and first is not None:
             where = f"from step {first.step} on, and still at step {run.step}" if first.step else "from the start"
             found.append(
@@ -78,9 +86,9 @@ def judged(run: Run) -> list[Finding]:
                     WARNING, watch.verdict.title, sentence(watch.verdict.what), where, sentence(watch.verdict.advice)
                 )
             )
-        elif first is not None and not isinstance(watch, AT_FIRST):
-            what = f"{sentence(first.what)} Later log lines no longer show it."
-            found.append(Finding(NOTE, first.title, what, f"at step {first.step}", sentence(first.advice)))
+        elif past is not None and not isinstance(watch, AT_FIRST):
+            what = f"{sentence(past.what)} Later log lines no longer show it."
+            found.append(Finding(NOTE, past.title, what, f"at step {past.step}", sentence(past.advice)))
     return found
 
 

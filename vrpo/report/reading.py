@@ -75,7 +75,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return 0 < self.max_steps <= self.step
+        return 0 < self.max_steps <= self.step or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether EarlyStoppingCallback of transformers has ended it: its patience was used up."""
+        found = (self.state.get("stateful_callbacks") or {}).get("EarlyStoppingCallback") or {}
+        saved = found[-1] if isinstance(found, list) else found
+        waited = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        return waited >= saved.get("args", {}).get("early_stopping_patience", float("inf"))
 
     @property
     def beta(self) -> float | None:

@@ -62,7 +62,7 @@ Column = tuple[str, list[dict[str, Any]]]  # a label, and the answers to all pro
 def columns_of(groups: Sequence[Group]) -> list[Column]:
     """The first and the last answers of a run; of several, the first ones and the last ones of each group's first run.
 
-    Empty without samples. Prompts that are not in all columns are left out.
+    Empty without samples. Prompts that are not in all columns are left out, and all columns have the order of the first.
     """
     columns: list[Column] = []
     for group in groups:
@@ -76,9 +76,9 @@ def columns_of(groups: Sequence[Group]) -> list[Column]:
         if last is not None:
             name = f"Step {last['step']}"
             columns.append((name if len(groups) == 1 else f"{group.label}, {name.lower()}", last["answers"]))
-    prompts = [{answer["prompt"] for answer in answers} for _, answers in columns]
-    shared = set.intersection(*prompts) if prompts else set()
-    return [(label, [each for each in answers if each["prompt"] in shared]) for label, answers in columns]
+    found = [(label, {answer["prompt"]: answer for answer in answers}) for label, answers in columns]
+    shared = [prompt for prompt in (found[0][1] if found else ()) if all(prompt in answers for _, answers in found)]
+    return [(label, [answers[prompt] for prompt in shared]) for label, answers in found]
 
 
 def cases_of(columns: Sequence[Column]) -> list[Case]:

@@ -61,6 +61,16 @@ def lines(groups: Sequence[Group]) -> go.Figure:
     return plot.update_layout(showlegend=len(groups) == 1)
 
 
+def rejected_minus_chosen(
+    tables: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, levels and the difference of losses, at the steps and levels of both sides: an empty bin has no level."""
+    (steps, levels, rejected), (other_steps, other_levels, chosen) = tables["rejected"], tables["chosen"]
+    steps, rows, other_rows = np.intersect1d(steps, other_steps, return_indices=True)
+    levels, columns, other_columns = np.intersect1d(levels, other_levels, return_indices=True)
+    return steps, levels, rejected[np.ix_(rows, columns)] - chosen[np.ix_(other_rows, other_columns)]
+
+
 def change_map(run: Run) -> tuple[go.Figure, str] | None:
     """A map over steps and masking probabilities of what changed since the first evaluation, and what it shows.
 
@@ -72,12 +82,14 @@ def change_map(run: Run) -> tuple[go.Figure, str] | None:
         return None
     steps, levels, losses = tables[sides[0]]
     if set(sides) == {"chosen", "rejected"}:
-        change = tables["rejected"][2] - tables["chosen"][2]
+        steps, levels, change = rejected_minus_chosen(tables)
         title = "loss of rejected minus loss of chosen answers"
         says = "Orange: at this masking probability the policy prefers the chosen answers more than it did."
     else:
         change, title = losses, "loss"
         says = "Blue: the loss at this masking probability has fallen, orange: it has risen."
+    if len(steps) < MAPPED or not len(levels):
+        return None
     change = change - change[0]
     largest = float(np.nanmax(np.abs(change), initial=0.0)) or 1.0
     plot = figures.figure("step", "masking probability", height=340, hovermode="closest")

@@ -174,7 +174,7 @@ def test_tokens_have_the_pass_that_committed_them_and_its_confidence(tmp_path):
     prompts = asked(run, 3)
     assert [TOKENIZER.decode(each.prompt) for each in prompts] == ["0: ", "1: ", "2: "]
     found = sample(run, run.model.eval(), prompts)
-    settings = dict(gen_length=32, steps=32, block_length=32)  # for 22 tokens of the longest answer
+    settings = dict(gen_length=22, steps=22, block_length=22)  # as the longest answer
     assert {name: found["settings"][name] for name in settings} == settings
     for each, answer in zip(prompts, found["answers"], strict=True):
         canvases: list = []

@@ -1,4 +1,11 @@
-"""The command line of lm-evaluation-harness with the model `llada` (`llada.harness`)."""
+"""The command line of lm-evaluation-harness with the model `llada` (`llada.harness`).
+
+    llada harness run --model llada --model_args pretrained=PATH --tasks gsm8k
+    llada harness ls tasks
+    llada harness run --help
+
+Options are the harness's own; those of `--model_args` are in docs/evaluation.md.
+"""
 
 import sys
 
@@ -13,6 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         RecipeError: lm-evaluation-harness is not installed.
     """
+    if (sys.argv[1:] if argv is None else argv) in (["-h"], ["--help"]):  # the harness takes seconds to say the same
+        print(__doc__)
+        return
     with saying(IMPORTING):
         try:
             from lm_eval.__main__ import cli_evaluate

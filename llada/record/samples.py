@@ -49,11 +49,12 @@ class Trace:
 
 
 def settings_for(rows: list[Asked], context: int) -> SamplerSettings:
-    """Greedy sampling, one token a pass, of answers as long as the longest given one, up to a power of two."""
+    """Greedy sampling, one token a pass, of answers as long as the longest given one, or of whole blocks beyond one."""
     longest = max(len(answer or []) for row in rows for answer in (row.given, row.rejected))
     room = context - max(len(row.prompt) for row in rows)
-    wanted = min(LONGEST, 1 << max(0, longest - 1).bit_length())
-    length = wanted if wanted <= room else 1 << (room.bit_length() - 1)
+    length = max(1, min(longest, LONGEST, room))
+    if length > BLOCK:
+        length = min(-(-length // BLOCK), room // BLOCK) * BLOCK
     return SamplerSettings(gen_length=length, steps=length, block_length=min(BLOCK, length))
 
 

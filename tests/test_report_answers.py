@@ -72,6 +72,5 @@ def test_answers_stand_under_their_prompt_whatever_their_order(tmp_path):
         entry["answers"].reverse()
     columns = columns_of(group_runs(runs))
     assert len(columns) == 3
-    assert all(
-        [each["prompt"] for each in answers] == [case[0] for case in report_runs.CASES] for _, answers in columns
-    )
+    expected = [case[0] for case in report_runs.CASES]
+    assert all([each["prompt"] for each in answers] == expected for _, answers in columns)

@@ -104,9 +104,7 @@ def suggested(rows: list[dict[str, Any]], n: int, epochs: int) -> str:
             f"With a fixed set of pairs and {passes}, even n = {rows[-1]['n']} leaves masks more than {wanted:.0%} of "
             f"the noise: it would reach that in {enough} epochs."
         )
-    return (
-        f"{text} Where fresh pairs are to be had, spend forward passes on them first. Few draws act like a larger beta."
-    )
+    return f"{text} Where fresh pairs are to be had, spend forward passes on them first."
 
 
 def split_text(n: int) -> str:

@@ -62,7 +62,7 @@ Column = tuple[str, list[dict[str, Any]]]  # a label, and the answers to all pro
 def columns_of(groups: Sequence[Group]) -> list[Column]:
     """The first and the last answers of a run; of several, the first ones and the last ones of each group's first run.
 
-    Empty without samples. Prompts that are not in all columns are left out, and all columns have the order of the first.
+    Empty without samples. Prompts that are not in all columns are left out; all columns have the order of the first.
     """
     columns: list[Column] = []
     for group in groups:

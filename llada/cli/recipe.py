@@ -16,7 +16,7 @@ from llada.errors import RecipeError
 
 EPILOG = (
     "Options of transformers.TrainingArguments (output_dir, max_steps, num_train_epochs, per_device_train_batch_size, "
-    "...) are accepted too; --help_all lists them. "
+    "...) are accepted too; --help_all lists them. --dataset_name may be a .jsonl, .parquet, .csv or .txt file. "
     "--config FILE.yaml may set any of them; the command line overrides the file."
 )
 
@@ -29,9 +29,6 @@ class RecipeArguments(ScriptArguments):
         ValueError: an option is of another type or out of range, or `architecture` is no mapping.
     """
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Training rows: a .jsonl, .parquet, .csv or .txt file, or a hub dataset."}
-    )
     eval_dataset_name: Annotated[str, NOT_EMPTY] | None = field(
         default=None, metadata={"help": "Held-out file or hub dataset."}
     )

@@ -180,7 +180,7 @@ def test_trackio_gets_a_table(tmp_path):
     callback = object.__new__(integration_utils.TrackioCallback)
     callback._trackio, callback._initialized = Trackio, True
     answers = [{"prompt": "p", "answer": "a", "given": None}], [{"prompt": "p", "answer": "b", "given": None}]
-    log_table([callback], [{"answers": each} for each in answers], 7)
+    log_table([callback], [{"step": step, "answers": each} for step, each in zip((0, 7), answers, strict=True)], 7)
     (logged,) = calls
     assert logged["train/global_step"] == 7
     assert logged["samples"].to_dict("records") == [{"prompt": "p", "before": "a", "after": "b", "given": ""}]

@@ -95,7 +95,7 @@ def metrics_of(history: Sequence[dict[str, Any]]) -> tuple[str, dict[str, str]]:
         shown[name.removeprefix("eval_")] = number(value) + ("" if half is None else f" +- {number(half)}")
     what = f"Of {'held-out rows' if held_out else 'training'}, after {max(steps, default=0)} steps"
     intervals = "; +- is half of a 95% interval over rows" if any("+-" in value for value in shown.values()) else ""
-    return f"{what}{intervals}.", shown
+    return f"{what}{intervals}.", dict(sorted(shown.items()))  # a resumed run logs them in another order
 
 
 def training_of(trainer, base: str | None, dataset_name: str | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress, hf_api
 
 from llada.errors import RecipeError
-from llada.files import MANIFEST, files_below
+from llada.files import MANIFEST, files_below, replace_file
 from llada.training.card import card_of, is_own_text
 from llada.training.distributed import on_first_process
 from llada.training.inputs import name_of
@@ -74,7 +74,7 @@ class Publishing(WholeCheckpoints):
         base = (name_of(self.model) or None) if finetuned_from is None else finetuned_from
         text = card_of(self, name, base, dataset_name, [*tags, *self.tags], language, license)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        replace_file(file, text)  # whole or not at all: half a card would pass for a text of its user
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """`Trainer.init_hf_repo`, which makes the repository; it is called before anything is trained.

@@ -115,6 +115,7 @@ def split_text(n: int) -> str:
 
 
 def split_plot(masks: float, pairs: float, n: int) -> go.Figure:
+    """Bars of a gradient's variance by n: what masks add, measured at `n` and scaled by 1 / n, and what pairs add."""
     budgets = sorted({*BUDGETS, n})
     plot = figures.figure("n", "variance", height=320, barmode="stack")
     names = [f"<b>{m}</b>" if m == n else str(m) for m in budgets]
@@ -145,6 +146,7 @@ def from_measurement(results: dict[str, Any], found: Measured) -> None:
 
 
 def variance_plot(rows: Sequence[dict[str, Any]]) -> go.Figure:
+    """The variance of a score by n, on two logarithmic axes, for each design of `variance.json` with shared masks."""
     plot = figures.figure("forward passes of each response (n)", "variance of the score", height=320)
     curves = [row for row in rows if row["shared_masks"] and row["n_y"] == 1 and row["score"]["value"] > 0]
     for number, name in enumerate(dict.fromkeys(row["name"] for row in curves)):
@@ -163,6 +165,7 @@ def variance_plot(rows: Sequence[dict[str, Any]]) -> go.Figure:
 
 
 def sources_plot(sources: dict[str, Any]) -> go.Figure:
+    """The share of each source in the variance of a score, from `variance.json`."""
     plot = figures.figure("share of the variance", "", height=240, barmode="group", hovermode="closest")
     for number, (form, parts) in enumerate(sources.items()):
         shares = {name: cell["value"] for name, cell in parts.items() if name != "variance"}
